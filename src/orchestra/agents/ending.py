@@ -1,0 +1,91 @@
+"""What every kind shares about ends: reasons the worker imposed, exit codes in words, and the outcome once the checks are known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from orchestra.agents.adapter import Exit, Verdict
+from orchestra.core.model import CheckResult, Outcome, OutcomeKind
+from orchestra.quantity import show_ms
+
+TAIL_LINES_MAX: Final = 20
+SUMMARY_CHARACTERS_MAX: Final = 2000
+SIGNALS: Final = {1: "SIGHUP", 2: "SIGINT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 13: "SIGPIPE", 15: "SIGTERM"}
+COMMAND_NOT_FOUND: Final = (126, 127)
+"""What a POSIX shell exits with when the command cannot be executed or found."""
+
+
+def imposed(end: Exit) -> Verdict | None:
+    """Returns the verdict where not the agent decided the end: a limit, an order, or a program that cannot be started."""
+    match end.reason:
+        case "timeout":
+            return Verdict(OutcomeKind.TIMEOUT, f"did not end within its time limit; stopped after {show_ms(end.duration_ms)}")
+        case "memory":
+            return Verdict(OutcomeKind.MEMORY, f"passed its memory limit at {end.rss_bytes_max // 2**20} MB")
+        case "stopped":
+            return Verdict(OutcomeKind.STOPPED, "stopped")
+        case "spawn":
+            return Verdict(OutcomeKind.REFUSED, f"could not be started: {end.tail[-1] if end.tail else 'no reason given'}")
+        case _:
+            return None
+
+
+def exit_in_words(end: Exit) -> str:
+    """Returns `exit code 3` or `ended by SIGKILL`, with the last line of output if there is one."""
+    if end.signal:
+        how = f"ended by {SIGNALS.get(end.signal, f'signal {end.signal}')}"
+    else:
+        how = f"exit code {end.code}"
+    return f"{how}: {end.tail[-1].strip()[:200]}" if end.tail and end.tail[-1].strip() else how
+
+
+def outcome(verdict: Verdict, end: Exit, checks: Sequence[CheckResult]) -> Outcome:
+    """Returns the outcome of an attempt: the verdict, unless it was `done` and a check did not pass."""
+    kind, reason = verdict.kind, verdict.reason
+    failed = [check for check in checks if not check.passed]
+    if kind is OutcomeKind.DONE and failed:
+        kind = OutcomeKind.UNVERIFIED
+        names = ", ".join(check.name for check in failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
+        last = f": {failed[0].tail[-1].strip()[:160]}" if failed[0].tail else ""
+        reason = f"said done, but verification failed: {names}{last}"
+    return Outcome(
+        kind=kind,
+        reason=reason,
+        code=end.code,
+        signal=end.signal,
+        duration_ms=end.duration_ms,
+        checks=tuple(checks),
+        tail=() if kind is OutcomeKind.DONE else end.tail[-TAIL_LINES_MAX:],
+        usage=verdict.usage,
+        rss_bytes_max=end.rss_bytes_max,
+        cpu_ms=end.cpu_ms,
+        session=verdict.session,
+        summary=verdict.summary[:SUMMARY_CHARACTERS_MAX],
+        output_files=verdict.output_files,
+        metrics=metrics_of(checks),
+    )
+
+
+_PASSED: Final = re.compile(r"\b(\d{1,9}) passed\b")
+_FAILED: Final = re.compile(r"\b(\d{1,9}) (?:failed|errors?)\b")
+_COVERAGE: Final = re.compile(r"\b(?:TOTAL|coverage)\b.{0,120}?(\d{1,3}(?:\.\d{1,4})?)\s?%", re.IGNORECASE)
+_LINT: Final = re.compile(r"\bFound (\d{1,9}) errors?\b")
+
+
+def metrics_of(checks: Sequence[CheckResult]) -> dict[str, float]:
+    """Returns the figures that test runners and linters print at their end, read from the checks' last lines."""
+    found: dict[str, float] = {}
+    for check in checks:
+        text = "\n".join(check.tail)
+        if passed := _PASSED.findall(text):
+            found["tests_passed"] = found.get("tests_passed", 0.0) + float(passed[-1])
+            found["tests_failed"] = found.get("tests_failed", 0.0) + float((_FAILED.findall(text) or ["0"])[-1])
+        elif failed := _FAILED.findall(text):
+            found["tests_failed"] = found.get("tests_failed", 0.0) + float(failed[-1])
+        if coverage := _COVERAGE.findall(text):
+            found["coverage_percent"] = float(coverage[-1])
+        if "lint" in check.name:
+            found["linter_errors"] = float((_LINT.findall(text) or ["0" if check.passed else "1"])[-1])
+    return found

@@ -1,0 +1,183 @@
+"""Answers the use cases read off the state: pure functions, each of one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestra.core.model import AgentSpec, Lifecycle, NodeSpec, PlanStatus
+from orchestra.core.state import PlanState, State, TaskState
+from orchestra.errors import BadInput, NotFound, PlanInvalid, Refused
+from orchestra.ids import AgentId, NodeId, PlanId, TaskId
+from orchestra.intake.planfile import AgentGroup
+from orchestra.usecases import LogLine
+from orchestra.viewing import Lens
+from orchestra.views import HealthCheck, NodeView
+
+READY_FIRST = (Lifecycle.READY, Lifecycle.RUNNING, Lifecycle.SCALING)
+
+
+def spread(groups: Sequence[AgentGroup], nodes: Sequence[NodeSpec]) -> list[AgentSpec]:
+    """Numbers the agents from 1 and lays them on the nodes in proportion to what each takes, filling one node after the other.
+
+    Raises:
+        Refused: They do not fit.
+    """
+    total = sum(group.count for group in groups)
+    capacity = sum(node.max_agents for node in nodes)
+    if total > capacity:
+        names = ", ".join(f"{node.id} {node.max_agents}" for node in nodes)
+        raise Refused(
+            f"{total} agents do not fit: the nodes take {capacity} ({names})", field="agent_count", hint="raise max_agents or add a node"
+        )
+    places: list[NodeId] = []
+    given = seen = 0
+    for node in nodes:
+        seen += node.max_agents
+        share = -(-total * seen // capacity) - given
+        places += [node.id] * share
+        given += share
+    kinds = [group for group in groups for _ in range(group.count)]
+    return [
+        AgentSpec(
+            AgentId(index + 1),
+            place,
+            group.kind,
+            "" if group.name is msgspec.UNSET else f"{group.name}-{index + 1}",
+            group.weight,
+            "" if group.category is msgspec.UNSET else group.category,
+        )
+        for index, (group, place) in enumerate(zip(kinds, places, strict=True))
+    ]
+
+
+def init_result(state: State) -> str | None:
+    if state.lifecycle is Lifecycle.FAILED:
+        return state.reason or "no reason given"
+    return "" if state.lifecycle in READY_FIRST else None
+
+
+def resolve_task(state: State, wanted: TaskId) -> TaskId:
+    """Returns the id of the task meant by a full id or a short name.
+
+    Raises:
+        NotFound: Nothing is called so.
+    """
+    if wanted in state.tasks:
+        return wanted
+    if "/" in wanted and (plan := find_plan_or_none(state, wanted.partition("/")[0])) is not None:
+        full = TaskId(f"{plan.id}/{wanted.partition('/')[2]}")
+        if full in state.tasks:
+            return full
+    if "/" not in wanted:
+        for plan in reversed(list(state.plans.values())):
+            full = TaskId(f"{plan.id}/{wanted}")
+            if full in state.tasks:
+                return full
+    return state.task(wanted).id
+
+
+def find_plan_or_none(state: State, name: str) -> PlanState | None:
+    """Returns the plan of that id, or the latest run of that name."""
+    exact = state.plans.get(PlanId(name))
+    runs = [plan for plan in state.plans.values() if plan.name == name]
+    return runs[-1] if runs else exact
+
+
+def find_plan(state: State, name: str | None) -> PlanState:
+    """Returns the plan of that id or name, or the latest of all.
+
+    Raises:
+        NotFound: There is none.
+    """
+    if name is None:
+        if not state.plans:
+            raise NotFound("no plan was run here yet", field="plan", hint="start one: `orchestra run PLAN`")
+        return next(reversed(state.plans.values()))
+    return state.plans.get(PlanId(name)) or find_plan_or_none(state, name) or state.plan(PlanId(name))
+
+
+def latest_run(state: State, name: str) -> tuple[PlanId, str, int, bool] | None:
+    runs = [plan for plan in state.plans.values() if plan.name == name]
+    if not runs or runs[-1].status is PlanStatus.COMPLETED:
+        return None
+    last = runs[-1]
+    return last.id, last.digest, len(last.tasks), not last.open
+
+
+def free_plan_id(state: State, name: str) -> PlanId:
+    if PlanId(name) not in state.plans:
+        return PlanId(name)
+    number = 2
+    while PlanId(f"{name}.{number}") in state.plans:
+        number += 1
+    return PlanId(f"{name}.{number}")
+
+
+def is_root_failure(task: TaskState) -> bool:
+    return task.over and task.blocked_by is None and task.status.value in ("failed", "cancelled")
+
+
+def make_workspace(workspace: str, directory: str) -> None:
+    """A workspace inside the plan's folder is made if missing; one elsewhere has to be there."""
+    path = Path(workspace or directory)
+    if path.is_dir():
+        return
+    if not path.resolve().is_relative_to(Path(directory).resolve()):
+        raise PlanInvalid(f"the workspace {workspace} does not exist", field="workspace", hint="make it, or name a folder beside the plan")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise PlanInvalid(f"the workspace {workspace} cannot be made: {exc.strerror}", field="workspace") from exc
+
+
+def attempt_place(state: State, task_id: TaskId, number: int) -> tuple[int, NodeId, bool]:
+    task = state.task(task_id)
+    if not task.attempts:
+        return 0, NodeId(""), task.over
+    attempt = task.attempts[-1] if number == 0 else task.attempt(number)
+    if attempt is None:
+        raise NotFound(f"task {task_id} has no attempt {number}", field="attempt", hint=f"it has 1 to {len(task.attempts)}")
+    return attempt.number, attempt.node, not attempt.live
+
+
+def log_line(line: str) -> LogLine | None:
+    try:
+        values: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+        return LogLine(int(values["t"]), str(values["s"]), str(values["line"]))
+    except (msgspec.DecodeError, KeyError, ValueError, TypeError):
+        return None
+
+
+def agent_id(target: object) -> AgentId:
+    text = str(target).removeprefix("#")
+    if not text.isascii() or not text.isdigit() or len(text) > 6:
+        raise BadInput(f"{str(target)[:40]!r} is not an agent's number", field="target", hint="name it by number, for example 7")
+    return AgentId(int(text))
+
+
+def today(state: State, now_ms: int) -> tuple[int, int]:
+    """Returns how many tasks completed and failed since midnight UTC."""
+    midnight = now_ms - now_ms % 86_400_000
+    ended = [task for task in state.tasks.values() if task.over and task.ended_ms >= midnight]
+    completed = sum(task.status.value == "completed" for task in ended)
+    return completed, sum(task.status.value == "failed" for task in ended)
+
+
+def health_checks(state: State, nodes: Sequence[NodeView], lens: Lens) -> tuple[HealthCheck, ...]:
+    """Returns what a person wants to see ticked."""
+    up = sum(node.agents_running for node in nodes)
+    total = len(state.agents)
+    recent = [t for t in state.tasks.values() if t.status.value == "failed" and t.ended_ms > lens.now_ms - 3_600_000]
+    checks = [HealthCheck(f"node {node.name} connected", node.connected, node.reason or node.session) for node in nodes]
+    checks += [
+        HealthCheck(f"all {total} agents responding", up == total, f"{up} of {total}", "orchestra agent list" if up < total else ""),
+        HealthCheck("ledger durable", not lens.ledger_trouble, lens.ledger_trouble or f"{state.seq} events"),
+        HealthCheck(
+            "no task failed in the last hour", not recent, f"{len(recent)} failed", "orchestra task list --status failed" if recent else ""
+        ),
+    ]
+    return tuple(checks)

@@ -1,0 +1,518 @@
+"""The use cases, carried out in the coordinator's process."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from orchestra.agents.adapter import Context
+from orchestra.answers import (
+    agent_id,
+    attempt_place,
+    find_plan,
+    free_plan_id,
+    health_checks,
+    init_result,
+    is_root_failure,
+    latest_run,
+    log_line,
+    make_workspace,
+    resolve_task,
+    spread,
+    today,
+)
+from orchestra.core import commands as c
+from orchestra.core import events as e
+from orchestra.core.model import ANY_KIND, AgentSpec, AgentStatus, Lifecycle, NodeSpec, NodeStatus, TaskSpec
+from orchestra.core.state import State
+from orchestra.engine.driver import NodeDriver
+from orchestra.engine.kernel import Happened
+from orchestra.engine.loop import Loop
+from orchestra.engine.translate import Finder
+from orchestra.errors import BadInput, NotFound, PlanInvalid, PortFailed, Refused
+from orchestra.ids import AgentId, NodeId, PlanId, TaskId, parse_task_id
+from orchestra.intake.planfile import AgentGroup, parse_plan
+from orchestra.intake.request import (
+    CancelParams,
+    InitParams,
+    ScaleParams,
+    ShutdownParams,
+    StatusParams,
+    SubmitBatchParams,
+    SubmitTaskParams,
+    to_spec,
+)
+from orchestra.projections import rfc3339
+from orchestra.scheduling.explain import explain
+from orchestra.scheduling.scheduler import eta_ms
+from orchestra.usecases import (
+    AgentParams,
+    AgentsParams,
+    AgentsReply,
+    AttachParams,
+    AttachReply,
+    BackupParams,
+    BackupReply,
+    CancelReply,
+    DoneReply,
+    Empty,
+    ExplainReply,
+    InitReply,
+    LogsParams,
+    LogsReply,
+    NodesReply,
+    PlanNameParams,
+    PlanParams,
+    PlanReply,
+    PlansReply,
+    ReportReply,
+    RetryReply,
+    ScaleReply,
+    ScreensReply,
+    ShutdownReply,
+    SubmitBatchReply,
+    SubmitReply,
+    TaskParams,
+    TasksParams,
+    TasksReply,
+    TypeParams,
+    WatchParams,
+    WatchReply,
+)
+from orchestra.viewing import (
+    Lens,
+    agent_view,
+    health_word,
+    node_view,
+    plan_line,
+    plan_view,
+    status_view,
+    task_counts,
+    task_detail,
+    task_view,
+    uptime_ms,
+)
+from orchestra.views import EventView, HealthView, PlanView, ReportData, StatusView, TaskDetail
+
+T = TypeVar("T")
+
+EVENTS_KEPT: Final = 20_000
+"""Events kept in memory for watchers; one that is further behind starts from the oldest of these."""
+PHASE_AGENTS: Final[Mapping[int, int]] = {1: 18, 2: 50, 3: 200}
+SHUTDOWN_TIMEOUT_MS: Final = 300_000
+READY_FIRST: Final = (Lifecycle.READY, Lifecycle.RUNNING, Lifecycle.SCALING)
+
+
+class AppOptions(msgspec.Struct, frozen=True):
+    """What the use cases take from the settings."""
+
+    name: str
+    nodes: tuple[NodeSpec, ...]
+    agents_default: int
+    kind_default: str
+    version: str
+    root: str
+    scale_eta_ms_per_agent: int = 50
+
+
+class Workbench(msgspec.Struct, frozen=True):
+    """What the use cases work with."""
+
+    loop: Loop
+    lens: Callable[[], Lens]
+    find_adapter: Finder
+    drivers: dict[NodeId, NodeDriver]
+    add_driver: Callable[[NodeSpec], NodeDriver]
+    write_report: Callable[[ReportData], tuple[Path, Path]]
+    backup: Callable[[Path], Awaitable[int]]
+
+
+class App:
+    """One per coordinator. Implements `orchestra.usecases.UseCases`."""
+
+    def __init__(self, bench: Workbench, options: AppOptions) -> None:
+        self._bench = bench
+        self._loop = bench.loop
+        self.options = options
+        self._recent: deque[Happened] = deque(maxlen=EVENTS_KEPT)
+        self._news = asyncio.Event()
+        bench.loop.listen(self._on_events)
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    def _on_events(self, state: State, happened: Sequence[Happened]) -> None:
+        self._recent.extend(happened)
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def wait_for(self, question: Callable[[State], T | None]) -> T:
+        """Returns the first answer of `question` that is not None, asking after every append."""
+        while True:
+            news = self._news
+            answer = await self._loop.ask(question)
+            if answer is not None:
+                return answer
+            await news.wait()
+
+    # --- life cycle --------------------------------------------------------------------------------------------------
+
+    async def init(self, params: InitParams) -> InitReply:
+        nodes = self._nodes_named(params.nodes)
+        groups = params.agents or (AgentGroup(count=self._count(params), kind=self.options.kind_default),)
+        agents = tuple(spread(groups, nodes))
+        self._check_kinds(groups)
+        await self._loop.request(c.Init(self.options.name, nodes, agents, params.phase))
+        for node in nodes:
+            if node.id not in self._bench.drivers:
+                self._bench.add_driver(node)
+        failed = await self.wait_for(init_result)
+        if failed:
+            raise PortFailed(f"the orchestra could not be initialised: {failed}", hint="`orchestra doctor` looks for the cause")
+        return await self._loop.ask(self._init_reply)
+
+    def _count(self, params: InitParams) -> int:
+        if params.agent_count is not None:
+            return params.agent_count
+        return PHASE_AGENTS[params.phase] if params.phase is not None else self.options.agents_default
+
+    def _nodes_named(self, names: Sequence[str] | None) -> tuple[NodeSpec, ...]:
+        known = {node.id: node for node in self.options.nodes}
+        if not names:
+            return self.options.nodes
+        for index, name in enumerate(names):
+            if name not in known:
+                raise NotFound(f"there is no node {name!r}", field=f"nodes[{index}]", hint=f"configured nodes: {', '.join(known)}")
+        return tuple(known[NodeId(name)] for name in dict.fromkeys(names))
+
+    def _check_kinds(self, groups: Sequence[AgentGroup]) -> None:
+        for group in groups:
+            if group.kind != ANY_KIND:
+                self._bench.find_adapter(group.kind)
+
+    def _init_reply(self, state: State) -> InitReply:
+        by_node = {node: len(state.agents_on(node)) for node in state.nodes}
+        status = status_view(state, self._bench.lens())
+        return InitReply(
+            status="initialized",
+            session_ids={node.spec.id: node.session for node in state.nodes.values() if by_node[node.spec.id]},
+            agent_manifest={"total": len(state.agents), **{name: count for name, count in by_node.items() if count}},
+            agents_ready=status.agents.running,
+            health=status.health,
+        )
+
+    async def scale(self, params: ScaleParams) -> ScaleReply:
+        additions, current = await self._loop.ask(lambda state: self._additions(state, params.target_count))
+        await self._loop.request(c.Scale(params.target_count, params.strategy, additions))
+        eta = abs(params.target_count - current) * self.options.scale_eta_ms_per_agent
+        return ScaleReply("scaling", current, params.target_count, -(-eta // 1000))
+
+    def _additions(self, state: State, target: int) -> tuple[tuple[AgentSpec, ...], int]:
+        staying = [agent for agent in state.agents.values() if agent.status is not AgentStatus.DRAINING]
+        wanted = target - len(staying)
+        if wanted <= 0:
+            return (), len(staying)
+        nodes = [node.spec for node in state.nodes.values()]
+        capacity = sum(node.max_agents for node in nodes)
+        if target > capacity:
+            names = ", ".join(f"{node.id} {node.max_agents}" for node in nodes) or "none"
+            raise Refused(f"{target} agents do not fit: the nodes take {capacity} ({names})", field="target_count", hint="raise max_agents")
+        kind = staying[-1].spec.kind if staying else self.options.kind_default
+        taken = {agent.id for agent in state.agents.values()}
+        numbers = (number for number in range(1, target + len(taken) + 1) if number not in taken)
+        load = {node.id: len(state.agents_on(node.id)) for node in nodes}
+        found: list[AgentSpec] = []
+        for _, number in zip(range(wanted), numbers, strict=False):
+            node = min((node for node in nodes if load[node.id] < node.max_agents), key=lambda each: load[each.id] / each.max_agents)
+            load[node.id] += 1
+            found.append(AgentSpec(AgentId(number), node.id, kind))
+        return tuple(found), len(staying)
+
+    async def shutdown(self, params: ShutdownParams) -> ShutdownReply:
+        timeout_ms = int(params.timeout_seconds * 1000)
+        await self._loop.request(c.ShutDown(params.drain_tasks, params.graceful, timeout_ms))
+        return await self._loop.ask(lambda state: self._shutdown_reply(state, timeout_ms))
+
+    def _shutdown_reply(self, state: State, timeout_ms: int) -> ShutdownReply:
+        counts = task_counts(state)
+        drains = state.shutdown is not None and state.shutdown.drain
+        pending = counts.in_progress + (counts.queued if drains else 0)
+        now = self._loop.now_ms()
+        return ShutdownReply("shutdown_initiated", pending, rfc3339(min(now + timeout_ms, now + (self._rest_ms(state) if pending else 0))))
+
+    def _rest_ms(self, state: State) -> int:
+        return max((eta_ms(state, self._loop.kernel.scheduler, state.tasks[task]) for task in state.live), default=0)
+
+    # --- tasks -------------------------------------------------------------------------------------------------------
+
+    async def submit_task(self, params: SubmitTaskParams) -> SubmitReply:
+        spec = self._spec(params, "")
+        await self._loop.request(c.Submit((spec,)))
+        return await self._loop.ask(lambda state: self._submit_reply(state, spec.id))
+
+    async def submit_batch(self, params: SubmitBatchParams) -> SubmitBatchReply:
+        specs = tuple(self._spec(each, f"tasks[{index}].") for index, each in enumerate(params.tasks))
+        await self._loop.request(c.Submit(specs))
+        return await self._loop.ask(lambda state: SubmitBatchReply(tuple(self._submit_reply(state, spec.id) for spec in specs)))
+
+    def _spec(self, params: SubmitTaskParams, prefix: str) -> TaskSpec:
+        task_id = TaskId(params.task_id) if params.task_id else TaskId(f"TASK-{uuid.uuid4()}")
+        kind = self.options.kind_default if self.options.kind_default != ANY_KIND else "shell"
+        spec = to_spec(params, task_id=task_id, default_kind=kind, workspace="")
+        self._check_launch(spec, prefix)
+        return spec
+
+    def _check_launch(self, spec: TaskSpec, where: str) -> None:
+        """Refuses at the door what would be refused on the node: the kind is missing, or cannot run such a payload."""
+        try:
+            self._bench.find_adapter(spec.kind).launch(spec, Context(1, 0))
+        except BadInput as error:
+            raise PlanInvalid(f"task {spec.id!r}: {error.message}", field=f"{where}{error.field}", hint=error.hint) from error
+
+    def _submit_reply(self, state: State, task_id: TaskId) -> SubmitReply:
+        task = state.task(task_id)
+        done = self._loop.now_ms() + eta_ms(state, self._loop.kernel.scheduler, task)
+        return SubmitReply(task_id, "queued", tuple(attempt.agent for attempt in task.live_attempts()), rfc3339(done))
+
+    async def submit_plan(self, params: PlanParams) -> PlanReply:
+        document = parse_plan(params.text, source=params.source, directory=params.directory)
+        known = await self._loop.ask(lambda state: latest_run(state, document.name))
+        if params.resume and known is not None:
+            plan, digest, tasks, over = known
+            if digest != document.digest:
+                raise Refused(
+                    f"plan {plan!r} was started from another version of {params.source}",
+                    hint="put the file back as it was to resume, or run it without --resume to start anew",
+                )
+            if not over:
+                return PlanReply(plan, tasks, True)
+            return await self._revive_plan(plan, tasks)
+        plan = await self._loop.ask(lambda state: free_plan_id(state, document.name))
+        specs = document.specs(plan)
+        for spec in specs:
+            self._check_launch(spec, "")
+            make_workspace(spec.workspace, params.directory)
+        await self._loop.request(c.Submit(specs, document.head(plan)))
+        return PlanReply(plan, len(specs), False)
+
+    async def _revive_plan(self, plan: PlanId, tasks: int) -> PlanReply:
+        failed = await self._loop.ask(lambda state: [t for t in state.plans[plan].tasks if is_root_failure(state.tasks[t])])
+        for task in failed:
+            await self._loop.request(c.RetryTask(task))
+        return PlanReply(plan, tasks, True)
+
+    async def cancel(self, params: CancelParams) -> CancelReply:
+        reason = params.reason or "cancelled on request"
+        target = parse_task_id(params.task_id)
+        if await self._loop.ask(lambda state: PlanId(target) in state.plans and target not in state.tasks):
+            await self._loop.request(c.CancelPlan(PlanId(target), reason))
+            return CancelReply(target, await self._loop.ask(lambda state: state.plans[PlanId(target)].status.value))
+        task = await self._resolve(params.task_id)
+        await self._loop.request(c.CancelTask(task, reason))
+        return CancelReply(task, await self._loop.ask(lambda state: "cancelling" if state.tasks[task].live_attempts() else "cancelled"))
+
+    async def retry(self, params: TaskParams) -> RetryReply:
+        task = await self._resolve(params.task_id)
+        events = await self._loop.request(c.RetryTask(task))
+        revived = tuple(event.task for event in events if isinstance(event, e.TaskRevived))
+        return RetryReply(task, await self._loop.ask(lambda state: state.tasks[task].status.value), revived)
+
+    async def _resolve(self, text: str) -> TaskId:
+        """Returns the task meant: the full id, or the short name of a plan's task where that is unambiguous (the latest plan wins)."""
+        wanted = parse_task_id(text)
+        return await self._loop.ask(lambda state: resolve_task(state, wanted))
+
+    async def explain(self, params: TaskParams) -> ExplainReply:
+        task = await self._resolve(params.task_id)
+        now = self._loop.now_ms()
+        return await self._loop.ask(lambda state: ExplainReply(task, state.task(task).status.value, explain(state, task, now)))
+
+    async def tasks(self, params: TasksParams) -> TasksReply:
+        def answer(state: State) -> TasksReply:
+            names = state.plan(PlanId(params.plan)).tasks if params.plan else list(state.tasks)
+            found = [state.tasks[name] for name in names if params.status in (None, state.tasks[name].status.value)]
+            lens = self._bench.lens()
+            return TasksReply(tuple(task_view(state, task, lens) for task in found[-params.limit :]), len(found))
+
+        return await self._loop.ask(answer)
+
+    async def task(self, params: TaskParams) -> TaskDetail:
+        task = await self._resolve(params.task_id)
+        return await self._loop.ask(lambda state: task_detail(state, state.task(task), self._bench.lens()))
+
+    async def logs(self, params: LogsParams) -> LogsReply:
+        task = await self._resolve(params.task_id)
+        number, node, over = await self._loop.ask(lambda state: attempt_place(state, task, params.attempt))
+        if not number:
+            return LogsReply(task, 0, (), 0, False)
+        driver = self._driver(node)
+        path = f"attempts/{task}/{number}/output.jsonl"
+        try:
+            text, size = await driver.node.read(path, params.offset, params.length)
+        except PortFailed:
+            if over:
+                raise
+            return LogsReply(task, number, (), params.offset, False)
+        start = params.offset if params.offset >= 0 else max(0, size + params.offset)
+        body, _, rest = text.rpartition("\n")
+        read_to = start + len(text.encode()) - len(rest.encode())
+        lines = [log_line(line) for line in body.split("\n") if line] if body else []
+        return LogsReply(task, number, tuple(line for line in lines if line is not None), read_to, over and read_to >= size)
+
+    # --- agents ------------------------------------------------------------------------------------------------------
+
+    async def agents(self, params: AgentsParams) -> AgentsReply:
+        def answer(state: State) -> AgentsReply:
+            lens = self._bench.lens()
+            chosen = [state.agent(AgentId(number)) for number in params.agents] if params.agents else list(state.agents.values())
+            return AgentsReply(tuple(agent_view(state, agent, lens) for agent in chosen))
+
+        return await self._loop.ask(answer)
+
+    async def screens(self, params: AgentsParams) -> ScreensReply:
+        found: dict[int, str] = {}
+        for node, agents in (await self._by_node(params.agents)).items():
+            found |= {int(agent): text for agent, text in (await self._driver(node).node.screens(agents, params.lines)).items()}
+        return ScreensReply(dict(sorted(found.items())))
+
+    async def type_text(self, params: TypeParams) -> DoneReply:
+        if not params.agents:
+            raise BadInput("no agent is named", field="agents", hint="name the agents to type to, for example 3 or 1,4-6")
+        for node, agents in (await self._by_node(params.agents)).items():
+            await self._driver(node).node.type_text(agents, params.text, enter=params.enter)
+        return DoneReply()
+
+    async def _by_node(self, agents: Sequence[int]) -> dict[NodeId, list[AgentId]]:
+        def answer(state: State) -> dict[NodeId, list[AgentId]]:
+            found: dict[NodeId, list[AgentId]] = {}
+            for number in agents or state.agents:
+                agent = state.agent(AgentId(number))
+                found.setdefault(agent.spec.node, []).append(agent.id)
+            return found
+
+        return await self._loop.ask(answer)
+
+    def _driver(self, node: NodeId) -> NodeDriver:
+        driver = self._bench.drivers.get(node)
+        if driver is None or not driver.connected:
+            raise PortFailed(f"node {node} is not connected", hint="`orchestra status` says why")
+        return driver
+
+    async def restart_agent(self, params: AgentParams) -> DoneReply:
+        await self._loop.request(c.RestartAgent(AgentId(params.agent)))
+        return DoneReply()
+
+    async def attach(self, params: AttachParams) -> AttachReply:
+        def node_of(state: State) -> NodeId:
+            if params.agent is not None:
+                return state.agent(AgentId(params.agent)).spec.node
+            ready = [node.spec.id for node in state.nodes.values() if node.status is NodeStatus.READY]
+            if not ready:
+                raise PortFailed("no node is connected", hint="`orchestra status` says why")
+            return ready[0]
+
+        driver = self._driver(await self._loop.ask(node_of))
+        agent = None if params.agent is None else AgentId(params.agent)
+        return AttachReply(tuple(await driver.node.attach_argv(agent)))
+
+    # --- showing -----------------------------------------------------------------------------------------------------
+
+    async def status(self, params: StatusParams) -> StatusView:
+        def answer(state: State) -> StatusView:
+            lens = self._bench.lens()
+            match params.scope:
+                case "node":
+                    node = state.node(NodeId(str(params.target)))
+                    agents = state.agents_on(node.spec.id)
+                    tasks = [task for task in state.tasks.values() if any(a.node == node.spec.id for a in task.attempts)]
+                    return status_view(state, lens, agents, tasks)
+                case "agent":
+                    agent = state.agent(agent_id(params.target))
+                    tasks = [task for task in state.tasks.values() if any(a.agent == agent.id for a in task.attempts)]
+                    view = status_view(state, lens, [agent], tasks)
+                    return msgspec.structs.replace(view, status=agent.status.value)
+                case "task":
+                    task = state.tasks[resolve_task(state, parse_task_id(str(params.target), field="target"))]
+                    agents = [state.agents[a.agent] for a in task.live_attempts() if a.agent in state.agents]
+                    return msgspec.structs.replace(status_view(state, lens, agents, [task]), status=task.status.value)
+                case _:
+                    return status_view(state, lens)
+
+        return await self._loop.ask(answer)
+
+    async def nodes(self, params: Empty) -> NodesReply:
+        facts = {node: driver.facts for node, driver in self._bench.drivers.items()}
+        return await self._loop.ask(
+            lambda state: NodesReply(tuple(node_view(state, node, facts.get(node.spec.id)) for node in state.nodes.values()))
+        )
+
+    async def plans(self, params: Empty) -> PlansReply:
+        return await self._loop.ask(lambda state: PlansReply(tuple(plan_line(plan) for plan in state.plans.values())))
+
+    async def plan(self, params: PlanNameParams) -> PlanView:
+        return await self._loop.ask(lambda state: plan_view(state, find_plan(state, params.plan), self._bench.lens()))
+
+    async def health(self, params: Empty) -> HealthView:
+        facts = {node: driver.facts for node, driver in self._bench.drivers.items()}
+
+        def answer(state: State) -> HealthView:
+            lens = self._bench.lens()
+            nodes = tuple(node_view(state, node, facts.get(node.spec.id)) for node in state.nodes.values())
+            completed, failed = today(state, lens.now_ms)
+            return HealthView(
+                timestamp=rfc3339(lens.now_ms),
+                overall_status=health_word(state, lens),
+                checks=health_checks(state, nodes, lens),
+                nodes=nodes,
+                tasks=task_counts(state),
+                completed_today=completed,
+                failed_today=failed,
+                uptime_seconds=uptime_ms(state, lens.now_ms) // 1000,
+            )
+
+        return await self._loop.ask(answer)
+
+    async def watch(self, params: WatchParams) -> WatchReply:
+        after = await self._loop.ask(lambda state: state.seq) if params.after_seq < 0 else params.after_seq
+        if params.wait_ms > 0:
+            try:
+                async with asyncio.timeout(min(params.wait_ms, 60_000) / 1000):
+                    await self.wait_for(lambda state: True if state.seq > after else None)
+            except TimeoutError:
+                return WatchReply(after, ())
+        durable = await self._loop.ask(lambda state: state.seq)
+        found = [each for each in self._recent if after < each.seq <= durable][: params.limit]
+        views = tuple(EventView(each.seq, each.at_ms, msgspec.Raw(msgspec.json.encode(each.event))) for each in found)
+        return WatchReply(found[-1].seq if found else max(after, 0), views)
+
+    async def report_data(self, params: PlanNameParams) -> ReportData:
+        def answer(state: State) -> ReportData:
+            lens = self._bench.lens()
+            plan = find_plan(state, params.plan)
+            return ReportData(
+                orchestra=state.name,
+                plan=plan_view(state, plan, lens),
+                details=tuple(task_detail(state, state.tasks[task], lens) for task in plan.tasks),
+                agents=tuple(agent_view(state, agent, lens) for agent in state.agents.values()),
+                made_ms=lens.now_ms,
+                version=self.options.version,
+                root=self.options.root,
+            )
+
+        return await self._loop.ask(answer)
+
+    async def report(self, params: PlanNameParams) -> ReportReply:
+        data = await self.report_data(params)
+        html, markdown = await asyncio.get_running_loop().run_in_executor(None, self._bench.write_report, data)
+        return ReportReply(data.plan.plan, str(html), str(markdown))
+
+    async def backup(self, params: BackupParams) -> BackupReply:
+        target = Path(params.target)
+        if not target.is_absolute():
+            raise BadInput("the target must be an absolute path", field="target")
+        return BackupReply(str(target), await self._bench.backup(target))

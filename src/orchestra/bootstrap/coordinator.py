@@ -1,0 +1,278 @@
+"""One coordinator, assembled: ledger, kernel, loop, nodes, files, socket.
+
+Start: take the ledger's lock, fold it, claim a term, begin to serve, connect the nodes that the state knows. Nothing here is remembered between runs but
+the ledger. Stop without `Finish` leaves every agent as it is; the next coordinator finds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestra import __version__
+from orchestra.agents.registry import adapter_for
+from orchestra.app import App, Workbench
+from orchestra.bootstrap.logs import start_logging, stop_logging
+from orchestra.bootstrap.wiring import app_options, driver_options, make_node, milliseconds, order_options, policy, rpc_options
+from orchestra.clock import Clock
+from orchestra.codec.state import decode_state
+from orchestra.core import commands as c
+from orchestra.core.effects import Effect, Finish, KeepResult, NodeEffect
+from orchestra.core.model import Lifecycle, NodeSpec
+from orchestra.core.state import State
+from orchestra.edges.filerpc.events import EventFiles
+from orchestra.edges.filerpc.service import FileRpc
+from orchestra.edges.socket.server import SocketServer
+from orchestra.engine.board import Board
+from orchestra.engine.driver import NodeDriver, Tools
+from orchestra.engine.kernel import Kernel
+from orchestra.engine.loop import Loop
+from orchestra.engine.orders import OrderMaker
+from orchestra.engine.services import Service, ServiceGroup
+from orchestra.engine.translate import Translator
+from orchestra.errors import OrchestraError
+from orchestra.files import write_atomically
+from orchestra.ids import AttemptId, NodeId
+from orchestra.keeper import Keeper
+from orchestra.ledger import Ledger
+from orchestra.ledgers.care import backup
+from orchestra.ledgers.sqlite import SqliteLedger, SqliteOptions
+from orchestra.node import NodeFacts
+from orchestra.projector import Projector
+from orchestra.reporting.html import render_html
+from orchestra.reporting.markdown import render_markdown
+from orchestra.root import Root
+from orchestra.settings import Settings
+from orchestra.viewing import Lens
+from orchestra.views import ReportData
+
+log = logging.getLogger(__name__)
+
+TICK_MS = 100
+"""How late a retry or a deadline may be noticed."""
+FACTS_MS = 10_000
+"""How often a node's load is asked for."""
+
+
+class Coordinator:
+    """One process's worth of orchestra."""
+
+    def __init__(self, root: Root, settings: Settings, clock: Clock) -> None:
+        self.root = root
+        self._settings = settings
+        self._clock = clock
+        self._drivers: dict[NodeId, NodeDriver] = {}
+        self._ended = asyncio.Event()
+        self._finishing: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Begins to serve.
+
+        Raises:
+            LedgerLocked: Another coordinator has this root.
+            LedgerDamaged: The ledger needs care first.
+        """
+        self.root.prepare()
+        self._log_handler = start_logging(self.root.logs)
+        try:
+            self._ledger: Ledger = SqliteLedger.open(
+                self.root.ledger, SqliteOptions(mark_copy=self.root.state / "ledger.mark"), self._clock
+            )
+        except OrchestraError:
+            stop_logging(self._log_handler)
+            raise
+        started = time.monotonic()
+        kernel = restore_kernel(self._ledger, policy(self._settings))
+        log.info("ledger-folded", extra={"events": kernel.state.seq, "ms": int((time.monotonic() - started) * 1000)})
+        term = self._ledger.claim_term()
+        self.loop = Loop(
+            kernel,
+            self._ledger,
+            self._clock,
+            term=term,
+            snapshot_interval_ms=milliseconds(self._settings.monitoring.state_snapshot_interval),
+        )
+        self._assemble()
+        self.loop.send_effects_to(self._dispatch)
+        self._services.start()
+        lead = c.TakeLead(term, os.getpid(), socket.gethostname(), __version__)
+        await self.loop.request(lead)
+        await self.loop.ask(self._reconnect_known_nodes)
+        await self._keeper.catch_up()
+        await self._server.start()
+        log.info("coordinator-started", extra={"pid": os.getpid(), "term": term, "seq": kernel.state.seq})
+
+    def _assemble(self) -> None:
+        self._board = Board()
+        self.loop.listen(self._board.on_events)
+        self._translator = Translator(lambda: self.loop.state, adapter_for)
+        self._orders = OrderMaker(adapter_for, order_options(self._settings))
+        self.app = App(self._bench(), app_options(self._settings, self.root))
+        self._keeper = Keeper(self.loop, self.root, self._drivers.get)
+        self._projector = Projector(self.loop, self.root, self._clock, self._lens, self._facts_now)
+        self._parent_events = EventFiles(self.loop, self.root, self._clock)
+        file_rpc = FileRpc(self.app, self.loop, self.root, self._clock, rpc_options(self._settings))
+        self._server = SocketServer(self.app, self.root.socket)
+        heartbeat_ms = milliseconds(self._settings.heartbeat_seconds)
+        self._loop_service = Service("loop", self.loop.run)
+        self._services = ServiceGroup(
+            [
+                self._loop_service,
+                Service("ticker", self._tick),
+                Service("keeper", self._keeper.run),
+                Service("projector", self._projector.run),
+                Service("heartbeat", lambda: self._projector.beat(heartbeat_ms)),
+                Service("parent-events", self._parent_events.run),
+                Service("file-rpc", file_rpc.run),
+                Service("facts", self._ask_facts),
+            ]
+        )
+
+    def _bench(self) -> Workbench:
+        return Workbench(
+            loop=self.loop,
+            lens=self._lens,
+            find_adapter=adapter_for,
+            drivers=self._drivers,
+            add_driver=self._add_driver,
+            write_report=self._write_report,
+            backup=self._backup,
+        )
+
+    def _lens(self) -> Lens:
+        limits = self._settings.api.rate_limits
+        return Lens(
+            now_ms=self.loop.now_ms(),
+            board=self._board,
+            attempt_folder=self._attempt_folder,
+            result_folder=lambda task: str(self.root.results_of(task)),
+            rpm_limit=limits.rpm,
+            tpm_limit=limits.tpm,
+            ledger_trouble=self.loop.ledger_trouble,
+        )
+
+    def _attempt_folder(self, node: NodeId, attempt: AttemptId) -> str:
+        return str(self.root.nodes / node / "attempts" / attempt.task / str(attempt.number))
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+
+    def _add_driver(self, spec: NodeSpec) -> NodeDriver:
+        tools = Tools(self.loop, self._clock, self._translator, self._board, self._orders)
+        node = make_node(spec, self.root, self._settings)
+        driver = self._drivers[spec.id] = NodeDriver(node, tools, driver_options(self._settings))
+        self._services.add(Service(f"node-{spec.id}", driver.run))
+        return driver
+
+    def _reconnect_known_nodes(self, state: State) -> None:
+        if state.lifecycle not in (Lifecycle.UNINITIALIZED, Lifecycle.TERMINATED, Lifecycle.FAILED):
+            for node in state.nodes.values():
+                if state.agents_on(node.spec.id):
+                    self._add_driver(node.spec)
+
+    def _dispatch(self, effects: Sequence[Effect]) -> None:
+        by_node: dict[NodeId, list[Effect]] = {}
+        results: list[KeepResult] = []
+        for effect in effects:
+            match effect:
+                case KeepResult():
+                    results.append(effect)
+                case Finish():
+                    self._finishing = self._finishing or asyncio.create_task(self._finish(), name="finish")
+                case NodeEffect():
+                    by_node.setdefault(effect.node, []).append(effect)
+        self._keeper.keep(results)
+        for node, orders in by_node.items():
+            if node in self._drivers:
+                self._drivers[node].act(orders)
+
+    async def _finish(self) -> None:
+        """The orchestra has ended: results written, windows closed, files current."""
+        try:
+            await self._keeper.wait_written()
+            for driver in self._drivers.values():
+                try:
+                    await driver.node.close_all()
+                except OrchestraError as error:
+                    log.warning("windows-not-closed", extra={"node": driver.node.id, "reason": str(error)})
+            await self._projector.write()
+            self._parent_events.flush()
+        finally:
+            self._ended.set()
+
+    # --- in the background -------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            await self._clock.sleep_ms(TICK_MS)
+            await self.loop.report([c.Tick()])
+
+    async def _ask_facts(self) -> None:
+        while True:
+            await self._clock.sleep_ms(FACTS_MS)
+            for driver in list(self._drivers.values()):
+                if driver.connected:
+                    try:
+                        driver.facts = await driver.node.facts()
+                    except OrchestraError as error:
+                        log.info("no-facts", extra={"node": driver.node.id, "reason": str(error)})
+
+    def _facts_now(self) -> dict[str, NodeFacts | None]:
+        return {node: driver.facts for node, driver in self._drivers.items()}
+
+    def _write_report(self, data: ReportData) -> tuple[Path, Path]:
+        html, markdown = (self.root.reports / f"{data.plan.plan}.{kind}" for kind in ("html", "md"))
+        write_atomically(html, render_html(data).encode(errors="replace"))
+        write_atomically(markdown, render_markdown(data).encode(errors="replace"))
+        return html, markdown
+
+    async def _backup(self, target: Path) -> int:
+        seq = await self.loop.ask(lambda state: state.seq)
+        await asyncio.get_running_loop().run_in_executor(None, backup, self.root.ledger, target)
+        return seq
+
+    # --- ending ------------------------------------------------------------------------------------------------------
+
+    async def wait_ended(self) -> None:
+        """Returns when the orchestra has terminated; raises if a part of the coordinator failed."""
+        ended = asyncio.create_task(self._ended.wait())
+        failed = asyncio.create_task(self._services.wait_failed())
+        try:
+            await asyncio.wait([ended, failed], return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                failed.result()
+        finally:
+            ended.cancel()
+            failed.cancel()
+            await asyncio.gather(ended, failed, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Stops serving and lets go of everything; agents go on. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._finishing is not None:
+            await asyncio.wait([self._finishing])
+        await self._server.stop()
+        await self._services.stop()
+        for driver in self._drivers.values():
+            try:
+                await driver.node.stop()
+            except OrchestraError as error:
+                log.info("node-not-released", extra={"node": driver.node.id, "reason": str(error)})
+        await self.loop.close()
+        log.info("coordinator-stopped", extra={"pid": os.getpid()})
+        stop_logging(self._log_handler)
+
+
+def restore_kernel(ledger: Ledger, limits: c.Policy) -> Kernel:
+    """Folds the ledger: from its newest usable snapshot, or from the start."""
+    snapshot = ledger.load_snapshot()
+    if snapshot is not None and decode_state(snapshot.body, snapshot.format) is None:
+        snapshot = None
+    return Kernel.restore(limits, snapshot, ledger.read(0 if snapshot is None else snapshot.seq))

@@ -1,0 +1,248 @@
+"""Starting and reaching a coordinator: in this process, in a tmux window of its own, or over its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, cast
+
+from orchestra.bootstrap.coordinator import Coordinator
+from orchestra.client import Client
+from orchestra.clocks.system import SystemClock
+from orchestra.core.model import Lifecycle
+from orchestra.errors import CoordinatorUnreachable, IllegalMove, LedgerLocked, NodeFailed, OrchestraError, SettingsInvalid
+from orchestra.intake.request import InitParams, ShutdownParams, StatusParams
+from orchestra.root import Root
+from orchestra.settings import Settings, load
+from orchestra.usecases import UseCases
+
+START_TIMEOUT_S: Final = 90.0
+"""A coordinator that folds a long ledger on a loaded machine may take its time; a broken one says so much earlier."""
+RESTART_PAUSE_S: Final = (0.2, 1.0, 5.0, 15.0, 30.0)
+FINAL_CODES: Final = (0, 2, 130, 143)
+"""Exit codes after which a coordinator is not started again: it ended as asked, or would fail the same way."""
+STOP_TIMEOUT_S: Final = 300
+WINDOW_SESSION: Final = "coordinator"
+
+
+def load_settings(root: Path, flags: Mapping[str, str]) -> Settings:
+    """Returns the settings of a root: defaults, then its file, then `ORCHESTRA_*`, then flags.
+
+    Raises:
+        SettingsInvalid: Something in them is wrong; the message says where.
+    """
+    file = Root(root).config
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsInvalid(f"{file} cannot be read: {exc}") from exc
+    return load(text, str(file), os.environ, flags)
+
+
+@asynccontextmanager
+async def connect(root: Path) -> AsyncIterator[UseCases]:
+    """Opens the running coordinator of a root. Raises CoordinatorUnreachable."""
+    async with await Client.connect(Root(root).socket) as client:
+        yield cast("UseCases", client)
+
+
+def coordinator_running(root: Path) -> bool:
+    """Tells whether a coordinator answers for this root."""
+
+    async def probe() -> bool:
+        try:
+            async with connect(root):
+                return True
+        except CoordinatorUnreachable:
+            return False
+
+    return Root(root).exists and asyncio.run(probe())
+
+
+class Hosted:
+    """A coordinator in this process."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self.use_cases: UseCases = coordinator.app
+
+    async def wait_ended(self) -> None:
+        """Returns when the orchestra has terminated; raises if the coordinator failed."""
+        await self._coordinator.wait_ended()
+
+    async def detach(self) -> None:
+        """Lets go of the orchestra: its agents and windows stay."""
+        await self._coordinator.stop()
+
+
+@asynccontextmanager
+async def host(root: Path, settings: Settings) -> AsyncIterator[Hosted]:
+    """Runs the coordinator in this process. Leaving lets go of the orchestra; ending it is a use case.
+
+    Raises:
+        LedgerLocked: Another coordinator has the root.
+    """
+    coordinator = Coordinator(Root(root), settings, SystemClock())
+    await coordinator.start()
+    try:
+        yield Hosted(coordinator)
+    finally:
+        await coordinator.stop()
+
+
+async def serve(root: Path, settings: Settings, agents: int | None) -> int:
+    """Serves until the orchestra has terminated. `agents` None: waits for an `init` from outside. Returns the exit code."""
+    async with host(root, settings) as hosted:
+        signals = asyncio.create_task(_obey_signals(hosted.use_cases))
+        try:
+            if agents is not None:
+                await _init_unless_up(hosted.use_cases, agents)
+            await hosted.wait_ended()
+        finally:
+            signals.cancel()
+            await asyncio.gather(signals, return_exceptions=True)
+    return 0
+
+
+async def _init_unless_up(use_cases: UseCases, agents: int) -> None:
+    with contextlib.suppress(IllegalMove):
+        await use_cases.init(InitParams(agent_count=agents))
+
+
+async def _obey_signals(use_cases: UseCases) -> None:
+    """SIGTERM and the first SIGINT let running tasks finish; the second SIGINT stops them."""
+    loop = asyncio.get_running_loop()
+    wanted: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, wanted.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # its window may go; the orchestra stays
+    seen = 0
+    try:
+        while True:
+            await wanted.get()
+            seen += 1
+            with contextlib.suppress(OrchestraError):
+                await use_cases.shutdown(ShutdownParams(graceful=seen == 1, drain_tasks=False, timeout_seconds=STOP_TIMEOUT_S))
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+def serve_forever(root: Path, settings: Settings, agents: int | None) -> int:
+    """Serves in this process; see `serve`."""
+    return asyncio.run(serve(root, settings, agents))
+
+
+def supervise(argv: Sequence[str]) -> int:
+    """Runs a coordinator and starts it again when it dies, with growing pauses. Signals are passed on. Returns its last exit code."""
+    child: subprocess.Popen[bytes] | None = None
+    asked_to_end = False
+
+    def pass_on(number: int, frame: object) -> None:
+        nonlocal asked_to_end
+        asked_to_end = True
+        if child is not None and child.poll() is None:
+            child.send_signal(number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, pass_on)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    failures = 0
+    while True:
+        child = subprocess.Popen(list(argv), start_new_session=True)
+        code = child.wait()
+        if asked_to_end or code in FINAL_CODES or failures >= len(RESTART_PAUSE_S) * 4:
+            return code
+        pause = RESTART_PAUSE_S[min(failures, len(RESTART_PAUSE_S) - 1)]
+        failures += 1
+        sys.stderr.write(f"the coordinator ended with {code}; starting it again in {pause} s\n")
+        time.sleep(pause)
+        if asked_to_end:
+            return code
+
+
+async def start_in_window(root: Path, settings: Settings, agents: int | None) -> None:
+    """Starts a supervised coordinator in its own tmux window and waits until it answers.
+
+    Raises:
+        NodeFailed: tmux could not start it, or it ended at once; the message has its last words.
+        LedgerLocked: There is one already.
+    """
+    place = Root(root)
+    place.prepare()
+    with contextlib.suppress(CoordinatorUnreachable):
+        async with connect(root):
+            raise LedgerLocked(
+                f"an orchestra is running for {place.path} already", hint="`orchestra status` shows it, `orchestra down` ends it"
+            )
+    tmux = ["tmux", "-S", str(place.runtime_folder() / "control.sock"), "-f", "/dev/null"]
+    argv = [sys.executable, "-m", "orchestra", "--root", str(place.path), "coordinator", "--supervise"]
+    if agents is not None:
+        argv += ["--agents", str(agents)]
+    await _tmux(tmux, "kill-session", "-t", f"={WINDOW_SESSION}", may_fail=True)
+    await _tmux(
+        tmux,
+        "new-session",
+        "-d",
+        "-s",
+        WINDOW_SESSION,
+        "-x",
+        "160",
+        "-y",
+        "48",
+        "-c",
+        "/",
+        *argv,
+        ";",
+        "set-option",
+        "-w",
+        "remain-on-exit",
+        "on",
+    )
+    deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
+    while asyncio.get_running_loop().time() < deadline:
+        with contextlib.suppress(CoordinatorUnreachable):
+            async with connect(root) as use_cases:
+                await _wait_settled(use_cases, agents is not None)
+                return
+        dead = await _tmux(tmux, "display-message", "-p", "-t", f"={WINDOW_SESSION}:", "#{pane_dead}", may_fail=True)
+        if dead.strip() != "0":
+            said = await _tmux(tmux, "capture-pane", "-p", "-t", f"={WINDOW_SESSION}:", may_fail=True)
+            raise NodeFailed(
+                f"the coordinator did not start: {' '.join(said.split())[-400:] or 'it said nothing'}", hint="`orchestra doctor`"
+            )
+        await asyncio.sleep(0.05)
+    raise NodeFailed(f"the coordinator did not answer within {START_TIMEOUT_S:.0f} s", hint=f"look into {place.logs}")
+
+
+async def _wait_settled(use_cases: UseCases, initialising: bool) -> None:
+    """With agents asked for, `up` is done when they are up, or have failed to come up."""
+    while initialising:
+        status = await use_cases.status(StatusParams())
+        if status.status not in (Lifecycle.UNINITIALIZED.value, Lifecycle.INITIALIZING.value, Lifecycle.TERMINATED.value):
+            return
+        await asyncio.sleep(0.05)
+
+
+async def _tmux(command: Sequence[str], *arguments: str, may_fail: bool = False) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TMUX", "SSH_"))}
+    process = await asyncio.create_subprocess_exec(
+        *command, *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    async with asyncio.timeout(10):
+        out, err = await process.communicate()
+    if process.returncode and not may_fail:
+        raise NodeFailed(
+            f"tmux could not start the coordinator: {err.decode(errors='replace').strip()}", hint="is tmux installed? `orchestra doctor`"
+        )
+    return out.decode(errors="replace") if not process.returncode else ""

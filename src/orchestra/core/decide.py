@@ -1,0 +1,582 @@
+"""What follows from a command: a list of events, or a refusal. And what follows from an event (`follow`).
+
+Rules of this file: nothing here changes the state; requests may raise `Refused`, reports never do. `decide` answers one command.
+`follow` is asked after each event has been folded and names its immediate consequences (dependents queued, plan closed, retry scheduled), until
+nothing follows any more; all of it lands in one append. Replay runs neither: the events are in the ledger.
+
+The consequences of an event are asked for one at a time, and all that follows from one happens before the next is asked for. A rule with several
+consequences is therefore a generator that looks at the state anew before each: a task that two failed needs block is cancelled once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+from orchestra.core import commands as c
+from orchestra.core import events as e
+from orchestra.core import transitions as t
+from orchestra.core.graph import topological_order
+from orchestra.core.model import (
+    AgentStatus,
+    Lifecycle,
+    NodeStatus,
+    Outcome,
+    OutcomeKind,
+    PlanStatus,
+    TaskSpec,
+    TaskStatus,
+)
+from orchestra.core.state import AttemptState, PlanState, State, TaskState, better
+from orchestra.errors import DuplicateId, IllegalMove, InvariantBroken, PlanInvalid, Refused
+from orchestra.ids import AgentId, NodeId, TaskId
+
+Events = list[e.Event]
+ACCEPTING: Final = (Lifecycle.READY, Lifecycle.RUNNING, Lifecycle.SCALING)
+UP: Final = (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.DRAINING)
+
+
+def decide(state: State, command: c.Command, now_ms: int, policy: c.Policy) -> Events:
+    """Returns the events that answer the command; empty if nothing changes.
+
+    Raises:
+        Refused: A request that is not possible now; nothing has changed.
+    """
+    return DECISIONS[type(command)](state, command, now_ms, policy)
+
+
+def follow(state: State, event: e.Event, now_ms: int, policy: c.Policy) -> Iterable[e.Event]:
+    """Returns the immediate consequences of an event that was just folded; see the rules above for how to take them."""
+    rule = CONSEQUENCES.get(type(event))
+    return () if rule is None else rule(state, event, now_ms, policy)
+
+
+# --- orchestra -------------------------------------------------------------------------------------------------------
+
+
+def _take_lead(s: State, cmd: c.TakeLead, now: int, policy: c.Policy) -> Events:
+    lost: Events = [
+        e.NodeLost(node.spec.id, "the coordinator was restarted") for node in s.nodes.values() if node.status is NodeStatus.READY
+    ]
+    return [e.CoordinatorStarted(cmd.term, cmd.pid, cmd.host, cmd.version), *lost]
+
+
+def _init(s: State, cmd: c.Init, now: int, policy: c.Policy) -> Events:
+    _require(s, e.InitStarted, "initialise")
+    known = {node.id for node in cmd.nodes}
+    for index, agent in enumerate(cmd.agents):
+        if agent.node not in known:
+            raise Refused(f"agent #{agent.id} names the unknown node {agent.node!r}", field=f"agents[{index}].node")
+    for node in cmd.nodes:
+        wanted = sum(agent.node == node.id for agent in cmd.agents)
+        if wanted > node.max_agents:
+            raise Refused(
+                f"{wanted} agents do not fit on node {node.id}, which takes {node.max_agents}",
+                field="agent_count",
+                hint="raise the node's max_agents or add a node",
+            )
+    nodes: Events = [e.NodeAdded(node) for node in cmd.nodes]
+    agents: Events = [e.AgentAdded(agent) for agent in cmd.agents if agent.id not in s.agents]
+    return [e.InitStarted(cmd.name, cmd.phase), *nodes, *agents]
+
+
+def _require(s: State, event: type[e.Event], verb: str) -> None:
+    if not t.may(t.LIFECYCLE, s.lifecycle, event):
+        raise IllegalMove(
+            f"cannot {verb} while the orchestra is {s.lifecycle.value}",
+            hint={
+                Lifecycle.UNINITIALIZED: "start it first: `orchestra up`",
+                Lifecycle.TERMINATED: "start it first: `orchestra up`",
+                Lifecycle.DRAINING: "wait until it has ended, then start it again",
+            }.get(s.lifecycle, "see `orchestra status`"),
+        )
+
+
+def _scale(s: State, cmd: c.Scale, now: int, policy: c.Policy) -> Events:
+    _require(s, e.ScaleStarted, "scale")
+    staying = [agent for agent in s.agents.values() if agent.status is not AgentStatus.DRAINING]
+    events: Events = [e.ScaleStarted(cmd.target, cmd.strategy)]
+    if cmd.target >= len(staying):
+        for index, agent in enumerate(cmd.additions):
+            if agent.id in s.agents:
+                raise DuplicateId(f"there is an agent #{agent.id} already", field=f"additions[{index}]")
+        return [*events, *(e.AgentAdded(agent) for agent in cmd.additions)]
+    # The idle and the youngest go first, so that no work is touched and the numbers stay dense.
+    leaving = sorted(staying, key=lambda agent: (agent.task is not None, -agent.id))[: len(staying) - cmd.target]
+    return [*events, *(e.AgentDraining(agent.id) for agent in leaving)]
+
+
+def _restart_agent(s: State, cmd: c.RestartAgent, now: int, policy: c.Policy) -> Events:
+    agent = s.agent(cmd.agent)
+    if agent.status is AgentStatus.DRAINING:
+        raise IllegalMove(f"agent #{cmd.agent} is leaving", hint="scale up again for another one")
+    stop: Events = []
+    if agent.task is not None:
+        stop = [e.AttemptStopRequested(agent.task, agent.attempt, f"agent #{agent.id} is restarted")]
+    return [*stop, e.AgentRestarted(cmd.agent)]
+
+
+def _shut_down(s: State, cmd: c.ShutDown, now: int, policy: c.Policy) -> Events:
+    _require(s, e.ShutdownStarted, "shut down")
+    events: Events = [e.ShutdownStarted(cmd.drain, cmd.graceful, now + cmd.timeout_ms)]
+    return events if cmd.graceful else [*events, *_stop_all(s, "the orchestra was shut down")]
+
+
+def _stop_all(s: State, reason: str) -> Events:
+    return [
+        e.AttemptStopRequested(attempt_id.task, attempt_id.number, reason)
+        for attempt_id, attempt in s.live_attempts()
+        if not attempt.stop_reason
+    ]
+
+
+def _answer_command(s: State, cmd: c.AnswerCommand, now: int, policy: c.Policy) -> Events:
+    return [] if cmd.command in s.answers else [e.CommandAnswered(cmd.command, cmd.digest, cmd.response)]
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def _submit(s: State, cmd: c.Submit, now: int, policy: c.Policy) -> Events:
+    if s.lifecycle not in ACCEPTING:
+        _require(s, e.WorkBegan, "take tasks")
+    if len(s.tasks) + len(cmd.tasks) > policy.tasks_max:
+        raise Refused(
+            f"{len(cmd.tasks)} more tasks would pass the limit of {policy.tasks_max}", hint="raise limits.tasks or use another root"
+        )
+    if cmd.plan is not None and cmd.plan.id in s.plans:
+        raise DuplicateId(f"there is a plan {cmd.plan.id!r} already", field="plan", hint="give the new one another name")
+    new: dict[TaskId, TaskSpec] = {}
+    for index, spec in enumerate(cmd.tasks):
+        if spec.id in new or spec.id in s.tasks:
+            raise DuplicateId(f"there is a task {spec.id!r} already", field=f"tasks[{index}].id", hint="task ids are used once")
+        new[spec.id] = spec
+    ordered = topological_order(new, known=s.tasks)
+    for spec in ordered:
+        _check_runnable(s, spec)
+    head: Events = [] if cmd.plan is None else [e.PlanSubmitted(cmd.plan.id, cmd.plan.name, cmd.plan.digest, cmd.plan.source, len(new))]
+    return [*head, *(e.TaskSubmitted(spec) for spec in ordered)]
+
+
+def _check_runnable(s: State, spec: TaskSpec) -> None:
+    staying = [agent for agent in s.agents.values() if agent.status is not AgentStatus.DRAINING]
+    able = sum(suits(agent.spec.kind, agent.spec.node, spec) for agent in staying)
+    if able < spec.replicas:
+        kinds = ", ".join(dict.fromkeys(agent.spec.kind for agent in staying)) or "none"
+        raise PlanInvalid(
+            f"task {spec.id!r} wants {spec.replicas} agent(s) of kind {spec.kind!r}"
+            + (f" on node {spec.node!r}" if spec.node else "")
+            + f"; the fleet has {able} (kinds: {kinds})",
+            field="agent",
+            hint="add such agents, or change `agent`, `node` or `target_agents.count`",
+        )
+
+
+def suits(kind: str, node: NodeId, spec: TaskSpec) -> bool:
+    """Tells whether a slot of that kind on that node can ever run the task."""
+    return (kind in ("any", spec.kind)) and (spec.node is None or spec.node == node)
+
+
+def _cancel_task(s: State, cmd: c.CancelTask, now: int, policy: c.Policy) -> Events:
+    task = s.task(cmd.task)
+    if task.over:
+        raise IllegalMove(f"task {cmd.task} is over: {task.status.value}", field="task_id")
+    return _cancel(task, cmd.reason)
+
+
+def _cancel(task: TaskState, reason: str) -> Events:
+    if task.cancel_reason:
+        return []
+    live = task.live_attempts()
+    if not live:
+        return [e.TaskCancelled(task.id, reason)]
+    stops = [e.AttemptStopRequested(task.id, attempt.number, reason) for attempt in live if not attempt.stop_reason]
+    return [e.TaskCancelRequested(task.id, reason), *stops]
+
+
+def _cancel_plan(s: State, cmd: c.CancelPlan, now: int, policy: c.Policy) -> Events:
+    plan = s.plan(cmd.plan)
+    if not plan.open:
+        raise IllegalMove(f"plan {cmd.plan} is over: {plan.status.value}", field="plan")
+    # From the end, so that no need is cancelled before those that wait for it (they would be reported as blocked).
+    return [ev for task in reversed(plan.tasks) if not s.tasks[task].over for ev in _cancel(s.tasks[task], cmd.reason)]
+
+
+def _retry_task(s: State, cmd: c.RetryTask, now: int, policy: c.Policy) -> Events:
+    task = s.task(cmd.task)
+    if task.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+        raise IllegalMove(f"task {cmd.task} is {task.status.value}", field="task_id", hint="only a failed or cancelled task can be retried")
+    if s.lifecycle not in ACCEPTING:
+        _require(s, e.WorkBegan, "retry")
+    if task.blocked_by is not None and s.tasks[task.blocked_by].status is not TaskStatus.COMPLETED:
+        raise Refused(f"{cmd.task} waits for {task.blocked_by}, which did not complete", hint=f"retry {task.blocked_by} instead")
+    revived = [task.id, *_blocked_behind(s, task.id)]
+    reopened: Events = []
+    if task.spec.plan is not None and s.plans[task.spec.plan].status is not PlanStatus.RUNNING:
+        reopened = [e.PlanReopened(task.spec.plan)]
+    return [*reopened, *(e.TaskRevived(each) for each in reversed(revived))]
+
+
+def _blocked_behind(s: State, root: TaskId) -> list[TaskId]:
+    """Tasks that were cancelled because `root`, or one of themselves, did not complete."""
+    found: dict[TaskId, None] = {}
+    stack = [root]
+    while stack:
+        current = stack.pop()
+        for dependent in s.tasks[current].dependents:
+            task = s.tasks[dependent]
+            if dependent not in found and task.status is TaskStatus.CANCELLED and task.blocked_by == current:
+                found[dependent] = None
+                stack.append(dependent)
+    return list(found)
+
+
+def _assign(s: State, cmd: c.Assign, now: int, policy: c.Policy) -> Events:
+    task = s.task(cmd.task)
+    if task.status is not TaskStatus.QUEUED:
+        raise IllegalMove(f"task {cmd.task} is {task.status.value}, not queued")
+    for agent_id in cmd.agents:
+        agent = s.agent(agent_id)
+        if agent.status is not AgentStatus.IDLE or agent.task is not None or not suits(agent.spec.kind, agent.spec.node, task.spec):
+            raise IllegalMove(f"agent #{agent_id} cannot take {cmd.task}")
+    first = len(task.attempts) + 1
+    return [e.AttemptAssigned(cmd.task, first + index, agent_id) for index, agent_id in enumerate(cmd.agents)]
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+def _node_up(s: State, cmd: c.NodeUp, now: int, policy: c.Policy) -> Events:
+    return [e.NodeConnected(cmd.node, cmd.boot, cmd.session)] if cmd.node in s.nodes else []
+
+
+def _node_down(s: State, cmd: c.NodeDown, now: int, policy: c.Policy) -> Events:
+    node = s.nodes.get(cmd.node)
+    if node is None or node.status is NodeStatus.LOST:
+        return []
+    return [e.NodeLost(cmd.node, cmd.reason)]
+
+
+def _journal_at(s: State, cmd: c.JournalAt, now: int, policy: c.Policy) -> Events:
+    node = s.nodes.get(cmd.node)
+    return [] if node is None or node.journal_offset == cmd.offset else [e.JournalRead(cmd.node, cmd.offset)]
+
+
+def _worker_seen(s: State, cmd: c.WorkerSeen, now: int, policy: c.Policy) -> Events:
+    agent = s.agents.get(cmd.agent)
+    if agent is None or (agent.worker == cmd.worker and agent.status in UP):
+        return []
+    if s.nodes[agent.spec.node].status is not NodeStatus.READY:
+        return []
+    if agent.worker is not None and agent.worker != cmd.worker and agent.status in (AgentStatus.IDLE, AgentStatus.BUSY):
+        return [e.AgentLost(cmd.agent, "its worker was replaced"), e.AgentReady(cmd.agent, cmd.worker)]
+    return [e.AgentReady(cmd.agent, cmd.worker)]
+
+
+def _worker_fell(s: State, cmd: c.WorkerFell, now: int, policy: c.Policy) -> Events:
+    agent = s.agents.get(cmd.agent)
+    if agent is None or agent.status is AgentStatus.ERROR:
+        return []
+    if cmd.worker is not None and agent.worker is not None and agent.worker != cmd.worker:
+        return []  # an earlier worker of the slot; the present one is another
+    if agent.status is AgentStatus.DRAINING:
+        return _drop_agent(s, cmd.agent, cmd.reason)
+    if agent.falls + 1 > policy.falls_max:
+        return [*_lose_attempt(s, cmd.agent, cmd.reason), e.AgentSuspended(cmd.agent, f"{cmd.reason}, {agent.falls + 1} times in a row")]
+    return [e.AgentLost(cmd.agent, cmd.reason)]
+
+
+def _drop_agent(s: State, agent: AgentId, reason: str) -> Events:
+    """A leaving slot is removed at once, or after its attempt has been accounted for."""
+    return _lose_attempt(s, agent, reason) or [e.AgentRemoved(agent, s.agents[agent].spec.node)]
+
+
+def _lose_attempt(s: State, agent_id: AgentId, reason: str) -> Events:
+    agent = s.agents[agent_id]
+    if agent.task is None:
+        return []
+    attempt = s.tasks[agent.task].attempt(agent.attempt)
+    if attempt is None or not t.may(t.ATTEMPT, attempt.status, e.AttemptLostSight):
+        return []
+    return [e.AttemptLostSight(agent.task, agent.attempt, reason)]
+
+
+def _agent_closed(s: State, cmd: c.AgentClosed, now: int, policy: c.Policy) -> Events:
+    agent = s.agents.get(cmd.agent)
+    if agent is None:
+        return []
+    if agent.status is AgentStatus.DRAINING:
+        return _drop_agent(s, cmd.agent, "its worker left")
+    return _worker_fell(s, c.WorkerFell(cmd.agent, agent.worker, "its worker left"), now, policy)
+
+
+def _current(s: State, task: TaskId, number: int) -> AttemptState | None:
+    """The attempt if it is live: the fence every report passes."""
+    owner = s.tasks.get(task)
+    attempt = None if owner is None else owner.attempt(number)
+    return attempt if attempt is not None and attempt.live else None
+
+
+def _attempt_began(s: State, cmd: c.AttemptBegan, now: int, policy: c.Policy) -> Events:
+    attempt = _current(s, cmd.task, cmd.attempt)
+    if attempt is None or attempt.pid or not t.may(t.ATTEMPT, attempt.status, e.AttemptStarted):
+        return []
+    return [e.AttemptStarted(cmd.task, cmd.attempt, cmd.pid, cmd.start)]
+
+
+def _attempt_checking(s: State, cmd: c.AttemptChecking, now: int, policy: c.Policy) -> Events:
+    attempt = _current(s, cmd.task, cmd.attempt)
+    if attempt is None or not t.may(t.ATTEMPT, attempt.status, e.AttemptVerifying):
+        return []
+    return [e.AttemptVerifying(cmd.task, cmd.attempt)]
+
+
+def _attempt_seen(s: State, cmd: c.AttemptSeen, now: int, policy: c.Policy) -> Events:
+    attempt = _current(s, cmd.task, cmd.attempt)
+    if attempt is None or not t.may(t.ATTEMPT, attempt.status, e.AttemptSighted):
+        return []
+    return [e.AttemptSighted(cmd.task, cmd.attempt)]
+
+
+def _attempt_finished(s: State, cmd: c.AttemptFinished, now: int, policy: c.Policy) -> Events:
+    owner = s.tasks.get(cmd.task)
+    attempt = None if owner is None else owner.attempt(cmd.attempt)
+    if attempt is None:
+        return []  # of a ledger that is not ours
+    if attempt.live:
+        return [e.AttemptEnded(cmd.task, cmd.attempt, cmd.outcome)]
+    known = attempt.outcome
+    same = known is not None and (known.kind, known.code, known.signal) == (cmd.outcome.kind, cmd.outcome.code, cmd.outcome.signal)
+    return [] if same or cmd.outcome.kind is OutcomeKind.LOST else [e.StaleResultRecorded(cmd.task, cmd.attempt, cmd.outcome)]
+
+
+def _tick(s: State, cmd: c.Tick, now: int, policy: c.Policy) -> Events:
+    due: Events = [e.TaskQueued(task) for task in s.waiting if s.tasks[task].ready_ms <= now]
+    return [*due, *_given_up(s, now, policy), *_init_overdue(s, now, policy), *_shutdown_overdue(s, now)]
+
+
+def _given_up(s: State, now: int, policy: c.Policy) -> Iterable[e.Event]:
+    for attempt_id, attempt in s.live_attempts():
+        node = s.nodes[attempt.node]
+        if attempt.lost_sight_ms and node.status is NodeStatus.LOST and now - attempt.lost_sight_ms > policy.unknown_grace_ms:
+            reason = f"node {attempt.node} was out of sight for {policy.unknown_grace_ms // 1000} s: {node.reason}"
+            yield e.AttemptEnded(attempt_id.task, attempt_id.number, Outcome(OutcomeKind.LOST, reason))
+
+
+def _init_overdue(s: State, now: int, policy: c.Policy) -> Events:
+    if s.lifecycle is not Lifecycle.INITIALIZING or now - s.started_ms < policy.init_timeout_ms:
+        return []
+    ready = sum(agent.status in UP for agent in s.agents.values())
+    if ready:
+        return [e.InitCompleted(ready)]
+    why = next((node.reason for node in s.nodes.values() if node.reason), "no worker came up")
+    return [e.InitFailed(f"no agent was ready within {policy.init_timeout_ms // 1000} s: {why}")]
+
+
+def _shutdown_overdue(s: State, now: int) -> Events:
+    if s.shutdown is None or now < s.shutdown.deadline_ms:
+        return []
+    return _stop_all(s, "the shutdown's time was up") if s.live else [e.Terminated()]
+
+
+# --- consequences ----------------------------------------------------------------------------------------------------
+
+
+def _after_task_submitted(s: State, ev: e.TaskSubmitted, now: int, policy: c.Policy) -> Events:
+    return _queue_or_block(s, s.tasks[ev.spec.id])
+
+
+def _after_task_revived(s: State, ev: e.TaskRevived, now: int, policy: c.Policy) -> Events:
+    return [] if s.tasks[ev.task].unmet else [e.TaskQueued(ev.task)]
+
+
+def _queue_or_block(s: State, task: TaskState) -> Events:
+    if not task.unmet:
+        return [e.TaskQueued(task.id)]
+    for need in task.spec.needs:
+        if s.tasks[need].status in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+            return [_blocked(task.id, s.tasks[need])]
+    return []
+
+
+def _blocked(task: TaskId, need: TaskState) -> e.TaskCancelled:
+    return e.TaskCancelled(task, f"its need {need.id} {need.status.value}", need.id)
+
+
+def _after_task_queued(s: State, ev: e.TaskQueued, now: int, policy: c.Policy) -> Events:
+    return [e.WorkBegan()] if s.lifecycle is Lifecycle.READY else []
+
+
+def _after_task_completed(s: State, ev: e.TaskCompleted, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    task = s.tasks[ev.task]
+    for each in task.dependents:
+        if not s.tasks[each].unmet and s.tasks[each].status is TaskStatus.PENDING:
+            yield e.TaskQueued(each)
+    yield from _after_task_over(s, task)
+
+
+def _after_task_failed(s: State, ev: e.TaskFailed | e.TaskCancelled, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    task = s.tasks[ev.task]
+    for each in task.dependents:
+        if s.tasks[each].status is TaskStatus.PENDING:
+            yield _blocked(each, task)
+    yield from _after_task_over(s, task)
+
+
+def _after_task_over(s: State, task: TaskState) -> Iterator[e.Event]:
+    if task.spec.plan is not None:
+        plan = s.plans[task.spec.plan]
+        if not plan.open and plan.status is PlanStatus.RUNNING:
+            yield e.PlanClosed(plan.id, _closing_status(plan))
+    yield from _maybe_terminated(s)
+
+
+def _closing_status(plan: PlanState) -> PlanStatus:
+    if plan.failed:
+        return PlanStatus.FAILED
+    return PlanStatus.CANCELLED if plan.cancelled else PlanStatus.COMPLETED
+
+
+def _maybe_terminated(s: State) -> Events:
+    """A shutdown is complete when nothing runs, and nothing will (or, without drain, whatever waits)."""
+    if s.lifecycle is not Lifecycle.DRAINING or s.shutdown is None or s.live:
+        return []
+    if s.shutdown.drain and s.shutdown.graceful and (s.queued or s.waiting) and any(a.status in UP for a in s.agents.values()):
+        return []
+    return [e.Terminated()]
+
+
+def _after_attempt_ended(s: State, ev: e.AttemptEnded, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    task = s.tasks[ev.task]
+    if not task.over and not task.live_attempts():
+        yield from _settle(s, task, now, policy)
+    agent = s.agents.get(task.attempts[ev.attempt - 1].agent)
+    if agent is not None and agent.status is AgentStatus.DRAINING and agent.worker is None and agent.task is None:
+        yield e.AgentRemoved(agent.id, agent.spec.node)
+
+
+def _settle(s: State, task: TaskState, now: int, policy: c.Policy) -> Events:
+    """All attempts of the round are over: completed, again, or given up."""
+    best = task.attempts[task.round_start - 1]
+    for attempt in task.attempts[task.round_start :]:
+        best = attempt if better(attempt, best) else best
+    outcome = best.outcome
+    if outcome is None:
+        raise InvariantBroken(f"attempt {task.id}#{best.number} ended without an outcome")
+    if outcome.kind is OutcomeKind.DONE and not task.cancel_reason:
+        return [e.TaskCompleted(task.id, best.number)]
+    if task.cancel_reason:
+        return [e.TaskCancelled(task.id, task.cancel_reason)]
+    if outcome.kind is OutcomeKind.STOPPED:
+        return [e.TaskRetryScheduled(task.id, now, best.stop_reason or outcome.reason), *_requeue_now(s, task)]
+    if outcome.kind is OutcomeKind.LOST:
+        if task.losses > policy.losses_max:
+            return [e.TaskFailed(task.id, f"its worker died {task.losses} times: {outcome.reason}")]
+        return [e.TaskRetryScheduled(task.id, now + policy.lost_retry_ms, outcome.reason), *_requeue_now(s, task)]
+    if outcome.kind is OutcomeKind.REFUSED or task.failures > task.spec.retries:
+        return [e.TaskFailed(task.id, outcome.reason)]
+    return [e.TaskRetryScheduled(task.id, now + backoff_ms(task.spec, task.failures), outcome.reason)]
+
+
+def _requeue_now(s: State, task: TaskState) -> Events:
+    """No waiting where the task is not to blame. Draining without `drain` leaves it waiting for the next start."""
+    return [e.TaskQueued(task.id)] if s.lifecycle is not Lifecycle.DRAINING else []
+
+
+def backoff_ms(spec: TaskSpec, failures: int) -> int:
+    """Returns the wait before the retry that follows the given number of failures: doubling, capped."""
+    return min(spec.backoff_ms << min(max(failures - 1, 0), 30), spec.backoff_max_ms)
+
+
+def _after_retry_scheduled(s: State, ev: e.TaskRetryScheduled, now: int, policy: c.Policy) -> Events:
+    return _maybe_terminated(s)
+
+
+def _after_agent_lost(s: State, ev: e.AgentLost, now: int, policy: c.Policy) -> Events:
+    return _lose_attempt(s, ev.agent, ev.reason)
+
+
+def _after_node_lost(s: State, ev: e.NodeLost, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    for agent in s.agents_on(ev.node):
+        yield from _lose_attempt(s, agent.id, ev.reason)
+
+
+def _after_agent_ready(s: State, ev: e.AgentReady | e.AgentSuspended, now: int, policy: c.Policy) -> Events:
+    starting = any(agent.status in (AgentStatus.STARTING, AgentStatus.OFFLINE) for agent in s.agents.values())
+    if s.lifecycle is Lifecycle.INITIALIZING and not starting:
+        ready = sum(agent.status in UP for agent in s.agents.values())
+        return [e.InitCompleted(ready)] if ready else [e.InitFailed(f"no agent came up: {s.agents[ev.agent].reason}")]
+    return _maybe_scaled(s)
+
+
+def _after_init_completed(s: State, ev: e.InitCompleted, now: int, policy: c.Policy) -> Events:
+    return [e.WorkBegan()] if s.queued else []
+
+
+def _maybe_scaled(s: State) -> Events:
+    if s.lifecycle is not Lifecycle.SCALING:
+        return []
+    settled = all(agent.status in (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.ERROR) for agent in s.agents.values())
+    return [e.ScaleCompleted(len(s.agents))] if settled else []
+
+
+def _after_scale_started(s: State, ev: e.ScaleStarted, now: int, policy: c.Policy) -> Events:
+    return _maybe_scaled(s) if len(s.agents) == ev.target else []
+
+
+def _after_agent_removed(s: State, ev: e.AgentRemoved, now: int, policy: c.Policy) -> Events:
+    return _maybe_scaled(s)
+
+
+def _after_shutdown_started(s: State, ev: e.ShutdownStarted, now: int, policy: c.Policy) -> Events:
+    return _maybe_terminated(s)
+
+
+Decision = Callable[[State, Any, int, c.Policy], Events]
+
+DECISIONS: Final[dict[type[c.Command], Decision]] = {
+    c.TakeLead: _take_lead,
+    c.Init: _init,
+    c.Submit: _submit,
+    c.CancelTask: _cancel_task,
+    c.CancelPlan: _cancel_plan,
+    c.RetryTask: _retry_task,
+    c.Scale: _scale,
+    c.RestartAgent: _restart_agent,
+    c.ShutDown: _shut_down,
+    c.AnswerCommand: _answer_command,
+    c.Assign: _assign,
+    c.NodeUp: _node_up,
+    c.NodeDown: _node_down,
+    c.JournalAt: _journal_at,
+    c.WorkerSeen: _worker_seen,
+    c.WorkerFell: _worker_fell,
+    c.AgentClosed: _agent_closed,
+    c.AttemptBegan: _attempt_began,
+    c.AttemptChecking: _attempt_checking,
+    c.AttemptSeen: _attempt_seen,
+    c.AttemptFinished: _attempt_finished,
+    c.Tick: _tick,
+}
+
+Consequence = Callable[[State, Any, int, c.Policy], Iterable[e.Event]]
+
+CONSEQUENCES: Final[dict[type[e.Event], Consequence]] = {
+    e.TaskSubmitted: _after_task_submitted,
+    e.TaskRevived: _after_task_revived,
+    e.TaskQueued: _after_task_queued,
+    e.TaskCompleted: _after_task_completed,
+    e.TaskFailed: _after_task_failed,
+    e.TaskCancelled: _after_task_failed,
+    e.TaskRetryScheduled: _after_retry_scheduled,
+    e.AttemptEnded: _after_attempt_ended,
+    e.AgentLost: _after_agent_lost,
+    e.AgentReady: _after_agent_ready,
+    e.AgentSuspended: _after_agent_ready,
+    e.AgentRemoved: _after_agent_removed,
+    e.NodeLost: _after_node_lost,
+    e.InitCompleted: _after_init_completed,
+    e.ScaleStarted: _after_scale_started,
+    e.ShutdownStarted: _after_shutdown_started,
+}
+"""Events that are not here have no consequences inside the core."""

@@ -1,0 +1,112 @@
+"""What has to be done outside because of an event: orders to drivers, as values.
+
+An effect is started only after its event is in the ledger. Each is idempotent by what it names (an attempt's number, an agent's slot), and `seq` says
+which event asked for it. None has to be remembered: after a crash, comparing the state with what the nodes have yields them again (`engine.reconcile`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from orchestra.core import events as e
+from orchestra.core.model import NodeStatus
+from orchestra.core.state import State
+from orchestra.ids import AgentId, NodeId, TaskId
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """Base of all effects."""
+
+    seq: int
+
+
+class NodeEffect(Effect, frozen=True):
+    """Base of what is done on one node."""
+
+    node: NodeId
+
+
+class OpenAgents(NodeEffect, frozen=True):
+    """Make windows with workers for these slots, where there are none."""
+
+    agents: tuple[AgentId, ...]
+
+
+class CloseAgent(NodeEffect, frozen=True):
+    """Let the slot's worker leave when it is idle (`now`: stop what it has first), then remove its window."""
+
+    agent: AgentId
+    now: bool
+
+
+class RemoveWindow(NodeEffect, frozen=True):
+    """The slot is gone: so is its window."""
+
+    agent: AgentId
+
+
+class StartAttempt(NodeEffect, frozen=True):
+    agent: AgentId
+    task: TaskId
+    attempt: int
+
+
+class StopAttempt(NodeEffect, frozen=True):
+    agent: AgentId
+    task: TaskId
+    attempt: int
+    reason: str
+
+
+class ReapAttempt(NodeEffect, frozen=True):
+    """End whatever a dead worker left of the attempt, and say so in the journal."""
+
+    task: TaskId
+    attempt: int
+
+
+class KeepResult(Effect, frozen=True):
+    """Write the task's result files for people and programs."""
+
+    task: TaskId
+
+
+class Finish(Effect, frozen=True):
+    """The orchestra has ended: close all windows and stop the coordinator."""
+
+
+def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
+    """Returns the effects of an event; `state` is the state after its append."""
+    match event:
+        case e.AttemptAssigned(task, attempt, agent):
+            return (StartAttempt(seq, _node_of(state, task, attempt), agent, task, attempt),)
+        case e.AttemptStopRequested(task, attempt, reason):
+            owner = state.tasks[task].attempts[attempt - 1]
+            return (StopAttempt(seq, owner.node, owner.agent, task, attempt, reason),)
+        case e.AttemptLostSight(task, attempt):
+            node = _node_of(state, task, attempt)
+            return (ReapAttempt(seq, node, task, attempt),) if state.nodes[node].status is NodeStatus.READY else ()
+        case e.TaskCompleted(task) | e.TaskFailed(task) | e.TaskCancelled(task):
+            return (KeepResult(seq, task),)
+        case e.AgentAdded(agent):
+            return (OpenAgents(seq, agent.node, (agent.id,)),)
+        case e.AgentLost(agent_id) | e.AgentRestarted(agent_id):
+            agent_state = state.agents.get(agent_id)
+            if agent_state is None:
+                return ()
+            node = agent_state.spec.node
+            close = (CloseAgent(seq, node, agent_id, now=True),) if isinstance(event, e.AgentRestarted) else ()
+            return (*close, OpenAgents(seq, node, (agent_id,)))
+        case e.AgentDraining(agent_id):
+            draining = state.agents.get(agent_id)
+            return (CloseAgent(seq, draining.spec.node, agent_id, now=False),) if draining else ()
+        case e.AgentRemoved(agent_id, node):
+            return (RemoveWindow(seq, node, agent_id),)
+        case e.Terminated():
+            return (Finish(seq),)
+        case _:
+            return ()
+
+
+def _node_of(state: State, task: TaskId, attempt: int) -> NodeId:
+    return state.tasks[task].attempts[attempt - 1].node

@@ -1,0 +1,310 @@
+"""What happened: the alphabet of the ledger, in the past tense.
+
+An event is a fact with everything needed to fold it; nothing is looked up again. Changing the meaning or a field of one needs a new version
+number in `orchestra.codec.events`, an upcaster, and a golden file.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from orchestra.core.model import AgentSpec, NodeSpec, Outcome, PlanStatus, TaskSpec, Worker
+from orchestra.ids import AgentId, NodeId, PlanId, TaskId
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag=True):
+    """Base of all events; the tag is the class name."""
+
+
+# --- orchestra -------------------------------------------------------------------------------------------------------
+
+
+class CoordinatorStarted(Event, frozen=True):
+    """A coordinator took the lead. `term` is its fencing number."""
+
+    term: int
+    pid: int
+    host: str
+    version: str
+
+
+class InitStarted(Event, frozen=True):
+    name: str
+    phase: int | None = None
+    """1 to 3 if a preset was asked for."""
+
+
+class InitCompleted(Event, frozen=True):
+    agents: int
+
+
+class InitFailed(Event, frozen=True):
+    reason: str
+
+
+class WorkBegan(Event, frozen=True):
+    """The first task since the orchestra was ready."""
+
+
+class ScaleStarted(Event, frozen=True):
+    target: int
+    strategy: str
+
+
+class ScaleCompleted(Event, frozen=True):
+    agents: int
+
+
+class ShutdownStarted(Event, frozen=True):
+    drain: bool
+    """Queued tasks are still worked off, else only running ones are waited for."""
+    graceful: bool
+    """Running attempts may finish, else they are stopped."""
+    deadline_ms: int
+    """Ledger time after which what still runs is stopped."""
+
+
+class Terminated(Event, frozen=True):
+    pass
+
+
+# --- nodes and agents ------------------------------------------------------------------------------------------------
+
+
+class NodeAdded(Event, frozen=True):
+    node: NodeSpec
+
+
+class NodeConnected(Event, frozen=True):
+    node: NodeId
+    boot: str
+    session: str
+    """Name of its tmux session."""
+
+
+class NodeLost(Event, frozen=True):
+    node: NodeId
+    reason: str
+
+
+class JournalRead(Event, frozen=True):
+    """Everything in the node's journal before `offset` has been turned into the events of this and earlier appends."""
+
+    node: NodeId
+    offset: int
+
+
+class AgentAdded(Event, frozen=True):
+    agent: AgentSpec
+
+
+class AgentReady(Event, frozen=True):
+    agent: AgentId
+    worker: Worker
+
+
+class AgentLost(Event, frozen=True):
+    """Its worker is gone; a new one is wanted."""
+
+    agent: AgentId
+    reason: str
+
+
+class AgentSuspended(Event, frozen=True):
+    """Its worker fell too often in a row."""
+
+    agent: AgentId
+    reason: str
+
+
+class AgentRestarted(Event, frozen=True):
+    """Somebody asked for a new worker."""
+
+    agent: AgentId
+
+
+class AgentDraining(Event, frozen=True):
+    agent: AgentId
+
+
+class AgentRemoved(Event, frozen=True):
+    agent: AgentId
+    node: NodeId
+
+
+# --- plans and tasks -------------------------------------------------------------------------------------------------
+
+
+class PlanSubmitted(Event, frozen=True):
+    plan: PlanId
+    name: str
+    digest: str
+    """SHA-256 of the plan's content; tells on resume whether it is the same plan."""
+    source: str = ""
+    tasks: int = 0
+
+
+class PlanClosed(Event, frozen=True):
+    """All its tasks are over."""
+
+    plan: PlanId
+    status: PlanStatus
+
+
+class PlanReopened(Event, frozen=True):
+    """A task of it was revived."""
+
+    plan: PlanId
+
+
+class TaskSubmitted(Event, frozen=True):
+    spec: TaskSpec
+
+
+class TaskQueued(Event, frozen=True):
+    """Every need is met (and any wait is over)."""
+
+    task: TaskId
+
+
+class TaskRetryScheduled(Event, frozen=True):
+    task: TaskId
+    ready_ms: int
+    """Ledger time at which it is queued again."""
+    reason: str
+
+
+class TaskCompleted(Event, frozen=True):
+    task: TaskId
+    attempt: int
+    """The attempt whose result counts."""
+
+
+class TaskFailed(Event, frozen=True):
+    task: TaskId
+    reason: str
+
+
+class TaskCancelRequested(Event, frozen=True):
+    """Its attempts are being stopped."""
+
+    task: TaskId
+    reason: str
+
+
+class TaskCancelled(Event, frozen=True):
+    task: TaskId
+    reason: str
+    blocked_by: TaskId | None = None
+    """The need that failed, if that is why."""
+
+
+class TaskRevived(Event, frozen=True):
+    task: TaskId
+
+
+# --- attempts --------------------------------------------------------------------------------------------------------
+
+
+class AttemptAssigned(Event, frozen=True):
+    task: TaskId
+    attempt: int
+    agent: AgentId
+
+
+class AttemptStarted(Event, frozen=True):
+    task: TaskId
+    attempt: int
+    pid: int
+    start: int
+
+
+class AttemptVerifying(Event, frozen=True):
+    task: TaskId
+    attempt: int
+
+
+class AttemptLostSight(Event, frozen=True):
+    task: TaskId
+    attempt: int
+    reason: str
+
+
+class AttemptSighted(Event, frozen=True):
+    task: TaskId
+    attempt: int
+
+
+class AttemptStopRequested(Event, frozen=True):
+    """Written before the stop is sent, so that a death on purpose is never taken for a failure."""
+
+    task: TaskId
+    attempt: int
+    reason: str
+
+
+class AttemptEnded(Event, frozen=True):
+    task: TaskId
+    attempt: int
+    outcome: Outcome
+
+
+class StaleResultRecorded(Event, frozen=True):
+    """A result came for an attempt that is not current any more. Kept as evidence; changes nothing."""
+
+    task: TaskId
+    attempt: int
+    outcome: Outcome
+
+
+class CommandAnswered(Event, frozen=True):
+    """A request from outside was answered; the same id gets the same answer for ever."""
+
+    command: str
+    digest: str
+    response: str
+    """JSON."""
+
+
+AnyEvent = (
+    CoordinatorStarted
+    | InitStarted
+    | InitCompleted
+    | InitFailed
+    | WorkBegan
+    | ScaleStarted
+    | ScaleCompleted
+    | ShutdownStarted
+    | Terminated
+    | NodeAdded
+    | NodeConnected
+    | NodeLost
+    | JournalRead
+    | AgentAdded
+    | AgentReady
+    | AgentLost
+    | AgentSuspended
+    | AgentRestarted
+    | AgentDraining
+    | AgentRemoved
+    | PlanSubmitted
+    | PlanClosed
+    | PlanReopened
+    | TaskSubmitted
+    | TaskQueued
+    | TaskRetryScheduled
+    | TaskCompleted
+    | TaskFailed
+    | TaskCancelRequested
+    | TaskCancelled
+    | TaskRevived
+    | AttemptAssigned
+    | AttemptStarted
+    | AttemptVerifying
+    | AttemptLostSight
+    | AttemptSighted
+    | AttemptStopRequested
+    | AttemptEnded
+    | StaleResultRecorded
+    | CommandAnswered
+)

@@ -1,0 +1,410 @@
+"""The only fold: what each event does to the state, live and on replay.
+
+Rules of this file: total (every event of `AnyEvent` has an entry in `FOLDS`, a test sees to it), no decisions, no lookups outside the state.
+The state is changed in place, because a million events have to be folded in seconds; nobody else changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from orchestra.core import events as e
+from orchestra.core import transitions as t
+from orchestra.core.model import OutcomeKind, TaskStatus
+from orchestra.core.state import (
+    AgentState,
+    Answer,
+    AttemptState,
+    NodeState,
+    PlanState,
+    Shutdown,
+    State,
+    TaskState,
+    duration_key,
+)
+from orchestra.errors import InvariantBroken
+from orchestra.ids import TaskId
+
+ANSWERS_MAX: Final = 10_000
+"""Answers kept for repeated command ids; the oldest go first. A parent that repeats a command does so within minutes."""
+
+
+def evolve(state: State, event: e.Event, seq: int, at_ms: int) -> None:
+    """Folds one event into the state.
+
+    Raises:
+        InvariantBroken: The event cannot follow what came before it.
+    """
+    if seq != state.seq + 1:
+        raise InvariantBroken(f"event {seq} cannot follow event {state.seq}")
+    FOLDS[type(event)](state, event, at_ms)
+    state.seq = seq
+    state.at_ms = at_ms
+
+
+# --- orchestra -------------------------------------------------------------------------------------------------------
+
+
+def _coordinator_started(s: State, ev: e.CoordinatorStarted, at: int) -> None:
+    s.term = ev.term
+
+
+def _init_started(s: State, ev: e.InitStarted, at: int) -> None:
+    s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
+    s.name, s.phase, s.started_ms, s.reason, s.shutdown = ev.name, ev.phase, at, "", None
+
+
+def _init_completed(s: State, ev: e.InitCompleted, at: int) -> None:
+    s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
+
+
+def _init_failed(s: State, ev: e.InitFailed, at: int) -> None:
+    s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
+    s.reason = ev.reason
+
+
+def _work_began(s: State, ev: e.WorkBegan, at: int) -> None:
+    s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
+
+
+def _scale_started(s: State, ev: e.ScaleStarted, at: int) -> None:
+    s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
+    s.scale_target = ev.target
+
+
+def _scale_completed(s: State, ev: e.ScaleCompleted, at: int) -> None:
+    s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
+
+
+def _shutdown_started(s: State, ev: e.ShutdownStarted, at: int) -> None:
+    s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
+    s.shutdown = Shutdown(ev.drain, ev.graceful, ev.deadline_ms)
+
+
+def _terminated(s: State, ev: e.Terminated, at: int) -> None:
+    s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
+    s.shutdown = None
+    s.agents.clear()
+
+
+# --- nodes and agents ------------------------------------------------------------------------------------------------
+
+
+def _node_added(s: State, ev: e.NodeAdded, at: int) -> None:
+    known = s.nodes.get(ev.node.id)
+    if known is None:
+        s.nodes[ev.node.id] = NodeState(ev.node, since_ms=at)
+    else:
+        known.spec = ev.node
+
+
+def _node_connected(s: State, ev: e.NodeConnected, at: int) -> None:
+    node = s.nodes[ev.node]
+    node.status = t.move(t.NODE, node.status, ev)
+    node.boot, node.session, node.reason, node.since_ms = ev.boot, ev.session, "", at
+
+
+def _node_lost(s: State, ev: e.NodeLost, at: int) -> None:
+    node = s.nodes[ev.node]
+    node.status = t.move(t.NODE, node.status, ev)
+    node.reason, node.since_ms = ev.reason, at
+    for agent in s.agents_on(ev.node):
+        agent.status = t.move(t.AGENT, agent.status, ev)
+        agent.since_ms = at
+
+
+def _journal_read(s: State, ev: e.JournalRead, at: int) -> None:
+    s.nodes[ev.node].journal_offset = ev.offset
+
+
+def _agent_added(s: State, ev: e.AgentAdded, at: int) -> None:
+    s.agents[ev.agent.id] = AgentState(ev.agent, since_ms=at)
+
+
+def _agent_ready(s: State, ev: e.AgentReady, at: int) -> None:
+    agent = s.agents[ev.agent]
+    agent.status = t.move(t.AGENT, agent.status, ev)
+    if agent.status is t.G.IDLE and agent.task is not None:
+        agent.status = t.G.BUSY  # found again with its attempt still in hand
+    agent.worker, agent.since_ms, agent.reason = ev.worker, at, ""
+
+
+def _agent_lost(s: State, ev: e.AgentLost, at: int) -> None:
+    agent = s.agents[ev.agent]
+    agent.status = t.move(t.AGENT, agent.status, ev)
+    agent.worker, agent.since_ms, agent.reason = None, at, ev.reason
+    agent.falls += 1
+
+
+def _agent_suspended(s: State, ev: e.AgentSuspended, at: int) -> None:
+    agent = s.agents[ev.agent]
+    agent.status = t.move(t.AGENT, agent.status, ev)
+    agent.since_ms, agent.reason = at, ev.reason
+
+
+def _agent_restarted(s: State, ev: e.AgentRestarted, at: int) -> None:
+    agent = s.agents[ev.agent]
+    agent.status = t.move(t.AGENT, agent.status, ev)
+    agent.since_ms, agent.falls, agent.reason = at, 0, ""
+
+
+def _agent_draining(s: State, ev: e.AgentDraining, at: int) -> None:
+    agent = s.agents[ev.agent]
+    agent.status = t.move(t.AGENT, agent.status, ev)
+    agent.since_ms = at
+
+
+def _agent_removed(s: State, ev: e.AgentRemoved, at: int) -> None:
+    del s.agents[ev.agent]
+
+
+# --- plans and tasks -------------------------------------------------------------------------------------------------
+
+
+def _plan_submitted(s: State, ev: e.PlanSubmitted, at: int) -> None:
+    s.plans[ev.plan] = PlanState(ev.plan, ev.name, ev.digest, at, source=ev.source)
+
+
+def _plan_closed(s: State, ev: e.PlanClosed, at: int) -> None:
+    plan = s.plans[ev.plan]
+    t.move(t.PLAN, plan.status, ev)
+    plan.status, plan.closed_ms = ev.status, at
+
+
+def _plan_reopened(s: State, ev: e.PlanReopened, at: int) -> None:
+    plan = s.plans[ev.plan]
+    plan.status = t.move(t.PLAN, plan.status, ev)
+    plan.closed_ms = 0
+
+
+def _task_submitted(s: State, ev: e.TaskSubmitted, at: int) -> None:
+    spec = ev.spec
+    task = s.tasks[spec.id] = TaskState(spec, at)
+    for need in spec.needs:
+        provider = s.tasks[need]
+        provider.dependents.append(spec.id)
+        if provider.status is not TaskStatus.COMPLETED:
+            task.unmet += 1
+    if spec.plan is not None:
+        plan = s.plans[spec.plan]
+        plan.tasks.append(spec.id)
+        plan.open += 1
+
+
+def _task_queued(s: State, ev: e.TaskQueued, at: int) -> None:
+    task = s.tasks[ev.task]
+    task.status = t.move(t.TASK, task.status, ev)
+    task.queued_ms, task.round_start = at, len(task.attempts) + 1
+    s.waiting.pop(ev.task, None)
+    s.queued[ev.task] = None
+
+
+def _task_retry_scheduled(s: State, ev: e.TaskRetryScheduled, at: int) -> None:
+    task = s.tasks[ev.task]
+    task.status = t.move(t.TASK, task.status, ev)
+    task.ready_ms, task.reason = ev.ready_ms, ev.reason
+    s.live.pop(ev.task, None)
+    s.waiting[ev.task] = None
+
+
+def _close(s: State, task: TaskState, ev: e.Event, at: int) -> None:
+    task.status = t.move(t.TASK, task.status, ev)
+    task.ended_ms = at
+    for index in (s.queued, s.waiting, s.live):
+        index.pop(task.id, None)
+    if task.spec.plan is not None:
+        s.plans[task.spec.plan].open -= 1
+
+
+def _task_completed(s: State, ev: e.TaskCompleted, at: int) -> None:
+    task = s.tasks[ev.task]
+    _close(s, task, ev, at)
+    task.primary, task.reason = ev.attempt, ""
+    for dependent in task.dependents:
+        s.tasks[dependent].unmet -= 1
+    s.totals.completed += 1
+    outcome = task.result()
+    if outcome is not None:
+        key, ms = duration_key(task.spec), outcome.duration_ms
+        known = s.durations.get(key)
+        s.durations[key] = ms if known is None else (known + ms) // 2
+        s.totals.execution_ms += ms
+
+
+def _task_failed(s: State, ev: e.TaskFailed, at: int) -> None:
+    task = s.tasks[ev.task]
+    _close(s, task, ev, at)
+    task.reason = ev.reason
+    s.totals.failed += 1
+    if task.spec.plan is not None:
+        s.plans[task.spec.plan].failed += 1
+
+
+def _task_cancel_requested(s: State, ev: e.TaskCancelRequested, at: int) -> None:
+    s.tasks[ev.task].cancel_reason = ev.reason
+
+
+def _task_cancelled(s: State, ev: e.TaskCancelled, at: int) -> None:
+    task = s.tasks[ev.task]
+    _close(s, task, ev, at)
+    task.reason, task.blocked_by = ev.reason, ev.blocked_by
+    s.totals.cancelled += 1
+    if task.spec.plan is not None:
+        s.plans[task.spec.plan].cancelled += 1
+
+
+def _task_revived(s: State, ev: e.TaskRevived, at: int) -> None:
+    task = s.tasks[ev.task]
+    was_failed = task.status is TaskStatus.FAILED
+    task.status = t.move(t.TASK, task.status, ev)
+    task.failures = task.losses = task.ended_ms = 0
+    task.reason, task.cancel_reason, task.blocked_by = "", "", None
+    if was_failed:
+        s.totals.failed -= 1
+    else:
+        s.totals.cancelled -= 1
+    if task.spec.plan is not None:
+        plan = s.plans[task.spec.plan]
+        plan.open += 1
+        plan.failed -= was_failed
+        plan.cancelled -= not was_failed
+
+
+# --- attempts --------------------------------------------------------------------------------------------------------
+
+
+def _attempt(s: State, task: TaskId, number: int) -> tuple[TaskState, AttemptState]:
+    owner = s.tasks[task]
+    attempt = owner.attempt(number)
+    if attempt is None:
+        raise InvariantBroken(f"task {task} has no attempt {number}")
+    return owner, attempt
+
+
+def _attempt_assigned(s: State, ev: e.AttemptAssigned, at: int) -> None:
+    task, agent = s.tasks[ev.task], s.agents[ev.agent]
+    if ev.attempt != len(task.attempts) + 1:
+        raise InvariantBroken(f"attempt {ev.attempt} of {ev.task} cannot follow attempt {len(task.attempts)}")
+    task.status = t.move(t.TASK, task.status, ev)
+    agent.status = t.move(t.AGENT, agent.status, ev)
+    agent.task, agent.attempt, agent.since_ms = ev.task, ev.attempt, at
+    task.attempts.append(AttemptState(ev.attempt, ev.agent, agent.spec.node, at))
+    s.totals.attempts += 1
+    s.queued.pop(ev.task, None)
+    s.live[ev.task] = None
+
+
+def _attempt_started(s: State, ev: e.AttemptStarted, at: int) -> None:
+    task, attempt = _attempt(s, ev.task, ev.attempt)
+    task.status = t.move(t.TASK, task.status, ev)
+    attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
+    attempt.started_ms, attempt.pid, attempt.start, attempt.lost_sight_ms = at, ev.pid, ev.start, 0
+    task.started_ms = task.started_ms or at
+
+
+def _attempt_verifying(s: State, ev: e.AttemptVerifying, at: int) -> None:
+    task, attempt = _attempt(s, ev.task, ev.attempt)
+    task.status = t.move(t.TASK, task.status, ev)
+    attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
+    attempt.lost_sight_ms = 0
+
+
+def _attempt_lost_sight(s: State, ev: e.AttemptLostSight, at: int) -> None:
+    task, attempt = _attempt(s, ev.task, ev.attempt)
+    task.status = t.move(t.TASK, task.status, ev)
+    attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
+    attempt.lost_sight_ms = at
+    task.reason = ev.reason
+
+
+def _attempt_sighted(s: State, ev: e.AttemptSighted, at: int) -> None:
+    task, attempt = _attempt(s, ev.task, ev.attempt)
+    task.status = t.move(t.TASK, task.status, ev)
+    attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
+    attempt.lost_sight_ms = 0
+    task.reason = ""
+
+
+def _attempt_stop_requested(s: State, ev: e.AttemptStopRequested, at: int) -> None:
+    _, attempt = _attempt(s, ev.task, ev.attempt)
+    attempt.stop_reason = ev.reason
+
+
+def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
+    task, attempt = _attempt(s, ev.task, ev.attempt)
+    task.status = t.move(t.TASK, task.status, ev)
+    attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
+    attempt.ended_ms, attempt.outcome = at, ev.outcome
+    kind = ev.outcome.kind
+    if kind is OutcomeKind.LOST:
+        task.losses += attempt.started_ms > 0
+    elif kind not in (OutcomeKind.DONE, OutcomeKind.STOPPED):
+        task.failures += 1
+    s.totals.usage = s.totals.usage.plus(ev.outcome.usage)
+    agent = s.agents.get(attempt.agent)
+    if agent is not None and agent.task == ev.task and agent.attempt == ev.attempt:
+        agent.status = t.move(t.AGENT, agent.status, ev)
+        agent.task, agent.attempt, agent.since_ms = None, 0, at
+        agent.busy_ms += at - attempt.assigned_ms
+        if kind is OutcomeKind.DONE:
+            agent.completed += 1
+        elif kind is not OutcomeKind.STOPPED:
+            agent.failed += 1
+        if kind is not OutcomeKind.LOST:
+            agent.falls = 0
+
+
+def _stale_result_recorded(s: State, ev: e.StaleResultRecorded, at: int) -> None:
+    s.totals.stale += 1
+
+
+def _command_answered(s: State, ev: e.CommandAnswered, at: int) -> None:
+    s.answers[ev.command] = Answer(ev.digest, ev.response)
+    while len(s.answers) > ANSWERS_MAX:
+        del s.answers[next(iter(s.answers))]
+
+
+FOLDS: Final[dict[type[e.Event], Callable[[State, Any, int], None]]] = {
+    e.CoordinatorStarted: _coordinator_started,
+    e.InitStarted: _init_started,
+    e.InitCompleted: _init_completed,
+    e.InitFailed: _init_failed,
+    e.WorkBegan: _work_began,
+    e.ScaleStarted: _scale_started,
+    e.ScaleCompleted: _scale_completed,
+    e.ShutdownStarted: _shutdown_started,
+    e.Terminated: _terminated,
+    e.NodeAdded: _node_added,
+    e.NodeConnected: _node_connected,
+    e.NodeLost: _node_lost,
+    e.JournalRead: _journal_read,
+    e.AgentAdded: _agent_added,
+    e.AgentReady: _agent_ready,
+    e.AgentLost: _agent_lost,
+    e.AgentSuspended: _agent_suspended,
+    e.AgentRestarted: _agent_restarted,
+    e.AgentDraining: _agent_draining,
+    e.AgentRemoved: _agent_removed,
+    e.PlanSubmitted: _plan_submitted,
+    e.PlanClosed: _plan_closed,
+    e.PlanReopened: _plan_reopened,
+    e.TaskSubmitted: _task_submitted,
+    e.TaskQueued: _task_queued,
+    e.TaskRetryScheduled: _task_retry_scheduled,
+    e.TaskCompleted: _task_completed,
+    e.TaskFailed: _task_failed,
+    e.TaskCancelRequested: _task_cancel_requested,
+    e.TaskCancelled: _task_cancelled,
+    e.TaskRevived: _task_revived,
+    e.AttemptAssigned: _attempt_assigned,
+    e.AttemptStarted: _attempt_started,
+    e.AttemptVerifying: _attempt_verifying,
+    e.AttemptLostSight: _attempt_lost_sight,
+    e.AttemptSighted: _attempt_sighted,
+    e.AttemptStopRequested: _attempt_stop_requested,
+    e.AttemptEnded: _attempt_ended,
+    e.StaleResultRecorded: _stale_result_recorded,
+    e.CommandAnswered: _command_answered,
+}
+"""`Any` here stands for "the event class of the key"; Python's type system cannot say so."""

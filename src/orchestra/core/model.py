@@ -1,0 +1,290 @@
+"""The records that commands and events are made of: what a task is, what an attempt came to, what an agent is.
+
+All are frozen and hold plain values only, so that one codec serves the ledger, the socket and the files.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+
+import msgspec
+
+from orchestra.ids import AgentId, NodeId, PlanId, TaskId
+
+RETRIES_DEFAULT = 3
+TIMEOUT_DEFAULT_MS = 3_600_000
+ESTIMATE_DEFAULT_MS = 60_000
+BACKOFF_DEFAULT_MS = 60_000
+BACKOFF_MAX_DEFAULT_MS = 3_600_000
+CHECK_TIMEOUT_DEFAULT_MS = 600_000
+REPLICAS_MAX = 200
+ANY_KIND = "any"
+"""Kind of an agent slot that takes tasks of every kind."""
+
+
+class Priority(IntEnum):
+    """Urgency of a task; the smaller number goes first."""
+
+    CRITICAL = 1
+    HIGH = 2
+    NORMAL = 3
+    LOW = 4
+
+
+class Strategy(Enum):
+    """How an agent is chosen among the free ones."""
+
+    PRIORITY = "priority"
+    ROUND_ROBIN = "round-robin"
+    LOAD_BASED = "load-based"
+    WEIGHTED = "weighted"
+    AFFINITY = "affinity"
+
+
+class Lifecycle(Enum):
+    """State of the orchestra as a whole."""
+
+    UNINITIALIZED = "uninitialized"
+    INITIALIZING = "initializing"
+    READY = "ready"
+    RUNNING = "running"
+    SCALING = "scaling"
+    DRAINING = "draining"
+    TERMINATED = "terminated"
+    FAILED = "failed"
+
+
+class NodeStatus(Enum):
+    """What we know of a node. LOST is a statement about our sight, not about the node."""
+
+    ADDED = "added"
+    READY = "ready"
+    LOST = "lost"
+
+
+class AgentStatus(Enum):
+    """State of an agent slot."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    ERROR = "error"
+    """Its worker fell too often; it is left alone until it is restarted."""
+    OFFLINE = "offline"
+    """Its worker or node is out of sight."""
+    DRAINING = "draining"
+    """It finishes what it has and is then removed."""
+
+
+class TaskStatus(Enum):
+    """State of a task."""
+
+    PENDING = "pending"
+    QUEUED = "queued"
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    VERIFYING = "verifying"
+    UNKNOWN = "unknown"
+    """We lost sight of its attempt: neither dead nor done."""
+    RETRY_WAIT = "retry_wait"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class AttemptStatus(Enum):
+    """State of one execution."""
+
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    VERIFYING = "verifying"
+    UNKNOWN = "unknown"
+    ENDED = "ended"
+
+
+class PlanStatus(Enum):
+    """State of a plan."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class OutcomeKind(Enum):
+    """How an attempt ended, by whose doing."""
+
+    DONE = "done"
+    """The agent succeeded and every check passed."""
+    UNVERIFIED = "unverified"
+    """The agent said done, but a check failed."""
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    REFUSED = "refused"
+    """The order could not be carried out at all."""
+    STOPPED = "stopped"
+    """Ended on our order: cancelled, or superseded by a better replica."""
+    LOST = "lost"
+    """The worker died with it; whatever was left was ended."""
+
+
+TASK_TERMINAL = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
+TASK_LIVE = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.VERIFYING, TaskStatus.UNKNOWN)
+
+
+class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an agent is given to do: `command` is a shell script, `code` a program with a language, `analysis` a prompt."""
+
+    type: str
+    content: str
+    language: str = ""
+
+
+class Check(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A success criterion in a form that can be run. Passed means: exit code 0 before the timeout."""
+
+    name: str
+    argv: tuple[str, ...]
+    timeout_ms: int = CHECK_TIMEOUT_DEFAULT_MS
+
+
+class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Resource limits an agent's processes really run under; 0 means none."""
+
+    memory_bytes: int = 0
+    cpu_seconds: int = 0
+    open_files: int = 0
+    processes: int = 0
+    nice: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an attempt consumed of a model API, as the agent reported it."""
+
+    requests: int = 0
+    tokens_input: int = 0
+    tokens_output: int = 0
+    tokens_cache_read: int = 0
+    tokens_cache_write: int = 0
+    cost_usd_micros: int = 0
+
+    def plus(self, other: Usage) -> Usage:
+        """Returns the sum, field by field."""
+        return Usage(
+            self.requests + other.requests,
+            self.tokens_input + other.tokens_input,
+            self.tokens_output + other.tokens_output,
+            self.tokens_cache_read + other.tokens_cache_read,
+            self.tokens_cache_write + other.tokens_cache_write,
+            self.cost_usd_micros + other.cost_usd_micros,
+        )
+
+
+class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Everything a task was submitted with. Durations in milliseconds, money in micro-dollars."""
+
+    id: TaskId
+    description: str
+    payload: Payload
+    kind: str = "shell"
+    """Agent kind that has to run it."""
+    plan: PlanId | None = None
+    category: str = "coding"
+    priority: Priority = Priority.NORMAL
+    strategy: Strategy = Strategy.PRIORITY
+    replicas: int = 1
+    """How many attempts run in parallel; the best verified one wins."""
+    needs: tuple[TaskId, ...] = ()
+    retries: int = RETRIES_DEFAULT
+    backoff_ms: int = BACKOFF_DEFAULT_MS
+    """Wait before retry n is `2**(n-1)` times this, at most `backoff_max_ms`."""
+    backoff_max_ms: int = BACKOFF_MAX_DEFAULT_MS
+    estimate_ms: int = ESTIMATE_DEFAULT_MS
+    timeout_ms: int = TIMEOUT_DEFAULT_MS
+    cost_usd_micros_max: int = 0
+    """Hard stop of the task's model cost; 0 means none."""
+    criteria: tuple[str, ...] = ()
+    """The success criteria as they were written."""
+    checks: tuple[Check, ...] = ()
+    """The same in a form that is executed."""
+    requirements: str = "{}"
+    """JSON object, as submitted; handed to the agent."""
+    files: tuple[str, ...] = ()
+    """Paths the task says it may touch, relative to the workspace."""
+    workspace: str = ""
+    """Absolute folder the task runs in; empty means a private folder of the attempt."""
+    stdin: str = ""
+    """`pane`, `none`, or empty for what the kind prefers."""
+    affinity: str = ""
+    """Tasks with the same key prefer the same agent."""
+    node: NodeId | None = None
+    """Pins the task to one node."""
+    env: dict[str, str] = {}
+    limits: Limits = Limits()
+    submitted_by: str = ""
+
+
+class AgentSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One slot of the fleet."""
+
+    id: AgentId
+    node: NodeId
+    kind: str = ANY_KIND
+    name: str = ""
+    """Label a person knows it by (`CCG-1`), or empty."""
+    weight: int = 100
+    """Capability in percent of an ordinary agent; the most capable free agent gets the longest remaining path."""
+    category: str = ""
+    """Category it is meant for; empty for all."""
+
+
+class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One machine of the fleet; `host` is empty for this machine."""
+
+    id: NodeId
+    host: str = ""
+    ssh_user: str = ""
+    max_agents: int = 200
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """Identity of a worker process: pid and kernel start time tell it from any later process with its pid."""
+
+    pid: int
+    start: int
+
+
+class CheckResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What running one check came to."""
+
+    name: str
+    passed: bool
+    code: int | None = None
+    reason: str = ""
+    duration_ms: int = 0
+    tail: tuple[str, ...] = ()
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How an attempt ended and what it left, as far as the ledger keeps it. Logs stay in the attempt's folder."""
+
+    kind: OutcomeKind
+    reason: str = ""
+    """One sentence for people, empty when done."""
+    code: int | None = None
+    signal: int | None = None
+    duration_ms: int = 0
+    checks: tuple[CheckResult, ...] = ()
+    tail: tuple[str, ...] = ()
+    """Last lines of the output; kept only where it did not end well."""
+    usage: Usage = Usage()
+    rss_bytes_max: int = 0
+    cpu_ms: int = 0
+    session: str = ""
+    """The agent CLI's own session id, for resuming."""
+    summary: str = ""
+    """Final words of the agent, bounded."""
+    output_files: tuple[str, ...] = ()
+    metrics: dict[str, float] = {}
+    """Figures read from the checks: tests_passed, tests_failed, coverage_percent, linter_errors."""

@@ -1,0 +1,280 @@
+"""What the orchestra knows: the fold of its ledger.
+
+Only `evolve` changes these records. Everything is a plain value in insertion order, so that two folds of the same ledger are equal byte for
+byte and a snapshot is the encoded state. `queued`, `waiting` and `live` are indexes over `tasks`, kept here because they follow from the
+same events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from orchestra.core.model import (
+    TASK_TERMINAL,
+    AgentSpec,
+    AgentStatus,
+    AttemptStatus,
+    Lifecycle,
+    NodeSpec,
+    NodeStatus,
+    Outcome,
+    OutcomeKind,
+    PlanStatus,
+    TaskSpec,
+    TaskStatus,
+    Usage,
+    Worker,
+)
+from orchestra.errors import NotFound
+from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
+
+STATE_FORMAT = 1
+"""Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
+
+
+class AttemptState(msgspec.Struct, omit_defaults=True):
+    """One execution of a task."""
+
+    number: int
+    agent: AgentId
+    node: NodeId
+    assigned_ms: int
+    status: AttemptStatus = AttemptStatus.ASSIGNED
+    started_ms: int = 0
+    ended_ms: int = 0
+    lost_sight_ms: int = 0
+    pid: int = 0
+    start: int = 0
+    stop_reason: str = ""
+    outcome: Outcome | None = None
+
+    @property
+    def live(self) -> bool:
+        return self.status is not AttemptStatus.ENDED
+
+
+class TaskState(msgspec.Struct, omit_defaults=True):
+    """One task and all its attempts."""
+
+    spec: TaskSpec
+    submitted_ms: int
+    status: TaskStatus = TaskStatus.PENDING
+    unmet: int = 0
+    """Needs that have not COMPLETED."""
+    dependents: list[TaskId] = []
+    attempts: list[AttemptState] = []
+    round_start: int = 1
+    """Number of the first attempt since it was last queued."""
+    failures: int = 0
+    losses: int = 0
+    queued_ms: int = 0
+    ready_ms: int = 0
+    started_ms: int = 0
+    ended_ms: int = 0
+    primary: int = 0
+    """The attempt whose result counts; 0 while there is none."""
+    reason: str = ""
+    blocked_by: TaskId | None = None
+    cancel_reason: str = ""
+
+    @property
+    def id(self) -> TaskId:
+        return self.spec.id
+
+    @property
+    def over(self) -> bool:
+        return self.status in TASK_TERMINAL
+
+    def live_attempts(self) -> list[AttemptState]:
+        """Returns the attempts that have not ended, oldest first."""
+        return [attempt for attempt in self.attempts if attempt.live]
+
+    def attempt(self, number: int) -> AttemptState | None:
+        """Returns the attempt with that number, or None. Numbers are dense from 1."""
+        return self.attempts[number - 1] if 0 < number <= len(self.attempts) else None
+
+    def result(self) -> Outcome | None:
+        """Returns the outcome that counts: the primary attempt's, else the last one that ended."""
+        if self.primary:
+            return self.attempts[self.primary - 1].outcome
+        return next((attempt.outcome for attempt in reversed(self.attempts) if attempt.outcome), None)
+
+
+class AgentState(msgspec.Struct, omit_defaults=True):
+    """One slot."""
+
+    spec: AgentSpec
+    status: AgentStatus = AgentStatus.STARTING
+    since_ms: int = 0
+    worker: Worker | None = None
+    task: TaskId | None = None
+    attempt: int = 0
+    falls: int = 0
+    """Workers lost in a row without a finished attempt between."""
+    completed: int = 0
+    failed: int = 0
+    busy_ms: int = 0
+    reason: str = ""
+
+    @property
+    def id(self) -> AgentId:
+        return self.spec.id
+
+
+class NodeState(msgspec.Struct, omit_defaults=True):
+    """One machine."""
+
+    spec: NodeSpec
+    status: NodeStatus = NodeStatus.ADDED
+    boot: str = ""
+    session: str = ""
+    journal_offset: int = 0
+    since_ms: int = 0
+    reason: str = ""
+
+
+class PlanState(msgspec.Struct, omit_defaults=True):
+    """One submitted plan."""
+
+    id: PlanId
+    name: str
+    digest: str
+    submitted_ms: int
+    source: str = ""
+    status: PlanStatus = PlanStatus.RUNNING
+    tasks: list[TaskId] = []
+    open: int = 0
+    """Tasks that are not over."""
+    failed: int = 0
+    cancelled: int = 0
+    closed_ms: int = 0
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a command id was answered, and the digest of what it asked."""
+
+    digest: str
+    response: str
+
+
+class Shutdown(msgspec.Struct, frozen=True):
+    """A shutdown in progress."""
+
+    drain: bool
+    graceful: bool
+    deadline_ms: int
+
+
+class Totals(msgspec.Struct, omit_defaults=True):
+    """Running counts, so that a status of a million tasks costs nothing."""
+
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    attempts: int = 0
+    stale: int = 0
+    execution_ms: int = 0
+    usage: Usage = Usage()
+
+
+class State(msgspec.Struct, omit_defaults=True):
+    """Everything, folded."""
+
+    seq: int = 0
+    at_ms: int = 0
+    """Ledger time of the last event."""
+    term: int = 0
+    name: str = ""
+    lifecycle: Lifecycle = Lifecycle.UNINITIALIZED
+    phase: int | None = None
+    started_ms: int = 0
+    """Ledger time the orchestra was last initialised at."""
+    reason: str = ""
+    scale_target: int = 0
+    shutdown: Shutdown | None = None
+    nodes: dict[NodeId, NodeState] = {}
+    agents: dict[AgentId, AgentState] = {}
+    plans: dict[PlanId, PlanState] = {}
+    tasks: dict[TaskId, TaskState] = {}
+    queued: dict[TaskId, None] = {}
+    waiting: dict[TaskId, None] = {}
+    live: dict[TaskId, None] = {}
+    answers: dict[str, Answer] = {}
+    durations: dict[str, int] = {}
+    """Measured execution time in milliseconds, smoothed, by `plan name/task name`."""
+    totals: Totals = msgspec.field(default_factory=Totals)
+
+    def node(self, node: NodeId) -> NodeState:
+        """Returns the node. Raises NotFound."""
+        found = self.nodes.get(node)
+        if found is None:
+            raise NotFound(f"there is no node {node!r}", field="node", hint="`orchestra status --scope node` lists them")
+        return found
+
+    def agent(self, agent: AgentId) -> AgentState:
+        """Returns the agent. Raises NotFound."""
+        found = self.agents.get(agent)
+        if found is None:
+            raise NotFound(f"there is no agent #{agent}", field="agent", hint="`orchestra agent list` lists them")
+        return found
+
+    def task(self, task: TaskId) -> TaskState:
+        """Returns the task. Raises NotFound."""
+        found = self.tasks.get(task)
+        if found is None:
+            raise NotFound(f"there is no task {task!r}", field="task_id", hint="`orchestra task list` lists them")
+        return found
+
+    def plan(self, plan: PlanId) -> PlanState:
+        """Returns the plan. Raises NotFound."""
+        found = self.plans.get(plan)
+        if found is None:
+            raise NotFound(f"there is no plan {plan!r}", field="plan", hint="`orchestra status` lists them")
+        return found
+
+    def live_attempts(self) -> Iterator[tuple[AttemptId, AttemptState]]:
+        """Yields every attempt that has not ended."""
+        for task in self.live:
+            for attempt in self.tasks[task].live_attempts():
+                yield AttemptId(task, attempt.number), attempt
+
+    def agents_on(self, node: NodeId) -> list[AgentState]:
+        """Returns the slots of one node, by number."""
+        return [agent for agent in self.agents.values() if agent.spec.node == node]
+
+
+def duration_key(spec: TaskSpec) -> str:
+    """Returns the key measured times are kept under: stable over runs of the same plan, so that they teach the next one."""
+    return spec.id.rpartition("/")[2] if spec.plan is None else f"{plan_name(spec.plan)}/{spec.id.rpartition('/')[2]}"
+
+
+def plan_name(plan: PlanId) -> str:
+    """Returns the name a plan id was made from: `level6.3` is the third run of `level6`."""
+    head, dot, tail = plan.rpartition(".")
+    return head if dot and tail.isdigit() else plan
+
+
+def better(a: AttemptState, b: AttemptState) -> bool:
+    """Tells whether replica `a` beats `b`.
+
+    The rule: verified beats unverified; then the most checks passed, the fewest failed tests, the lower cost, the shorter run, the lower number.
+    """
+    return _merit(a) < _merit(b)
+
+
+def _merit(attempt: AttemptState) -> tuple[bool, int, float, int, int, int]:
+    outcome = attempt.outcome
+    if outcome is None:
+        return (True, 0, 0.0, 0, 0, attempt.number)
+    passed = sum(check.passed for check in outcome.checks)
+    failed_tests = outcome.metrics.get("tests_failed", 0.0)
+    return (
+        outcome.kind is not OutcomeKind.DONE,
+        -passed,
+        failed_tests,
+        outcome.usage.cost_usd_micros,
+        outcome.duration_ms,
+        attempt.number,
+    )

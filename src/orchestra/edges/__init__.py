@@ -1,0 +1,1 @@
+"""The interfaces: each parses, calls one use case, and renders. They decide nothing."""

@@ -1,0 +1,77 @@
+"""How a command reaches the orchestra: the functions it takes from bootstrap, as a Protocol so that a test can stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from orchestra.usecases import UseCases
+from orchestra.views import EventView, HealthCheck
+
+if TYPE_CHECKING:
+    from orchestra.ledgers.care import RepairPlan, VerifyReport
+    from orchestra.settings import Settings
+
+
+class Hosted(Protocol):
+    """A coordinator in this process."""
+
+    @property
+    def use_cases(self) -> UseCases: ...
+
+    async def wait_ended(self) -> None:
+        """Returns when the orchestra has terminated; raises if its coordinator failed."""
+        ...
+
+    async def detach(self) -> None:
+        """Lets go of the orchestra; agents and windows stay."""
+        ...
+
+
+class LedgerCare(Protocol):
+    """What a person does to a ledger."""
+
+    def verify(self) -> VerifyReport: ...
+
+    def plan_repair(self) -> RepairPlan: ...
+
+    def repair(self, plan: RepairPlan, *, accept_data_loss: bool) -> Path | None: ...
+
+    def export(self, out: Path) -> int: ...
+
+    def show(self, after: int, limit: int) -> Iterator[EventView]: ...
+
+
+class Wiring(Protocol):
+    """The part of bootstrap that the command line uses."""
+
+    def load_settings(self, root: Path, flags: Mapping[str, str], /) -> Settings: ...
+
+    def connect(self, root: Path, /) -> AbstractAsyncContextManager[UseCases]: ...
+
+    def coordinator_running(self, root: Path, /) -> bool: ...
+
+    def host(self, root: Path, settings: Settings, /) -> AbstractAsyncContextManager[Hosted]: ...
+
+    async def start_in_window(self, root: Path, settings: Settings, agents: int | None, /) -> None: ...
+
+    def serve_forever(self, root: Path, settings: Settings, agents: int | None, /) -> int: ...
+
+    def supervise(self, argv: Sequence[str], /) -> int: ...
+
+    def doctor(self, root: Path, settings: Settings, /) -> tuple[HealthCheck, ...]: ...
+
+    def ledger_care(self, root: Path, /) -> LedgerCare: ...
+
+    def backup(self, root: Path, target: Path, /) -> int: ...
+
+    def restore(self, archive: Path, root: Path, /, *, force: bool) -> Path | None: ...
+
+
+def real_wiring() -> Wiring:
+    """Returns bootstrap itself; imported only when a command needs it."""
+    from orchestra import bootstrap
+
+    return bootstrap

@@ -1,0 +1,23 @@
+"""The hidden command that a coordinator's own window runs."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from orchestra.edges.cli.grammar import Command, session_of
+
+
+@click.command("coordinator", cls=Command, example="orchestra coordinator --agents 4", hidden=True)
+@click.option("--agents", type=click.IntRange(1), metavar="N", help="Set up this many agents; without it, wait to be initialised.")
+@click.option("--supervise", is_flag=True, help="Run it as a child and start it again when it dies.")
+@click.pass_context
+def coordinator(context: click.Context, agents: int | None, supervise: bool) -> int:
+    """Run the coordinator in this terminal."""
+    session = session_of(context)
+    settings = session.wiring.load_settings(session.root, {})
+    if not supervise:
+        return session.wiring.serve_forever(session.root, settings, agents)
+    argv = [sys.executable, "-m", "orchestra", "--root", str(session.root), "coordinator"]
+    return session.wiring.supervise([*argv, *(["--agents", str(agents)] if agents is not None else [])])

@@ -1,0 +1,68 @@
+"""What one call of the command line knows: where the orchestra lives, how to show things, and how to reach it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from orchestra.edges.cli.render import Face, Renderer
+
+if TYPE_CHECKING:
+    from orchestra.edges.cli.connect import Wiring
+    from orchestra.usecases import UseCases
+
+T = TypeVar("T")
+
+ROOT_VARIABLE: Final = "ORCHESTRA_ROOT"
+ROOT_DEFAULT: Final = ".codex"
+
+
+class Session:
+    """Filled in by the shared options. A test hands in its own `wiring` and `pause`."""
+
+    def __init__(self, wiring: Wiring | None = None, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        self.root = Path(os.environ.get(ROOT_VARIABLE) or ROOT_DEFAULT)
+        self.json = False
+        self.quiet = False
+        self.verbose = False
+        self.pause = pause
+        self._wiring = wiring
+        self._renderer: Renderer | None = None
+
+    @property
+    def face(self) -> Face:
+        """How results are shown; `--json` goes before `--quiet`."""
+        return Face.JSON if self.json else Face.QUIET if self.quiet else Face.HUMAN
+
+    @property
+    def render(self) -> Renderer:
+        """The renderer of this call; made when first needed, so after the options were read."""
+        if self._renderer is None or self._renderer.face is not self.face:
+            self._renderer = Renderer(self.face, sys.stdout, sys.stderr, verbose=self.verbose)
+        return self._renderer
+
+    @property
+    def wiring(self) -> Wiring:
+        """The functions that start and reach orchestras."""
+        if self._wiring is None:
+            from orchestra.edges.cli.connect import real_wiring
+
+            self._wiring = real_wiring()
+        return self._wiring
+
+    def ask(self, question: Callable[[UseCases], Coroutine[Any, Any, T]]) -> T:
+        """Returns what the running orchestra answers.
+
+        Raises:
+            CoordinatorUnreachable: None is running for the root.
+        """
+
+        async def put() -> T:
+            async with self.wiring.connect(self.root) as use_cases:
+                return await question(use_cases)
+
+        return asyncio.run(put())

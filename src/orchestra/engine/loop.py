@@ -1,0 +1,234 @@
+"""The single writer: everything that changes the orchestra goes through this queue, one batch after the other.
+
+A turn: take what is in the queue, decide and fold it, assign what became ready, append it all in one go, and only then answer, tell the listeners and
+release the effects. While one append is on its way to the disk the next turn's input collects in the queue, which is the group commit.
+
+Reports of one journal frame and the frame's new offset are one item and so land in one append: the offset can neither run ahead of what it covers
+nor fall behind it. Questions are answered between turns, never from a state that is not durable yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from orchestra.clock import Clock
+from orchestra.clocks.system import LedgerTime
+from orchestra.core import commands as c
+from orchestra.core.effects import Effect
+from orchestra.core.events import Event
+from orchestra.core.state import State
+from orchestra.engine.kernel import Happened, Kernel
+from orchestra.errors import CoordinatorUnreachable, LedgerConflict, LedgerFailed, LedgerUnknown, OrchestraError
+from orchestra.ledger import Append, Appended, Ledger
+
+R = TypeVar("R")
+Listener = Callable[[State, Sequence[Happened]], None]
+EffectSink = Callable[[Sequence[Effect]], None]
+
+QUEUE_ITEMS_MAX: Final = 10_000
+"""Back-pressure: reports wait at the node's end of the pipe, requests at the caller's."""
+TURN_ITEMS_MAX: Final = 512
+"""Items a turn takes at most, so that one append stays in the milliseconds."""
+LEDGER_RETRY_MS: Final = 500
+"""Pause before a full disk is tried again."""
+SNAPSHOT_EVENTS: Final = 100_000
+"""A snapshot is also taken after so many events: folding them takes well under a second."""
+
+
+class _Request(msgspec.Struct):
+    command: c.Command
+    answer: asyncio.Future[list[Event]]
+
+
+class _Reports(msgspec.Struct):
+    commands: Sequence[c.Command]
+
+
+class _Question(msgspec.Struct):
+    ask: Callable[[State], Any]
+    answer: asyncio.Future[Any]
+
+
+class Loop:
+    """Owns the kernel and the ledger. One instance per coordinator."""
+
+    def __init__(self, kernel: Kernel, ledger: Ledger, clock: Clock, *, term: int, snapshot_interval_ms: int = 300_000) -> None:
+        self.kernel = kernel
+        self._ledger = ledger
+        self._clock = clock
+        self._time = LedgerTime(clock, kernel.state.at_ms)
+        self._term = term
+        self._queue: asyncio.Queue[_Request | _Reports | _Question] = asyncio.Queue(QUEUE_ITEMS_MAX)
+        self._listeners: list[Listener] = []
+        self._sink: EffectSink = lambda effects: None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._run_id = os.urandom(8).hex()
+        self._appends = 0
+        self._tail_hash = b""
+        self._snapshot_interval_ms = snapshot_interval_ms
+        self._snapshot_ms = clock.steady_ms()
+        self._snapshot_seq = kernel.state.seq
+        self._closed = False
+        self.ledger_trouble = ""
+        """Why nothing can be made durable at the moment, or empty."""
+
+    @property
+    def state(self) -> State:
+        """The state. It may be ahead of the ledger during an append: only immutable parts may be read outside `ask`."""
+        return self.kernel.state
+
+    def now_ms(self) -> int:
+        """Returns the ledger's time."""
+        return self._time.now_ms()
+
+    def listen(self, listener: Listener) -> None:
+        """Calls `listener` after every append with the state and what happened. It must not block or raise."""
+        self._listeners.append(listener)
+
+    def send_effects_to(self, sink: EffectSink) -> None:
+        """Names who carries effects out."""
+        self._sink = sink
+
+    async def request(self, command: c.Command) -> list[Event]:
+        """Has a command decided; returns its events once they are durable.
+
+        Raises:
+            Refused: The command is not possible now.
+        """
+        answer: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
+        self._check_open()
+        await self._queue.put(_Request(command, answer))
+        return await answer
+
+    async def report(self, commands: Sequence[c.Command]) -> None:
+        """Hands in what was seen; all of it lands in one append. Waits only if the queue is full."""
+        if commands and not self._closed:
+            await self._queue.put(_Reports(commands))
+
+    async def ask(self, question: Callable[[State], R]) -> R:
+        """Returns what `question` makes of the durable state. It must not keep or change the state."""
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._check_open()
+        await self._queue.put(_Question(question, answer))
+        return await answer
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CoordinatorUnreachable("the coordinator has stopped", hint="start it again: `orchestra up`")
+
+    async def run(self) -> None:
+        """Takes turns until cancelled."""
+        try:
+            while True:
+                items = [await self._queue.get()]
+                while len(items) < TURN_ITEMS_MAX and not self._queue.empty():
+                    items.append(self._queue.get_nowait())
+                await self._turn(items)
+        finally:
+            self._closed = True
+            self._refuse_rest()
+
+    async def _turn(self, items: Sequence[_Request | _Reports | _Question]) -> None:
+        now = self.now_ms()
+        answers: list[tuple[asyncio.Future[list[Event]], list[Event]]] = []
+        for item in items:
+            if isinstance(item, _Request):
+                try:
+                    answers.append((item.answer, self.kernel.take(item.command, now)))
+                except OrchestraError as refusal:
+                    _settle(item.answer, error=refusal)
+            elif isinstance(item, _Reports):
+                for command in item.commands:
+                    self.kernel.take(command, now)
+        self.kernel.schedule(now)
+        if self.kernel.pending:
+            await self._commit()
+        for answer, events in answers:
+            _settle(answer, events)
+        for item in items:
+            if isinstance(item, _Question):
+                _answer_question(item, self.kernel.state)
+        await self._maybe_snapshot()
+
+    async def _commit(self) -> None:
+        self._appends += 1
+        append = self.kernel.batch(f"{self._run_id}-{self._appends}", self._term)
+        # Shielded: once the append is under way its outcome must be known before anything else happens.
+        appended = await asyncio.shield(self._append(append))
+        self._tail_hash = appended.hash
+        happened, effects = self.kernel.committed()
+        self._sink(effects)
+        for listener in self._listeners:
+            listener(self.kernel.state, happened)
+
+    async def _append(self, append: Append) -> Appended:
+        while True:
+            try:
+                appended = await self._in_thread(self._ledger.append, append)
+            except LedgerConflict:
+                raise
+            except LedgerUnknown as unknown:
+                found = await self._in_thread(self._ledger.find, append.idempotency_id)
+                if found is None:
+                    raise unknown
+                appended = found
+            except LedgerFailed as failed:
+                self.ledger_trouble = str(failed)
+                await self._clock.sleep_ms(LEDGER_RETRY_MS)
+                continue
+            self.ledger_trouble = ""
+            return appended
+
+    async def _in_thread(self, function: Callable[[Any], R], argument: object) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, argument)
+
+    async def _maybe_snapshot(self) -> None:
+        grown = self.kernel.state.seq - self._snapshot_seq
+        overdue = self._clock.steady_ms() - self._snapshot_ms >= self._snapshot_interval_ms
+        if self._tail_hash and (grown >= SNAPSHOT_EVENTS or (overdue and grown)):
+            await self.save_snapshot()
+
+    async def save_snapshot(self) -> None:
+        """Keeps the present state as a snapshot. Only between turns, or after the last."""
+        if not self._tail_hash or self.kernel.pending:
+            return
+        self._snapshot_ms, self._snapshot_seq = self._clock.steady_ms(), self.kernel.state.seq
+        snapshot = self.kernel.snapshot(self._tail_hash)
+        try:
+            await self._in_thread(self._ledger.save_snapshot, snapshot)
+        except LedgerFailed as failed:
+            self.ledger_trouble = f"no snapshot could be kept: {failed}"
+
+    async def close(self) -> None:
+        """After the last turn: keeps a snapshot, so that the next start is quick, and closes the ledger."""
+        await self.save_snapshot()
+        await self._in_thread(lambda _: self._ledger.close(), None)
+        self._thread.shutdown()
+
+    def _refuse_rest(self) -> None:
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            if not isinstance(item, _Reports):
+                _settle(item.answer, error=CoordinatorUnreachable("the coordinator has stopped"))
+
+
+def _settle(future: asyncio.Future[Any], value: object = None, *, error: Exception | None = None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)
+
+
+def _answer_question(item: _Question, state: State) -> None:
+    try:
+        _settle(item.answer, item.ask(state))
+    except OrchestraError as error:
+        _settle(item.answer, error=error)

@@ -1,0 +1,79 @@
+"""The one contract of everything that runs in the background: start, stop, and nobody dies in silence.
+
+`start` may be called twice, `stop` before `start` or while starting or twice; each does the sensible thing. A service that ends with an error
+makes `wait_failed` of its group raise, and the coordinator stops: half a coordinator is worse than none, since the next start recovers everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+
+class Service:
+    """One background activity, made from the coroutine function that does it."""
+
+    def __init__(self, name: str, body: Callable[[], Awaitable[None]]) -> None:
+        self.name = name
+        self._body = body
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    @property
+    def running(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Begins, unless it runs already or was stopped: a stopped service is not started again, a new one is made."""
+        if self._task is None and not self._stopped:
+            self._task = asyncio.create_task(self._run(), name=self.name)
+
+    async def stop(self) -> None:
+        """Cancels the activity and waits until it is gone. Its own error, if any, is left to `wait_failed`."""
+        self._stopped = True
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def wait_ended(self) -> None:
+        """Waits until it has ended by itself or was stopped; raises its error, if it had one."""
+        if self._task is None:
+            return
+        await asyncio.wait([self._task])
+        if not self._task.cancelled() and (error := self._task.exception()) is not None:
+            raise error
+
+    async def _run(self) -> None:
+        await self._body()
+
+
+class ServiceGroup:
+    """Services that live and die together, started in order and stopped in reverse."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self._services = list(services)
+
+    def add(self, service: Service) -> None:
+        """Adds one and starts it."""
+        self._services.append(service)
+        service.start()
+
+    def start(self) -> None:
+        for service in self._services:
+            service.start()
+
+    async def stop(self) -> None:
+        for service in reversed(self._services):
+            await service.stop()
+
+    async def wait_failed(self) -> None:
+        """Returns when a service has ended by itself; raises the error of one that failed."""
+        waits = {asyncio.ensure_future(service.wait_ended()) for service in self._services}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
+        finally:
+            for each in waits:
+                each.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)

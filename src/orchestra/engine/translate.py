@@ -1,0 +1,113 @@
+"""What a node reports, in the core's words. The agent kinds have their say here: their verdict turns an end into an outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from orchestra.agents.adapter import Adapter, Exit, Signal
+from orchestra.agents.ending import outcome
+from orchestra.core import commands as c
+from orchestra.core.model import CheckResult, Outcome, OutcomeKind
+from orchestra.core.state import State
+from orchestra.ids import AttemptId, TaskId
+from orchestra.node import Record
+
+Finder = Callable[[str], Adapter]
+
+
+class Translator:
+    """Records to commands, and to signals for the activity board."""
+
+    def __init__(self, state: Callable[[], State], find_adapter: Finder) -> None:
+        self._state = state
+        self._find = find_adapter
+
+    def commands(self, record: Record) -> list[c.Command]:
+        """Returns what the core has to know of the record."""
+        rule = _RULES.get(record.kind)
+        return [] if rule is None else rule(self, record)
+
+    def signal(self, record: Record) -> tuple[AttemptId, Signal] | None:
+        """Returns what a printed line tells about a running attempt."""
+        line = record.body.get("line")
+        task = self._state().tasks.get(TaskId(record.task))
+        if record.kind != "signal" or task is None or not isinstance(line, dict):
+            return None
+        found = self._find(task.spec.kind).signal(line)
+        return None if found is None else (AttemptId(task.id, record.attempt), found)
+
+    def finished(self, attempt: AttemptId, done: dict[str, Any]) -> c.Command | None:
+        """Returns the end of an attempt from the content of its exit.json (or `done` record), or None for a task we do not know."""
+        task = self._state().tasks.get(attempt.task)
+        if task is None:
+            return None
+        end = _exit_of(done.get("exit"))
+        checks = _checks_of(done.get("checks"))
+        if end is None:
+            broken = Outcome(OutcomeKind.FAILED, "the worker's account of the end cannot be read")
+            return c.AttemptFinished(attempt.task, attempt.number, broken)
+        verdict = self._find(task.spec.kind).verdict(task.spec, end)
+        missing = verdict.kind is OutcomeKind.DONE and len(checks) < len(task.spec.checks)
+        result = outcome(verdict, end, checks)
+        if missing:
+            # A need is met only by verified work: an end without its checks is not done, whatever the agent said.
+            result = msgspec.structs.replace(result, kind=OutcomeKind.UNVERIFIED, reason="said done, but its checks were not run")
+        return c.AttemptFinished(attempt.task, attempt.number, result)
+
+    def _ready(self, record: Record) -> list[c.Command]:
+        return [c.WorkerSeen(record.agent, record.worker)]
+
+    def _started(self, record: Record) -> list[c.Command]:
+        pid, start = int(record.body.get("pid", 0)), int(record.body.get("start", 0))
+        return [c.AttemptBegan(TaskId(record.task), record.attempt, pid, start)]
+
+    def _exited(self, record: Record) -> list[c.Command]:
+        return [c.AttemptChecking(TaskId(record.task), record.attempt)]
+
+    def _done(self, record: Record) -> list[c.Command]:
+        finished = self.finished(AttemptId(TaskId(record.task), record.attempt), record.body)
+        return [] if finished is None else [finished]
+
+    def _lost(self, record: Record) -> list[c.Command]:
+        reason = str(record.body.get("reason") or "its worker died")
+        return [c.AttemptFinished(TaskId(record.task), record.attempt, Outcome(OutcomeKind.LOST, reason))]
+
+    def _refused(self, record: Record) -> list[c.Command]:
+        reason = str(record.body.get("reason") or "")
+        if reason.startswith("claimed"):
+            return []  # a second delivery of an order that is being carried out
+        return [c.AttemptFinished(TaskId(record.task), record.attempt, Outcome(OutcomeKind.REFUSED, f"the worker refused it: {reason}"))]
+
+    def _left(self, record: Record) -> list[c.Command]:
+        agent = self._state().agents.get(record.agent)
+        if agent is None or (agent.worker is not None and agent.worker != record.worker):
+            return []
+        return [c.AgentClosed(record.agent)]
+
+
+def _exit_of(values: object) -> Exit | None:
+    try:
+        return msgspec.convert(values, Exit, strict=False)
+    except msgspec.ValidationError:
+        return None
+
+
+def _checks_of(values: object) -> tuple[CheckResult, ...]:
+    try:
+        return msgspec.convert(values or [], tuple[CheckResult, ...], strict=False)
+    except msgspec.ValidationError:
+        return ()
+
+
+_RULES: Final[dict[str, Callable[[Translator, Record], list[c.Command]]]] = {
+    "ready": Translator._ready,
+    "started": Translator._started,
+    "exited": Translator._exited,
+    "done": Translator._done,
+    "lost": Translator._lost,
+    "refused": Translator._refused,
+    "left": Translator._left,
+}

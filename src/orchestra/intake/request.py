@@ -1,0 +1,219 @@
+"""What a parent orchestrator may ask, as records of the wire, and a submitted task as the core's record.
+
+The fields are the published ones. Anything else is refused with the nearest name, and a refusal changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Annotated, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from orchestra.core.model import (
+    BACKOFF_DEFAULT_MS,
+    ESTIMATE_DEFAULT_MS,
+    RETRIES_DEFAULT,
+    TIMEOUT_DEFAULT_MS,
+    Payload,
+    TaskSpec,
+)
+from orchestra.errors import BadInput
+from orchestra.ids import TaskId, parse_task_id
+from orchestra.intake import fields as f
+from orchestra.intake.criteria import Criterion, checks_for, written
+from orchestra.intake.document import Path, check_plain, parse, show_path
+from orchestra.intake.planfile import AgentGroup
+from orchestra.intake.shape import Problem, convert
+from orchestra.quantity import ms_from_seconds
+
+T = TypeVar("T")
+
+BATCH_MAX: Final = 10_000
+DESCRIPTION_WIDTH_MIN: Final = 10
+DESCRIPTION_WORDS_MIN: Final = 3
+_EMPTY_WORDS: Final = frozenset(
+    {
+        *("a", "an", "and", "as", "at", "be", "do", "for", "from", "in", "is", "it", "its", "me", "my", "of", "on", "or", "our", "please"),
+        *("so", "some", "something", "stuff", "that", "the", "them", "these", "thing", "things", "this", "to", "with", "you"),
+    }
+)
+"""Words that say nothing about what to do; they are not counted."""
+_WORD: Final = re.compile(r"[^\W_]+(?:[-'./][^\W_]+)*")
+
+
+class InitParams(f.Record, frozen=True, kw_only=True):
+    """`orchestra.init`: a phase is a preset; `nodes` and `agent_count` say it outright."""
+
+    phase: Annotated[int, Meta(ge=1, le=3, description="1: 18 agents, 2: 50 to 100, 3: 200.")] | None = None
+    nodes: Annotated[tuple[f.Name, ...], Meta(max_length=1000, description="Names of configured nodes; absent means all.")] | None = None
+    agent_count: Annotated[int, Meta(ge=1, le=10_000, description="Agents in all.")] | None = None
+    agents: Annotated[tuple[AgentGroup, ...], Meta(max_length=1000, description="Agents by kind, instead of a bare count.")] = ()
+
+
+class SubmitTaskParams(f.Record, frozen=True, kw_only=True):
+    """`orchestra.submit_task`."""
+
+    description: f.Description
+    task_id: Annotated[f.Name, Meta(description="TASK-<uuid> or any plain name; made up if absent.")] | None = None
+    category: f.Category = "coding"
+    priority: f.PriorityName = "medium"
+    target_agents: f.TargetAgents = f.TargetAgents()
+    payload: f.PayloadFields | None = None
+    requirements: Annotated[f.JsonObject, Meta(description="Any JSON object; handed to the agent.")] = msgspec.field(default_factory=dict)
+    constraints: f.Constraints = f.Constraints()
+    success_criteria: Annotated[tuple[Criterion, ...], Meta(max_length=100)] = ()
+    submitted_at: Annotated[str, Meta(min_length=1, max_length=64, description="When, by the parent's clock; a note only.")] | None = None
+    submitted_by: Annotated[str, Meta(max_length=200, description="Who; a note only.")] = ""
+    dependencies: Annotated[tuple[f.TaskRef, ...], Meta(max_length=100_000, description="Tasks that must be completed before.")] = ()
+    agent: Annotated[f.Name, Meta(description="Agent kind that has to run it.")] | None = None
+    estimated_time: Annotated[f.Seconds, Meta(description="Seconds it is expected to take.")] = ESTIMATE_DEFAULT_MS / 1000
+    files: Annotated[tuple[f.RelativePath, ...], Meta(max_length=10_000)] = ()
+    retries: f.Retries = RETRIES_DEFAULT
+    retry_backoff_seconds: Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each.")] = BACKOFF_DEFAULT_MS / 1000
+
+
+class SubmitBatchParams(f.Record, frozen=True, kw_only=True):
+    """`orchestra.submit_batch`: all of these or none."""
+
+    tasks: Annotated[tuple[SubmitTaskParams, ...], Meta(min_length=1, max_length=BATCH_MAX)]
+
+
+class StatusParams(f.Record, frozen=True, kw_only=True):
+    """`orchestra.status`: of all, or of one node, agent or task."""
+
+    scope: Literal["global", "node", "agent", "task"] = "global"
+    target: Annotated[str, Meta(min_length=1, max_length=200)] | Annotated[int, Meta(ge=1, le=10_000)] = "all"
+
+
+class ScaleParams(f.Record, frozen=True, kw_only=True):
+    """`orchestra.scale`."""
+
+    target_count: Annotated[int, Meta(ge=0, le=10_000, description="Agents in all.")]
+    strategy: Literal["gradual", "immediate"] = "gradual"
+
+
+class ShutdownParams(f.Record, frozen=True, kw_only=True):
+    """`orchestra.shutdown`."""
+
+    graceful: bool = True
+    drain_tasks: bool = True
+    timeout_seconds: Annotated[f.Wait, Meta(description="Longest wait for running tasks.")] = 300.0
+
+
+class CancelParams(f.Record, frozen=True, kw_only=True):
+    """`orchestra.cancel`."""
+
+    task_id: f.TaskRef
+    reason: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class EstimateCostParams(f.Record, frozen=True, kw_only=True):
+    """`orchestra.estimate_cost`."""
+
+    task: f.Description
+    agents: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    estimated_tokens: Annotated[int, Meta(ge=0, le=10**15)] | None = None
+
+
+def parse_params(record: type[T], raw: object) -> T:
+    """Returns a request's parameters as a record.
+
+    Args:
+        record: One of this module's `...Params`.
+        raw: JSON as bytes, or plain values that were read already. Nothing at all counts as no parameters.
+
+    Raises:
+        BadInput: They do not fit; `field` is the path of the first that does not.
+    """
+    if isinstance(raw, bytes | bytearray | memoryview):
+        value = _decoded(bytes(raw))
+    else:
+        check_plain(raw)
+        value = raw
+    made = convert({} if value is None else value, record)
+    if isinstance(made, list):
+        raise _refusal(made)
+    return made
+
+
+def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, workspace: str) -> TaskSpec:
+    """Returns a submitted task as the core's record.
+
+    Args:
+        params: What was submitted.
+        task_id: Its id, made up by the caller if the parent gave none.
+        default_kind: Agent kind for prompts that name none; scripts go to `shell`.
+        workspace: Absolute folder it runs in, or empty for a private one.
+
+    Raises:
+        BadInput: It is too vague to be done, or a criterion cannot be checked.
+    """
+    if params.payload is None and not params.success_criteria:
+        check_clear(params.description)
+    payload = Payload("analysis", params.description) if params.payload is None else f.payload_of(params.payload)
+    strategy, replicas = f.strategy_of(params.target_agents)
+    timeout_ms, cost = f.stops_of(params.constraints, TIMEOUT_DEFAULT_MS)
+    needs = tuple(parse_task_id(need, field=f"dependencies[{index}]") for index, need in enumerate(params.dependencies))
+    if len(set(needs)) < len(needs):
+        raise BadInput("a dependency is named twice", field="dependencies", hint="once is enough")
+    if task_id in needs:
+        raise BadInput("the task depends on itself", field="dependencies", hint="remove it")
+    return TaskSpec(
+        id=task_id,
+        description=params.description,
+        payload=payload,
+        kind=params.agent or ("shell" if payload.type in ("command", "code") else default_kind),
+        category=params.category,
+        priority=f.WIRE_PRIORITIES[params.priority],
+        strategy=strategy,
+        replicas=replicas,
+        needs=needs,
+        retries=params.retries,
+        backoff_ms=ms_from_seconds(params.retry_backoff_seconds, field="retry_backoff_seconds"),
+        estimate_ms=ms_from_seconds(params.estimated_time, field="estimated_time"),
+        timeout_ms=timeout_ms,
+        cost_usd_micros_max=cost,
+        criteria=tuple(written(one) for one in params.success_criteria),
+        checks=checks_for(params.success_criteria, field="success_criteria"),
+        requirements=msgspec.json.encode(params.requirements).decode(),
+        files=params.files,
+        workspace=workspace,
+        submitted_by=params.submitted_by,
+    )
+
+
+def check_clear(description: str) -> None:
+    """Checks that a description standing alone says what is to be done. Wide characters count double, two of them as a word.
+
+    Raises:
+        BadInput: It is too short, or has fewer than three words that mean something.
+    """
+    wide = sum(_is_wide(one) for one in description)
+    words = [word for word in _WORD.findall(description.lower()) if word not in _EMPTY_WORDS and not _is_wide(word)]
+    if len(description.strip()) + wide < DESCRIPTION_WIDTH_MIN or len(words) + wide // 2 < DESCRIPTION_WORDS_MIN:
+        raise BadInput(
+            f"{description[:80]!r} is too vague to be done and checked",
+            field="description",
+            hint="say what is to change and where, and add success_criteria such as 'All tests pass'",
+        )
+
+
+def _is_wide(text: str) -> bool:
+    return any(unicodedata.east_asian_width(one) in "WF" for one in text)
+
+
+def _decoded(raw: bytes) -> object:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as broken:
+        raise BadInput(f"the request is not UTF-8: byte {broken.start} cannot be read", hint="send JSON in UTF-8") from None
+    return parse(text, source="request.json", error=BadInput).value if text.strip() else None
+
+
+def _refusal(problems: list[Problem]) -> BadInput:
+    path: Path = problems[0].path
+    more = f" [and {len(problems) - 1} more]" if len(problems) > 1 else ""
+    return BadInput(f"{problems[0].message}{more}", hint=problems[0].hint, field=show_path(path))

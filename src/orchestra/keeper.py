@@ -1,0 +1,127 @@
+"""Results for people and programs: `<root>/results/<task>/result.json` and `execution.log`, written once a task is over.
+
+Derived from the ledger and the attempt's folder, so losing them loses nothing: whatever is missing is written again at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from orchestra.core.effects import KeepResult
+from orchestra.core.state import State, TaskState
+from orchestra.engine.driver import NodeDriver
+from orchestra.engine.loop import Loop
+from orchestra.errors import NodeFailed
+from orchestra.files import write_atomically
+from orchestra.ids import NodeId, TaskId
+from orchestra.projections import result
+from orchestra.protocol.text import printable
+from orchestra.root import Root
+
+log = logging.getLogger(__name__)
+
+LOG_BYTES_MAX: Final = 4 << 20
+"""Of an attempt's output this much is kept in execution.log, from its end; all of it stays in the attempt's folder until that is removed."""
+LOG_PIECE_BYTES: Final = 262_144
+
+
+class Keeper:
+    """Writes results in the background, in the order the tasks ended."""
+
+    def __init__(self, loop: Loop, root: Root, drivers: Callable[[NodeId], NodeDriver | None]) -> None:
+        self._loop = loop
+        self._root = root
+        self._driver = drivers
+        self._queue: asyncio.Queue[TaskId] = asyncio.Queue()
+
+    def keep(self, effects: Sequence[KeepResult]) -> None:
+        """Takes tasks that are over."""
+        for effect in effects:
+            self._queue.put_nowait(effect.task)
+
+    async def catch_up(self) -> None:
+        """Takes every task that is over and has no result."""
+        missing = await self._loop.ask(lambda state: [task.id for task in state.tasks.values() if task.over])
+        for task in missing:
+            if not (self._root.results_of(task) / "result.json").exists():
+                self._queue.put_nowait(task)
+
+    async def run(self) -> None:
+        """Writes results until cancelled."""
+        while True:
+            task = await self._queue.get()
+            try:
+                await self._write(task)
+            except OSError as error:
+                log.warning("result-not-written", extra={"task": task, "reason": str(error)})
+            finally:
+                self._queue.task_done()
+
+    async def wait_written(self) -> None:
+        """Waits until everything taken so far is written."""
+        await self._queue.join()
+
+    async def _write(self, task_id: TaskId) -> None:
+        attempt = await self._loop.ask(lambda state: _shown_attempt(state, task_id))
+        folder = self._root.results_of(task_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        if attempt is not None:
+            number, node = attempt
+            await self._write_log(task_id, number, node)
+        relative = f"{self._root.path.name}/results/{task_id}"
+        values = await self._loop.ask(lambda state: result(state.tasks[task_id], relative))
+        write_atomically(folder / "result.json", msgspec.json.format(msgspec.json.encode(values), indent=2) + b"\n")
+
+    async def _write_log(self, task_id: TaskId, number: int, node: NodeId) -> None:
+        driver = self._driver(node)
+        if driver is None or not driver.connected:
+            return
+        pieces: list[str] = []
+        path, offset = f"attempts/{task_id}/{number}/output.jsonl", -LOG_BYTES_MAX
+        try:
+            text, size = await driver.node.read(path, offset, LOG_PIECE_BYTES)
+            offset = max(0, size - LOG_BYTES_MAX)
+            while text:
+                pieces.append(text)
+                offset += len(text.encode())
+                if offset >= size:
+                    break
+                text, _ = await driver.node.read(path, offset, LOG_PIECE_BYTES)
+        except NodeFailed as error:
+            log.info("no-output", extra={"task": task_id, "attempt": number, "reason": str(error)})
+        lines = [line for line in map(_readable, "".join(pieces).split("\n")) if line]
+        write_atomically(self._root.results_of(task_id) / "execution.log", "".join(lines).encode())
+
+
+def _shown_attempt(state: State, task_id: TaskId) -> tuple[int, NodeId] | None:
+    task: TaskState = state.tasks[task_id]
+    if not task.attempts:
+        return None
+    attempt = task.attempts[task.primary - 1] if task.primary else task.attempts[-1]
+    return attempt.number, attempt.node
+
+
+class _Line(msgspec.Struct):
+    t: int
+    s: str
+    line: str
+
+
+_decoder: Final = msgspec.json.Decoder(_Line)
+
+
+def _readable(text: str) -> str:
+    """Returns a line of output.jsonl as a line of a log: its text, with the stream named where it is not plain output."""
+    if not text:
+        return ""
+    try:
+        values = _decoder.decode(text)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return ""
+    mark = "" if values.s == "out" else f"[{values.s}] "
+    return f"{mark}{printable(values.line)}\n"

@@ -1,0 +1,367 @@
+"""The node adapter: tmux for the windows, a courier for everything else, both over one transport.
+
+Nothing here knows whether the machine is this one; the transport does. The folder of the node holds all that lasts, so connecting is always the same
+work, whether for the first time or after an outage: push the stage files, start a courier, find or start the tmux server and its session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from importlib import resources
+from typing import Any, Final
+
+import msgspec
+from orchestra.nodes.tmux import PaneFacts, TmuxOptions, TmuxServer, WindowOrder
+from orchestra.nodes.transport import Transport
+
+from orchestra.agents.adapter import ATTEMPT_DIR, STAGE_DIR
+from orchestra.errors import CourierFailed, NodeFailed, NodeUnreachable, PaneUnknown, TmuxFailed
+from orchestra.ids import AgentId, AttemptId, NodeId, parse_attempt_id
+from orchestra.node import (
+    AgentWindow,
+    AttemptFacts,
+    AttemptOrder,
+    Inventory,
+    NodeFacts,
+    Notice,
+    OrderFailure,
+    Report,
+    WorkerFacts,
+)
+from orchestra.nodes.courier import Courier, CourierRefused, worker_of
+
+STAGE_FILES: Final = ("worker.py", "courier.py", "rehearsal.py")
+ORDERS_A_REQUEST: Final = 64
+"""Orders sent together; more would hold up the courier's other work for longer than a blink."""
+LEAVE_TIMEOUT_MS: Final = 10_000
+
+
+class NodeOptions(msgspec.Struct, frozen=True):
+    """Where a node's things are, and its deadlines."""
+
+    folder: str
+    """Absolute folder on the node; everything of ours is below it."""
+    runtime: str
+    """Absolute short folder on the node, private, for the tmux socket and its configuration."""
+    session: str
+    """Name for the tmux session if one has to be made."""
+    session_prefix: str
+    """Sessions of ours begin so; one that is there already is used again."""
+    python: str = "python3"
+    request_timeout_ms: int = 20_000
+    tmux: TmuxOptions = TmuxOptions()
+
+
+class TmuxNode:
+    """Implements `orchestra.node.Node`."""
+
+    def __init__(self, node: NodeId, transport: Transport, options: NodeOptions) -> None:
+        self.id = node
+        self._transport = transport
+        self._options = options
+        self._courier: Courier | None = None
+        self._tmux = TmuxServer(transport, f"{options.runtime}/tmux.sock", f"{options.runtime}/tmux.conf", options.tmux)
+        self._session = ""
+        self._stage = ""
+        self._python = options.python
+        self._hello: dict[str, Any] = {}
+        self._tmux_version = ""
+        self._windows = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
+
+    # --- connecting --------------------------------------------------------------------------------------------------
+
+    async def start(self, journal_offset: int) -> NodeFacts:
+        await self._find_programs()
+        self._stage = await self._push_stage()
+        courier_argv = [self._python, "-I", "-S", f"{self._stage}/courier.py", self._options.folder]
+        self._courier, self._hello = await Courier.open(self._transport, courier_argv, request_timeout_ms=self._options.request_timeout_ms)
+        await self._connect_tmux()
+        await self._ask("tail", offset=journal_offset)
+        self._watch = asyncio.create_task(self._watch_tmux(), name=f"tmux-watch-{self.id}")
+        return self._facts(self._hello)
+
+    async def _find_programs(self) -> None:
+        """Resolves the real interpreter once: `python3` may be a shim that costs a tenth of a second a start."""
+        script = "import sys; print(sys.executable if sys.version_info >= (3, 8) else '', sys.version.split()[0])"
+        done = await self._transport.run([self._options.python, "-I", "-c", script], timeout_ms=self._options.request_timeout_ms)
+        executable, _, version = done.out.decode(errors="replace").strip().rpartition(" ")
+        if done.code != 0 or not executable:
+            found = version or done.err.decode(errors="replace").strip()[-200:]
+            raise NodeFailed(f"node {self.id} has no usable python3: {found}", hint="install Python 3.8 or newer there")
+        self._python = executable
+        done = await self._transport.run(["tmux", "-V"], timeout_ms=self._options.request_timeout_ms)
+        self._tmux_version = done.out.decode(errors="replace").strip().removeprefix("tmux ")
+        if done.code != 0:
+            raise NodeFailed(f"node {self.id} has no tmux", hint="install tmux 3.0 or newer there")
+
+    async def _push_stage(self) -> str:
+        """Puts the stage files into a folder named by their content; one that is there already is complete (it is renamed into place)."""
+        files = {name: stage_file(name) for name in STAGE_FILES}
+        digest = hashlib.sha256(b"".join(name.encode() + body for name, body in sorted(files.items()))).hexdigest()[:16]
+        target = f"{self._options.folder}/stage/{digest}"
+        packed = msgspec.json.encode({name: body.decode() for name, body in files.items()})
+        done = await self._transport.run(
+            [self._python, "-I", "-S", "-c", PUSH_SCRIPT, target, self._options.runtime], stdin=packed, timeout_ms=self._options.request_timeout_ms
+        )
+        if done.code != 0:
+            raise NodeFailed(f"the stage files could not be put on node {self.id}: {done.err.decode(errors='replace').strip()[-300:]}")
+        return target
+
+    async def _connect_tmux(self) -> None:
+        await self._tmux.connect_server()
+        for name in await self._tmux.session_names():
+            if name.startswith(self._options.session_prefix):
+                self._session = name
+                return
+        self._session = self._options.session
+        await self._tmux.create_session(self._session)
+
+    async def _watch_tmux(self) -> None:
+        """Says so when tmux or a pane goes; what to do about it is not decided here."""
+        async for event in self._tmux.events():
+            if self._courier is not None:
+                kind = "windows-gone" if event.kind in ("gone", "window-closed", "pane-died") else event.kind
+                await self._courier.reports.put(Notice(kind, detail=f"tmux: {event.kind}"))
+
+    async def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+            self._watch = None
+        courier, self._courier = self._courier, None
+        if courier is not None:
+            await courier.close()
+        await self._tmux.disconnect()
+
+    async def reports(self) -> AsyncIterator[Report]:
+        courier = self._require()
+        while True:
+            report = await courier.reports.get()
+            yield report
+            if isinstance(report, Notice) and report.kind == "channel-lost":
+                return
+
+    def _require(self) -> Courier:
+        if self._courier is None:
+            raise NodeUnreachable(f"node {self.id} is not connected")
+        return self._courier
+
+    async def _ask(self, op: str, **fields: Any) -> dict[str, Any]:
+        return await self._require().ask(op, **fields)
+
+    # --- windows -----------------------------------------------------------------------------------------------------
+
+    async def open_windows(self, windows: Sequence[AgentWindow]) -> None:
+        async with self._windows:
+            await self._ensure_tmux()
+            there: dict[int, PaneFacts] = {}
+            for pane in await self._tmux.list_panes():
+                if pane.agent:
+                    there[pane.agent] = pane
+            dead = [pane.window_id for window in windows if (pane := there.get(window.agent)) is not None and pane.dead]
+            await self._kill_windows(dead)
+            wanted = [window for window in windows if window.agent not in there or there[window.agent].dead]
+            if wanted:
+                await self._ask("slots", agents=[window.agent for window in wanted])
+                await self._tmux.create_windows(self._session, [self._window_order(window) for window in wanted])
+
+    def _window_order(self, window: AgentWindow) -> WindowOrder:
+        argv = (self._python, "-I", "-S", f"{self._stage}/worker.py", self._options.folder, str(window.agent))
+        return WindowOrder(window.agent, window.name, argv)
+
+    async def _ensure_tmux(self) -> None:
+        """A server that is gone is started again; one that hangs is replaced. Workers do not depend on either."""
+        match await self._tmux.probe():
+            case "ok":
+                names = await self._tmux.session_names()
+                if self._session not in names:
+                    await self._tmux.create_session(self._session)
+            case "wedged":
+                await self._tmux.rebuild()
+                await self._connect_tmux()
+            case _:
+                await self._connect_tmux()
+
+    async def _kill_windows(self, window_ids: Sequence[str]) -> None:
+        for window_id in window_ids:
+            try:
+                await self._tmux.kill_window(window_id)
+            except PaneUnknown:
+                continue
+
+    async def close_agents(self, agents: Sequence[AgentId], *, now: bool) -> None:
+        for agent in agents:
+            try:
+                await self._ask("poke", agent=agent, line=msgspec.json.encode({"op": "leave", "now": now}).decode())
+            except CourierRefused as refused:
+                if refused.reason != "no-worker":
+                    raise
+
+    async def remove_windows(self, agents: Sequence[AgentId]) -> None:
+        async with self._windows:
+            panes = await self._tmux.list_panes()
+            await self._kill_windows([pane.window_id for pane in panes if pane.agent in agents])
+
+    async def screens(self, agents: Sequence[AgentId], lines: int | None = None) -> Mapping[AgentId, str]:
+        panes = {pane.agent: pane.pane_id for pane in await self._tmux.list_panes() if pane.agent in agents}
+        texts = await self._tmux.capture(list(panes.values()), lines=lines)
+        return {AgentId(agent): texts[pane] for agent, pane in panes.items() if pane in texts}
+
+    async def type_text(self, agents: Sequence[AgentId], text: str, *, enter: bool) -> None:
+        panes = {pane.agent: pane.pane_id for pane in await self._tmux.list_panes() if pane.agent in agents}
+        missing = [agent for agent in agents if agent not in panes]
+        if missing:
+            raise PaneUnknown(f"agent #{missing[0]} has no window now", field="agents", hint="`orchestra agent list` shows their state")
+        await self._tmux.broadcast([panes[agent] for agent in agents], text, enter=enter)
+
+    async def attach_argv(self, agent: AgentId | None) -> Sequence[str]:
+        if agent is None:
+            return self._tmux.attach_argv(self._session, None)
+        for pane in await self._tmux.list_panes():
+            if pane.agent == agent:
+                return self._tmux.attach_argv(self._session, pane.window_id)
+        raise PaneUnknown(f"agent #{agent} has no window now", field="agent", hint="`orchestra agent list` shows its state")
+
+    # --- attempts ----------------------------------------------------------------------------------------------------
+
+    async def order(self, orders: Sequence[AttemptOrder]) -> Sequence[OrderFailure]:
+        failures: list[OrderFailure] = []
+        for start in range(0, len(orders), ORDERS_A_REQUEST):
+            part = {attempt_dir(order.attempt): order for order in orders[start : start + ORDERS_A_REQUEST]}
+            values = [{"dir": path, "agent": o.agent, "spec": self._place(o.spec, path), "files": o.files} for path, o in part.items()]
+            reply = await self._ask("start", orders=values)
+            for failed in reply.get("failed", []):
+                order = part[str(failed["dir"])]
+                if failed["code"] == "exists":
+                    failures += await self._deliver_again(order)
+                else:
+                    failures.append(OrderFailure(order.attempt, order.agent, str(failed["code"]), str(failed["message"])))
+        return failures
+
+    async def _deliver_again(self, order: AttemptOrder) -> list[OrderFailure]:
+        """The order is on the node already: whether it was heard is not known, so it is said again; `claim` sees to it that it runs once."""
+        line = msgspec.json.encode({"op": "run", "dir": attempt_dir(order.attempt)}).decode()
+        try:
+            await self._ask("poke", agent=order.agent, line=line)
+        except CourierRefused as refused:
+            return [OrderFailure(order.attempt, order.agent, refused.reason, refused.message)]
+        return []
+
+    def _place(self, spec: dict[str, Any], path: str) -> dict[str, Any]:
+        """Puts real paths where the agent kind named files of the attempt or of the stage."""
+        places = {ATTEMPT_DIR: f"{self._options.folder}/{path}/", STAGE_DIR: f"{self._stage}/"}
+
+        def real(text: str) -> str:
+            for mark, folder in places.items():
+                if text.startswith(mark):
+                    return folder + text.removeprefix(mark)
+            return self._python if text == PYTHON else text
+
+        return {**spec, "argv": [real(each) for each in spec["argv"]], "env": {name: real(value) for name, value in spec["env"].items()}}
+
+    async def stop_attempt(self, attempt: AttemptId, agent: AgentId, grace_ms: int) -> None:
+        values = {"op": "stop", "task": attempt.task, "attempt": attempt.number, "grace_ms": grace_ms}
+        await self._ask("poke", agent=agent, line=msgspec.json.encode(values).decode())
+
+    async def reap(self, attempt: AttemptId) -> str:
+        try:
+            await self._ask("reap", dir=attempt_dir(attempt))
+        except CourierRefused as refused:
+            if refused.reason in ("worker-alive", "done"):
+                return "alive" if refused.reason == "worker-alive" else "done"
+            raise
+        return "reaped"
+
+    async def inventory(self, attempts: Sequence[AttemptId]) -> Inventory:
+        names = {attempt_dir(attempt): attempt for attempt in attempts}
+        reply = await self._ask("inventory", dirs=list(names))
+        try:
+            panes = await self._tmux.list_panes()
+        except TmuxFailed:
+            panes = ()
+        return Inventory(
+            workers=tuple(_worker_facts(each) for each in reply.get("workers", [])),
+            attempts=tuple(
+                AttemptFacts(names[str(each["dir"])], str(each["state"]), bool(each.get("alive")), each.get("exit"))
+                for each in reply.get("attempts", [])
+                if each["dir"] in names
+            ),
+            windows=tuple(AgentId(pane.agent) for pane in panes if pane.agent and not pane.dead),
+        )
+
+    # --- the rest ----------------------------------------------------------------------------------------------------
+
+    async def read(self, path: str, offset: int, length: int) -> tuple[str, int]:
+        reply = await self._ask("read", path=path, offset=offset, length=length)
+        return str(reply["text"]), int(reply["size"])
+
+    async def facts(self) -> NodeFacts:
+        return self._facts(await self._ask("facts"))
+
+    def _facts(self, values: dict[str, Any]) -> NodeFacts:
+        known = {name: values[name] for name in NodeFacts.__struct_fields__ if name in values}
+        return msgspec.convert({**known, "tmux": self._tmux_version, "session": self._session}, NodeFacts, strict=False)
+
+    async def close_all(self) -> None:
+        """Asks every worker to leave, then ends the server; a worker outlives neither for longer than it takes to end its attempt."""
+        if self._courier is not None:
+            try:
+                found = await self._ask("inventory", dirs=[])
+                workers = [_worker_facts(each) for each in found.get("workers", [])]
+                await self.close_agents([worker.agent for worker in workers if worker.alive], now=True)
+                await self._wait_left()
+            except CourierFailed:
+                pass  # whoever did not hear it loses its window below, and leaves because of that
+        await self._tmux.kill_server()
+
+    async def _wait_left(self) -> None:
+        deadline = asyncio.get_running_loop().time() + LEAVE_TIMEOUT_MS / 1000
+        while asyncio.get_running_loop().time() < deadline:
+            found = await self._ask("inventory", dirs=[])
+            if not any(_worker_facts(each).alive for each in found.get("workers", [])):
+                return
+            await asyncio.sleep(0.02)
+
+
+PYTHON: Final = "@python"
+"""Stands for the node's interpreter in a launch."""
+
+PUSH_SCRIPT: Final = """
+import json, os, sys
+target, runtime = sys.argv[1:3]
+os.umask(0o077)
+os.makedirs(runtime, mode=0o700, exist_ok=True)
+if not os.path.isdir(target):
+    files = json.load(sys.stdin)
+    partial = "%s.%d" % (target, os.getpid())
+    os.makedirs(partial, mode=0o700)
+    for name, text in files.items():
+        with open(os.path.join(partial, name), "w") as out:
+            out.write(text)
+    try:
+        os.rename(partial, target)
+    except OSError:
+        if not os.path.isdir(target):
+            raise
+"""
+"""Runs on the node before anything of ours is there; arguments and standard input only, nothing interpolated."""
+
+
+def stage_file(name: str) -> bytes:
+    """Returns a file that is pushed to nodes."""
+    return resources.files("orchestra.stage").joinpath(name).read_bytes()
+
+
+def attempt_dir(attempt: AttemptId) -> str:
+    """Returns the attempt's folder, relative to the node's."""
+    return f"attempts/{attempt.task}/{attempt.number}"
+
+
+def _worker_facts(values: dict[str, Any]) -> WorkerFacts:
+    current = values.get("current")
+    attempt = parse_attempt_id(f"{current['task']}#{current['attempt']}") if current else None
+    age = values.get("beat_age_ms")
+    return WorkerFacts(AgentId(int(values["agent"])), worker_of(values.get("w")), bool(values["alive"]), int(age or 0), attempt)

@@ -1,0 +1,74 @@
+"""Why is this task not running? One sentence, from the state alone."""
+
+from __future__ import annotations
+
+from orchestra.core.decide import suits
+from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Strategy, TaskStatus
+from orchestra.core.state import State, TaskState
+from orchestra.ids import TaskId
+from orchestra.quantity import show_ms
+from orchestra.scheduling.scheduler import is_free, may_assign
+
+
+def explain(state: State, task_id: TaskId, now_ms: int) -> str:
+    """Returns one sentence that says where the task stands and what it waits for.
+
+    Raises:
+        NotFound: There is no such task.
+    """
+    task = state.task(task_id)
+    match task.status:
+        case TaskStatus.PENDING:
+            return _pending(state, task)
+        case TaskStatus.QUEUED:
+            return _queued(state, task, now_ms)
+        case TaskStatus.RETRY_WAIT:
+            wait = show_ms(max(0, task.ready_ms - now_ms))
+            tries = f"{task.failures} of {task.spec.retries} retries used"
+            return f"{task_id} is tried again in {wait} ({tries}); the last attempt: {task.reason}."
+        case TaskStatus.UNKNOWN:
+            return f"{task_id} runs as far as we know, but we lost sight of it: {task.reason}."
+        case TaskStatus.ASSIGNED | TaskStatus.RUNNING | TaskStatus.VERIFYING:
+            agents = ", ".join(f"#{attempt.agent}" for attempt in task.live_attempts())
+            word = {"assigned": "is being started", "running": "is running", "verifying": "is being verified"}[task.status.value]
+            return f"{task_id} {word} on agent {agents}" + (
+                f"; it is being cancelled: {task.cancel_reason}." if task.cancel_reason else "."
+            )
+        case TaskStatus.COMPLETED:
+            return f"{task_id} is completed: attempt {task.primary} passed its verification."
+        case TaskStatus.FAILED | TaskStatus.CANCELLED:
+            return f"{task_id} {task.status.value}: {task.reason}."
+
+
+def _pending(state: State, task: TaskState) -> str:
+    open_needs = [state.tasks[need] for need in task.spec.needs if state.tasks[need].status is not TaskStatus.COMPLETED]
+    shown = ", ".join(f"{need.id} ({need.status.value})" for need in open_needs[:5])
+    more = f" and {len(open_needs) - 5} more" if len(open_needs) > 5 else ""
+    return f"{task.id} waits for {shown}{more} to complete."
+
+
+def _queued(state: State, task: TaskState, now_ms: int) -> str:
+    spec = task.spec
+    able = [agent for agent in state.agents.values() if suits(agent.spec.kind, agent.spec.node, spec)]
+    up = [agent for agent in able if agent.status in (AgentStatus.IDLE, AgentStatus.BUSY)]
+    free = [agent for agent in able if is_free(state, agent)]
+    if not may_assign(state):
+        if state.lifecycle is Lifecycle.DRAINING:
+            return f"{task.id} is ready, but the orchestra is draining and starts nothing new; it goes on after the next start."
+        return f"{task.id} is ready, but the orchestra is {state.lifecycle.value}."
+    what = f"kind {spec.kind!r}" + (f" on node {spec.node}" if spec.node else "")
+    if not able:
+        return f"{task.id} is ready, but the fleet has no agent of {what}; add one with `orchestra scale`."
+    if not up:
+        lost = [node.spec.id for node in state.nodes.values() if node.status is not NodeStatus.READY]
+        why = f"node {', '.join(lost)} is out of sight" if lost else "their workers are down"
+        return f"{task.id} is ready, but none of the {len(able)} agents of {what} is up: {why}."
+    if len(free) < spec.replicas:
+        ahead = sum(state.tasks[each].spec.priority <= spec.priority for each in state.queued if each != task.id)
+        many = f"{spec.replicas} free agents" if spec.replicas > 1 else "a free agent"
+        return (
+            f"{task.id} is ready and waits for {many} of {what}: {len(up) - len(free)} of {len(up)} are busy, {ahead} other tasks wait too."
+        )
+    if spec.strategy is Strategy.AFFINITY:
+        return f"{task.id} is ready and waits for the agent it has affinity to, which is busy."
+    return f"{task.id} is ready and is assigned next."

@@ -1,0 +1,160 @@
+"""Every setting with its unit, default, range and reason. The sections up to `cost` are laid out as in published `orchestra.yaml` files."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from orchestra.ids import NAME
+
+NAME_PATTERN: Final = f"^{NAME.pattern}(?!\\n)$"
+SECRET: Final = re.compile(
+    r"(?:^|_)(?:key|keys|token|secret|secrets|password|passwords|passphrase)(?:$|_)|(?:key|token|secret|password)$", re.IGNORECASE
+)
+MASK: Final = "********"
+YEAR_SECONDS: Final = 31_536_000
+
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, extra={"says": "a plain name (letters, digits, '.', '_' or '-')"})]
+OptionalName = Annotated[str, Meta(pattern=f"^(?:{NAME.pattern})?(?!\\n)$", extra={"says": "a plain name, or nothing"})]
+Line = Annotated[str, Meta(max_length=255, pattern=r"^[^\u0000-\u001f]*(?!\n)$", extra={"says": "one line of text"})]
+Host = Annotated[
+    str,
+    Meta(max_length=255, pattern=r"^(?:[A-Za-z0-9_\[:][^\s\u0000-\u001f]*)?(?!\n)$", extra={"says": "a host name or address, or nothing"}),
+]
+Seconds = Annotated[float, Meta(ge=0.001, le=YEAR_SECONDS)]
+Wait = Annotated[float, Meta(ge=0, le=YEAR_SECONDS)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Dollars = Annotated[float, Meta(ge=0, le=10_000_000)]
+
+
+def is_secret(name: str) -> bool:
+    """Tells whether a setting of that name must not be shown."""
+    return SECRET.search(name) is not None
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section: nothing unknown passes, and secrets are not shown."""
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={MASK if is_secret(name) else repr(getattr(self, name))}" for name in self.__struct_fields__)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class Node(Section, frozen=True, kw_only=True):
+    host: Annotated[Host, Meta(description="Host to reach by SSH; empty is this machine.")] = ""
+    ssh_user: Annotated[OptionalName, Meta(description="User to log in as; empty leaves it to the SSH configuration.")] = ""
+    max_agents: Annotated[int, Meta(ge=1, le=10_000, description="Most agents it takes; about 100 windows a tmux session stay handy.")] = (
+        100
+    )
+
+
+class RateLimits(Section, frozen=True, kw_only=True):
+    rpm: Annotated[Count, Meta(description="Requests a minute to the model API; 0 means no limit of ours.")] = 1000
+    tpm: Annotated[Count, Meta(description="Tokens a minute to the model API; 0 means no limit of ours.")] = 60_000
+
+
+class ApiRetry(Section, frozen=True, kw_only=True):
+    max_attempts: Annotated[int, Meta(ge=1, le=100, description="Tries of one API request; five ride out a short overload.")] = 5
+    backoff_multiplier: Annotated[float, Meta(ge=1, le=100, description="Factor from one wait to the next.")] = 2.0
+
+
+class Api(Section, frozen=True, kw_only=True):
+    provider: Annotated[Name, Meta(description="Whose API the agents use when they do not say.")] = "anthropic"
+    rate_limits: RateLimits = RateLimits()
+    retry: ApiRetry = ApiRetry()
+
+
+class Monitoring(Section, frozen=True, kw_only=True):
+    health_check_interval: Annotated[Seconds, Meta(description="Seconds between sweeps of all agents; events are acted on at once.")] = 60.0
+    state_snapshot_interval: Annotated[Seconds, Meta(description="Seconds between snapshots; bounds how much is replayed at a start.")] = (
+        300.0
+    )
+
+
+class Recovery(Section, frozen=True, kw_only=True):
+    auto_recovery_enabled: Annotated[bool, Meta(description="Whether fallen agents are started again.")] = True
+    max_recovery_attempts: Annotated[int, Meta(ge=0, le=1000, description="Restarts of one agent before it is left alone.")] = 3
+    escalation_threshold: Annotated[int, Meta(ge=1, le=1000, description="Failed checks in a row before a person is told.")] = 3
+
+
+class Cost(Section, frozen=True, kw_only=True):
+    tracking_enabled: Annotated[bool, Meta(description="Whether model cost is counted.")] = True
+    daily_budget_usd: Annotated[Dollars, Meta(description="Dollars a day before work that is not critical pauses; 0 means none.")] = 100.0
+    task_budget_usd: Annotated[Dollars, Meta(description="Dollars a task before the parent is told; 0 means none.")] = 10.0
+
+
+class Agents(Section, frozen=True, kw_only=True):
+    count: Annotated[
+        int, Meta(ge=1, le=10_000, description="Agents when neither the plan nor the request says; few enough for a laptop.")
+    ] = 4
+    kind: Annotated[Name, Meta(description="Their kind; `any` takes tasks of every kind.")] = "any"
+
+
+class Tasks(Section, frozen=True, kw_only=True):
+    retries: Annotated[int, Meta(ge=0, le=100, description="How often a failed task is tried again.")] = 3
+    retry_backoff_seconds: Annotated[Wait, Meta(description="Seconds before the first retry; doubles with each.")] = 60.0
+    retry_backoff_max_seconds: Annotated[Wait, Meta(description="Longest wait in seconds before a retry.")] = 3600.0
+    timeout_seconds: Annotated[Seconds, Meta(description="Seconds an attempt may run when its task does not say.")] = 3600.0
+    grace_seconds: Annotated[Wait, Meta(description="Seconds from the request to stop to the kill; time to write files out.")] = 5.0
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    tasks: Annotated[Positive, Meta(description="Tasks the orchestra holds, ended ones included; bounds memory and snapshots.")] = 200_000
+    request_bytes: Annotated[int, Meta(ge=1024, le=1_073_741_824, description="Bytes of one request; larger ones are refused unread.")] = (
+        1_048_576
+    )
+    requests_per_second: Annotated[Positive, Meta(description="Requests a second from one caller; a loop gone wild is slowed.")] = 50
+    losses_max: Annotated[
+        int, Meta(ge=1, le=1000, description="Times a task may lose its worker before it fails; it may be the cause.")
+    ] = 5
+    unknown_grace_seconds: Annotated[Wait, Meta(description="Seconds an attempt out of sight is waited for before another starts.")] = 300.0
+    init_timeout_seconds: Annotated[Seconds, Meta(description="Seconds until nodes must have answered at the start.")] = 60.0
+    output_file_bytes: Annotated[Positive, Meta(description="Bytes kept of one attempt's output; the rest is dropped and marked.")] = (
+        16_777_216
+    )
+    line_bytes: Annotated[int, Meta(ge=256, le=16_777_216, description="Bytes of one output line; longer ones are cut into several.")] = (
+        65_536
+    )
+    agent_memory_mb: Annotated[Count, Meta(description="MiB a process of an agent may use unless its task says; 0 means no limit.")] = 0
+    results_keep: Annotated[Count, Meta(description="Result folders kept, newest first; 0 keeps all.")] = 1000
+
+
+class Tmux(Section, frozen=True, kw_only=True):
+    history_lines: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="Lines a window remembers, as tmux itself has it; logs hold the rest.")
+    ] = 2000
+    command_timeout_seconds: Annotated[Seconds, Meta(description="Seconds until tmux must have answered; a wedged server never does.")] = (
+        5.0
+    )
+    session_prefix: Annotated[Name, Meta(description="Start of the session names, which go on with node and time.")] = "miyabi-orchestra"
+
+
+class Marker(Section, frozen=True, kw_only=True):
+    prefix: Annotated[Line, Meta(min_length=1, description="What stands before the id in the line that ends an attempt's output.")] = (
+        "---END-OF-OUTPUT-"
+    )
+    suffix: Annotated[Line, Meta(description="What stands after it.")] = "---"
+
+
+class Sections(Section, frozen=True, kw_only=True):
+    """What may stand under `orchestra:` in the file."""
+
+    name: Annotated[Name, Meta(description="Name of this orchestra, for people.")] = "miyabi-orchestra"
+    version: Annotated[Line, Meta(description="Version of the file's layout, as its author counts.")] = "2.0.0"
+    nodes: Annotated[dict[Name, Node], Meta(max_length=1000, description="The machines; none means this one only.")] = msgspec.field(
+        default_factory=dict
+    )
+    api: Api = Api()
+    monitoring: Monitoring = Monitoring()
+    recovery: Recovery = Recovery()
+    cost: Cost = Cost()
+    agents: Agents = Agents()
+    tasks: Tasks = Tasks()
+    limits: Limits = Limits()
+    tmux: Tmux = Tmux()
+    marker: Marker = Marker()
+    heartbeat_seconds: Annotated[Seconds, Meta(description="Seconds between heartbeats of the orchestra to its parent.")] = 60.0

@@ -1,0 +1,248 @@
+"""From state to views: pure, one function a view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from orchestra.core.graph import topological_order
+from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Priority, TaskStatus
+from orchestra.core.state import AgentState, AttemptState, NodeState, PlanState, State, TaskState
+from orchestra.engine.board import Board
+from orchestra.ids import AttemptId, NodeId, TaskId
+from orchestra.node import NodeFacts
+from orchestra.scheduling.explain import explain
+from orchestra.scheduling.rank import critical_path, estimate_ms, upward_ranks
+from orchestra.views import (
+    AgentCounts,
+    AgentView,
+    ApiLimits,
+    AttemptView,
+    CheckView,
+    NodeView,
+    PlanLine,
+    PlanView,
+    StatusView,
+    TaskCounts,
+    TaskDetail,
+    TaskView,
+)
+
+RUNNING = (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.DRAINING)
+IN_PROGRESS = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.VERIFYING, TaskStatus.UNKNOWN)
+UNMEASURED = "-"
+"""Shown where a figure is not measured; an invented zero would be taken for one."""
+
+
+class Lens(msgspec.Struct, frozen=True):
+    """What views need besides the state."""
+
+    now_ms: int
+    board: Board
+    attempt_folder: Callable[[NodeId, AttemptId], str]
+    result_folder: Callable[[TaskId], str]
+    rpm_limit: int = 0
+    tpm_limit: int = 0
+    ledger_trouble: str = ""
+
+
+def status_view(state: State, lens: Lens, agents: list[AgentState] | None = None, tasks: list[TaskState] | None = None) -> StatusView:
+    """Returns the figures of the whole, or of some agents and tasks."""
+    chosen = list(state.agents.values()) if agents is None else agents
+    warnings = _warnings(state, lens)
+    return StatusView(
+        status=state.lifecycle.value,
+        health=health_word(state, lens),
+        agents=AgentCounts(
+            total=len(chosen),
+            running=sum(agent.status in RUNNING for agent in chosen),
+            idle=sum(agent.status is AgentStatus.IDLE for agent in chosen),
+            busy=sum(agent.task is not None for agent in chosen),
+            error=sum(agent.status in (AgentStatus.ERROR, AgentStatus.OFFLINE) for agent in chosen),
+        ),
+        api_limits=ApiLimits(f"{UNMEASURED}/{lens.rpm_limit}", f"{UNMEASURED}/{lens.tpm_limit}"),
+        tasks=task_counts(state) if tasks is None else count_tasks(tasks),
+        uptime_seconds=uptime_ms(state, lens.now_ms) // 1000,
+        warnings=warnings,
+    )
+
+
+def uptime_ms(state: State, now_ms: int) -> int:
+    """Returns how long the orchestra has been up since it was last initialised."""
+    down = state.lifecycle in (Lifecycle.UNINITIALIZED, Lifecycle.TERMINATED, Lifecycle.FAILED)
+    return 0 if down else max(0, now_ms - state.started_ms)
+
+
+def health_word(state: State, lens: Lens) -> str:
+    """Returns `critical` when nothing can go on, `degraded` when something is wrong, else `healthy`."""
+    agents = list(state.agents.values())
+    up = sum(agent.status in RUNNING for agent in agents)
+    if state.lifecycle is Lifecycle.FAILED or lens.ledger_trouble or (agents and not up and state.lifecycle is not Lifecycle.INITIALIZING):
+        return "critical"
+    return "degraded" if _warnings(state, lens) else "healthy"
+
+
+def _warnings(state: State, lens: Lens) -> tuple[str, ...]:
+    found = [f"nothing can be made durable: {lens.ledger_trouble}"] if lens.ledger_trouble else []
+    if state.lifecycle is Lifecycle.FAILED:
+        found.append(f"the orchestra failed to start: {state.reason}")
+    found += [
+        f"node {node.spec.id} is out of sight: {node.reason}"
+        for node in state.nodes.values()
+        if node.status is NodeStatus.LOST and state.agents
+    ]
+    wrong = [agent for agent in state.agents.values() if agent.status is AgentStatus.ERROR]
+    found += [f"agent #{agent.id} is out of order: {agent.reason}" for agent in wrong[:10]]
+    unknown = [task for task in state.live if state.tasks[task].status is TaskStatus.UNKNOWN]
+    found += [f"lost sight of {task}: {state.tasks[task].reason}" for task in unknown[:10]]
+    return tuple(found)
+
+
+def task_counts(state: State) -> TaskCounts:
+    """Returns counts over all tasks, from running totals."""
+    over = state.totals.completed + state.totals.failed + state.totals.cancelled
+    live = len(state.live)
+    return TaskCounts(len(state.tasks) - over - live, live, state.totals.completed, state.totals.failed, state.totals.cancelled)
+
+
+def count_tasks(tasks: list[TaskState]) -> TaskCounts:
+    """Returns counts over some tasks."""
+    by = {status: sum(task.status is status for task in tasks) for status in TaskStatus}
+    live = sum(by[status] for status in IN_PROGRESS)
+    ended = by[TaskStatus.COMPLETED] + by[TaskStatus.FAILED] + by[TaskStatus.CANCELLED]
+    return TaskCounts(len(tasks) - live - ended, live, by[TaskStatus.COMPLETED], by[TaskStatus.FAILED], by[TaskStatus.CANCELLED])
+
+
+def node_view(state: State, node: NodeState, facts: NodeFacts | None) -> NodeView:
+    """Returns one node."""
+    agents = state.agents_on(node.spec.id)
+    up = sum(agent.status in RUNNING for agent in agents)
+    word = "lost" if node.status is NodeStatus.LOST else ("healthy" if up == len(agents) else "degraded")
+    return NodeView(
+        name=node.spec.id,
+        status=word,
+        agents_running=up,
+        agents_total=len(agents),
+        cpu_percent=0.0 if facts is None else facts.cpu_percent,
+        memory_percent=0.0 if facts is None else facts.memory_percent,
+        connected=node.status is NodeStatus.READY,
+        session=node.session,
+        reason=node.reason,
+    )
+
+
+def agent_view(state: State, agent: AgentState, lens: Lens) -> AgentView:
+    """Returns one agent."""
+    signal = lens.board.of(agent.task, agent.attempt) if agent.task is not None else None
+    return AgentView(
+        agent=agent.id,
+        name=agent.spec.name or f"agent-{agent.id:03}",
+        kind=agent.spec.kind,
+        node=agent.spec.node,
+        status=agent.status.value,
+        task=agent.task,
+        attempt=agent.attempt,
+        since_ms=agent.since_ms,
+        tasks_completed=agent.completed,
+        tasks_failed=agent.failed,
+        busy_ms=agent.busy_ms,
+        pid=agent.worker.pid if agent.worker else 0,
+        reason=agent.reason,
+        activity=signal.activity if signal else "",
+        progress=signal.progress if signal else None,
+    )
+
+
+def task_view(state: State, task: TaskState, lens: Lens, rank_ms: int = 0) -> TaskView:
+    """Returns one task as a line."""
+    spec, live = task.spec, task.live_attempts()
+    shown = live or ([task.attempts[task.primary - 1]] if task.primary else task.attempts[-1:])
+    signal = lens.board.of(task.id, live[0].number) if live else None
+    end = task.ended_ms or (lens.now_ms if live else 0)
+    return TaskView(
+        task=task.id,
+        description=spec.description,
+        status=task.status.value,
+        kind=spec.kind,
+        category=spec.category,
+        priority=Priority(spec.priority).name.lower(),
+        plan=spec.plan,
+        needs=spec.needs,
+        agents=tuple(attempt.agent for attempt in shown),
+        attempts=len(task.attempts),
+        failures=task.failures,
+        queued_ms=task.queued_ms,
+        started_ms=task.started_ms,
+        ended_ms=task.ended_ms,
+        duration_ms=max(0, end - task.started_ms) if task.started_ms and end else 0,
+        estimate_ms=estimate_ms(state, spec),
+        rank_ms=rank_ms,
+        reason=task.reason,
+        activity=signal.activity if signal else "",
+        progress=signal.progress if signal else None,
+    )
+
+
+def attempt_view(task: TaskState, attempt: AttemptState, lens: Lens) -> AttemptView:
+    """Returns one attempt."""
+    outcome = attempt.outcome
+    checks = () if outcome is None else outcome.checks
+    usage = None if outcome is None else outcome.usage
+    return AttemptView(
+        number=attempt.number,
+        agent=attempt.agent,
+        node=attempt.node,
+        status=attempt.status.value,
+        outcome="" if outcome is None else outcome.kind.value,
+        reason="" if outcome is None else outcome.reason,
+        code=None if outcome is None else outcome.code,
+        signal=None if outcome is None else outcome.signal,
+        assigned_ms=attempt.assigned_ms,
+        started_ms=attempt.started_ms,
+        ended_ms=attempt.ended_ms,
+        duration_ms=0 if outcome is None else outcome.duration_ms,
+        checks=tuple(CheckView(c.name, c.passed, c.code, c.reason, c.duration_ms, c.tail) for c in checks),
+        tail=() if outcome is None else outcome.tail,
+        tokens=0 if usage is None else usage.tokens_input + usage.tokens_output + usage.tokens_cache_read + usage.tokens_cache_write,
+        cost_usd_micros=0 if usage is None else usage.cost_usd_micros,
+        rss_bytes_max=0 if outcome is None else outcome.rss_bytes_max,
+        folder=lens.attempt_folder(attempt.node, AttemptId(task.id, attempt.number)),
+    )
+
+
+def task_detail(state: State, task: TaskState, lens: Lens) -> TaskDetail:
+    """Returns everything about one task."""
+    return TaskDetail(
+        task=task_view(state, task, lens),
+        explain=explain(state, task.id, lens.now_ms),
+        attempts=tuple(attempt_view(task, attempt, lens) for attempt in task.attempts),
+        primary_attempt=task.primary,
+        success_criteria=task.spec.criteria,
+        retries=task.spec.retries,
+        files=task.spec.files,
+        results=lens.result_folder(task.id),
+    )
+
+
+def plan_view(state: State, plan: PlanState, lens: Lens) -> PlanView:
+    """Returns a plan with all its tasks, in topological order."""
+    specs = {task: state.tasks[task].spec for task in plan.tasks}
+    ordered = topological_order(specs, known=state.tasks)
+    ranks = upward_ranks(ordered, lambda spec: estimate_ms(state, spec))
+    return PlanView(
+        plan=plan.id,
+        name=plan.name,
+        status=plan.status.value,
+        source=plan.source,
+        submitted_ms=plan.submitted_ms,
+        closed_ms=plan.closed_ms,
+        now_ms=lens.now_ms,
+        tasks=tuple(task_view(state, state.tasks[spec.id], lens, ranks[spec.id]) for spec in ordered),
+        critical_path=tuple(critical_path(specs, ranks)),
+    )
+
+
+def plan_line(plan: PlanState) -> PlanLine:
+    """Returns a plan as a line."""
+    return PlanLine(plan.id, plan.name, plan.status.value, len(plan.tasks), plan.open, plan.failed, plan.submitted_ms, plan.closed_ms)

@@ -1,0 +1,217 @@
+"""What the orchestra shows: read-only records for people and programs, cut from the state at one moment.
+
+These are the `--json` contract and the results of the socket API. Times are UTC milliseconds, durations milliseconds, money micro-dollars, unless a
+name says otherwise; the records of the parent interface (`StatusView` and what it holds) keep that interface's own field names.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class View(msgspec.Struct, frozen=True):
+    """Base of all views."""
+
+
+class AgentCounts(View, frozen=True):
+    total: int
+    running: int
+    """Slots with a live worker."""
+    idle: int
+    busy: int
+    error: int
+
+
+class TaskCounts(View, frozen=True):
+    queued: int
+    """Accepted and not running: waiting for needs, for an agent, or for a retry."""
+    in_progress: int
+    completed: int
+    failed: int
+    cancelled: int = 0
+
+
+class ApiLimits(View, frozen=True):
+    rpm_usage: str
+    tpm_usage: str
+
+
+class StatusView(View, frozen=True):
+    """Answer to `status`."""
+
+    status: str
+    health: str
+    """`healthy`, `degraded` or `critical`."""
+    agents: AgentCounts
+    api_limits: ApiLimits
+    tasks: TaskCounts
+    uptime_seconds: int
+    warnings: tuple[str, ...] = ()
+
+
+class NodeView(View, frozen=True):
+    name: str
+    status: str
+    """`healthy`, `degraded` or `lost`."""
+    agents_running: int
+    agents_total: int
+    cpu_percent: float
+    memory_percent: float
+    connected: bool
+    session: str
+    reason: str = ""
+
+
+class AgentView(View, frozen=True):
+    agent: int
+    name: str
+    kind: str
+    node: str
+    status: str
+    task: str | None
+    attempt: int
+    since_ms: int
+    tasks_completed: int
+    tasks_failed: int
+    busy_ms: int
+    pid: int
+    reason: str = ""
+    activity: str = ""
+    progress: float | None = None
+
+
+class CheckView(View, frozen=True):
+    name: str
+    passed: bool
+    code: int | None
+    reason: str
+    duration_ms: int
+    tail: tuple[str, ...]
+
+
+class AttemptView(View, frozen=True):
+    number: int
+    agent: int
+    node: str
+    status: str
+    outcome: str
+    reason: str
+    code: int | None
+    signal: int | None
+    assigned_ms: int
+    started_ms: int
+    ended_ms: int
+    duration_ms: int
+    checks: tuple[CheckView, ...]
+    tail: tuple[str, ...]
+    tokens: int
+    cost_usd_micros: int
+    rss_bytes_max: int
+    folder: str
+    """Where the attempt's files are on its node."""
+
+
+class TaskView(View, frozen=True):
+    """One line of a task list."""
+
+    task: str
+    description: str
+    status: str
+    kind: str
+    category: str
+    priority: str
+    plan: str | None
+    needs: tuple[str, ...]
+    agents: tuple[int, ...]
+    attempts: int
+    failures: int
+    queued_ms: int
+    started_ms: int
+    ended_ms: int
+    duration_ms: int
+    estimate_ms: int
+    rank_ms: int
+    """Length of the longest remaining path from here on."""
+    reason: str = ""
+    activity: str = ""
+    progress: float | None = None
+
+
+class TaskDetail(View, frozen=True):
+    """Everything about one task."""
+
+    task: TaskView
+    explain: str
+    attempts: tuple[AttemptView, ...]
+    primary_attempt: int
+    success_criteria: tuple[str, ...]
+    retries: int
+    files: tuple[str, ...]
+    results: str
+    """Folder with result.json and execution.log."""
+
+
+class PlanView(View, frozen=True):
+    """One plan at one moment, all its tasks included, in topological order."""
+
+    plan: str
+    name: str
+    status: str
+    source: str
+    submitted_ms: int
+    closed_ms: int
+    now_ms: int
+    tasks: tuple[TaskView, ...]
+    critical_path: tuple[str, ...]
+    """The longest path by estimated (or measured) time, first task first."""
+
+
+class PlanLine(View, frozen=True):
+    plan: str
+    name: str
+    status: str
+    tasks: int
+    open: int
+    failed: int
+    submitted_ms: int
+    closed_ms: int
+
+
+class HealthCheck(View, frozen=True):
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+class HealthView(View, frozen=True):
+    """Answer to `health`, and the content of the health status file."""
+
+    timestamp: str
+    overall_status: str
+    checks: tuple[HealthCheck, ...]
+    nodes: tuple[NodeView, ...]
+    tasks: TaskCounts
+    completed_today: int
+    failed_today: int
+    uptime_seconds: int
+
+
+class EventView(View, frozen=True):
+    """One event for watchers: the ledger's number, the time, and the event as JSON."""
+
+    seq: int
+    at_ms: int
+    event: msgspec.Raw
+
+
+class ReportData(View, frozen=True):
+    """Everything a run report shows."""
+
+    orchestra: str
+    plan: PlanView
+    details: tuple[TaskDetail, ...]
+    agents: tuple[AgentView, ...]
+    made_ms: int
+    version: str
+    root: str

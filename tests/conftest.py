@@ -1,0 +1,20 @@
+"""Puts on every test the marker of the folder it lies in, so that `-m integration` and `-m "not chaos"` need no decorators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+MARKED = frozenset({"chaos", "conformance", "e2e", "integration", "simulation"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the collected tests; `unit` has no marker, as it is what is left."""
+    for item in items:
+        if not item.path.is_relative_to(TESTS):
+            continue
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in MARKED:
+            item.add_marker(folder)

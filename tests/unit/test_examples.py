@@ -1,0 +1,92 @@
+"""The example plans are what their comments say, and every kind takes their tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from orchestra.agents import rehearsal, shell
+from orchestra.agents.adapter import Adapter, Context
+from orchestra.errors import PlanInvalid
+from orchestra.intake.planfile import PlanDocument, parse_plan
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ADAPTERS: dict[str, Adapter] = {"shell": shell.ADAPTER, "rehearsal": rehearsal.ADAPTER}
+
+
+def read(name: str) -> PlanDocument:
+    path = EXAMPLES / name
+    return parse_plan(path.read_text(encoding="utf-8"), source=name, directory=str(path.parent))
+
+
+def waves(plan: PlanDocument) -> list[list[str]]:
+    """Returns the tasks by the longest chain of needs below them."""
+    depth: dict[str, int] = {}
+    while len(depth) < len(plan.drafts):
+        for task in plan.drafts:
+            if task.id not in depth and all(need in depth for need in task.needs):
+                depth[task.id] = max((depth[need] + 1 for need in task.needs), default=0)
+    return [[task for task, level in depth.items() if level == wave] for wave in range(max(depth.values()) + 1)]
+
+
+def test_no_example_is_forgotten() -> None:
+    assert sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.yaml")) == [
+        "broken.yaml",
+        "fanout-200.yaml",
+        "hello.yaml",
+        "level6/plan.yaml",
+    ]
+
+
+@pytest.mark.parametrize("name", ["hello.yaml", "fanout-200.yaml", "level6/plan.yaml"])
+def test_a_plan_is_sound_and_its_kinds_take_it(name: str) -> None:
+    for task in read(name).drafts:
+        assert ADAPTERS[task.kind].launch(task, Context(attempt=1, agent=1)).argv
+
+
+def test_the_broken_plan_is_refused_by_name() -> None:
+    with pytest.raises(PlanInvalid, match="'straw'"):
+        read("broken.yaml")
+
+
+def test_the_broken_plan_has_a_circle_too() -> None:
+    text = (EXAMPLES / "broken.yaml").read_text(encoding="utf-8").replace(", straw]", "]")
+    with pytest.raises(PlanInvalid, match="chicken"):
+        parse_plan(text, source="broken.yaml", directory=str(EXAMPLES))
+
+
+def test_hello_has_two_tasks_at_once_and_one_after_them() -> None:
+    assert waves(read("hello.yaml")) == [["greet", "rehearse"], ["part"]]
+
+
+def test_fanout_is_two_hundred_and_one() -> None:
+    assert [len(wave) for wave in waves(read("fanout-200.yaml"))] == [200, 1]
+
+
+def test_level6_is_fifteen_tasks_that_fan_out_and_meet_again() -> None:
+    plan = read("level6/plan.yaml")
+    assert [sorted(wave) for wave in waves(plan)] == [
+        ["plan"],
+        ["core", "http", "routing", "utils"],
+        ["auth", "database", "templating", "validation"],
+        ["testing-cli"],
+        ["config", "docs", "tests"],
+        ["review"],
+        ["verify"],
+    ]
+    assert Counter(task.kind for task in plan.drafts) == {"rehearsal": 12, "shell": 3}
+    assert plan.agents[0].count == 10
+
+
+def test_level6_declares_its_files_once_each() -> None:
+    files = Counter(file for task in read("level6/plan.yaml").drafts for file in task.files)
+    assert set(files.values()) == {1}
+    assert len(files) == 56
+    assert {task.workspace for task in read("level6/plan.yaml").drafts} == {str(EXAMPLES / "level6" / "build")}
+    assert (EXAMPLES / "level6" / ".gitignore").read_text(encoding="utf-8").split() == ["build/"]
+
+
+def test_every_task_of_level6_is_verified() -> None:
+    assert [task.id for task in read("level6/plan.yaml").drafts if not task.checks] == []

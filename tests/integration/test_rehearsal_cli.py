@@ -197,7 +197,7 @@ def test_a_reader_that_goes_away_ends_it(here: Path) -> None:
 
 def start(here: Path, steps: list[Any]) -> subprocess.Popen[bytes]:
     """Starts a scenario whose second line says that the steps before it were played."""
-    process = subprocess.Popen(command(here, steps), cwd=here, env=environment(), stdout=subprocess.PIPE)
+    process = subprocess.Popen(command(here, steps), cwd=here, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.readline()
@@ -212,11 +212,16 @@ def test_hang_ends_by_term_unless_it_is_ignored(here: Path) -> None:
 
 def test_ignored_term_needs_a_kill(here: Path) -> None:
     with start(here, ["ignore_term", {"say": "now"}, {"ask": "?"}, {"say": "still here"}, "hang"]) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert b"question" in process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGHUP)
-        assert process.stdout is not None
-        assert b"question" in process.stdout.readline()
+        process.stdin.write(b"yes\n")
+        process.stdin.flush()
+        assert b"answer" in process.stdout.readline()
+        assert b"still here" in process.stdout.readline()
         process.kill()
         assert process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
 

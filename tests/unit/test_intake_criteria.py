@@ -23,7 +23,10 @@ def check(criterion: str | RunCriterion) -> Check:
 @pytest.mark.parametrize(
     "text,script",
     [
-        *((text, scripts.TESTS) for text in ("All tests pass", "tests pass", "Tests must pass.", " all  the tests PASS ", "All unit tests pass")),
+        *(
+            (text, scripts.TESTS)
+            for text in ("All tests pass", "tests pass", "Tests must pass.", " all  the tests PASS ", "All unit tests pass")
+        ),
         *((text, scripts.LINTER) for text in ("Linter passes", "No linter errors", "0 lint warnings", "The linter passes!")),
         *((text, scripts.BUILD) for text in ("Builds", "The build succeeds", "project builds")),
     ],
@@ -60,7 +63,18 @@ def test_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["It is good", "", "$ ", "Coverage > 101%", "File exists: ../x", "File exists: /etc/passwd", "File exists: ", "$ a\0b", "tests pass; reboot"]
+    "text",
+    [
+        "It is good",
+        "",
+        "$ ",
+        "Coverage > 101%",
+        "File exists: ../x",
+        "File exists: /etc/passwd",
+        "File exists: ",
+        "$ a\0b",
+        "tests pass; reboot",
+    ],
 )
 def test_what_no_machine_can_check(text: str) -> None:
     with pytest.raises(BadInput) as caught:
@@ -69,7 +83,11 @@ def test_what_no_machine_can_check(text: str) -> None:
     assert caught.value.hint
 
 
-@given(st.text(max_size=40) | st.builds("coverage > {}%".format, st.text(max_size=5)) | st.builds("File exists: {}".format, st.text(max_size=9)))
+@given(
+    st.text(max_size=40)
+    | st.builds("coverage > {}%".format, st.text(max_size=5))
+    | st.builds("File exists: {}".format, st.text(max_size=9))
+)
 def test_no_text_gets_into_a_script(text: str) -> None:
     try:
         argv = check(text).argv
@@ -139,7 +157,12 @@ def test_pytest_is_missing(bench: Path) -> None:
 
 @pytest.mark.parametrize(
     "file,text,tool",
-    [("package.json", '{"scripts": {"test": "x"}}', "npm"), ("Cargo.toml", "", "cargo"), ("go.mod", "", "go"), ("Makefile", "test: all\n", "make")],
+    [
+        ("package.json", '{"scripts": {"test": "x"}}', "npm"),
+        ("Cargo.toml", "", "cargo"),
+        ("go.mod", "", "go"),
+        ("Makefile", "test: all\n", "make"),
+    ],
 )
 def test_other_runners_are_found(bench: Path, file: str, text: str, tool: str) -> None:
     (bench / "project" / file).write_text(text, encoding="utf-8")
@@ -153,7 +176,13 @@ def test_other_runners_are_found(bench: Path, file: str, text: str, tool: str) -
 
 @pytest.mark.parametrize(
     "criterion,reached,code",
-    [("Coverage > 80%", "80.0", 1), ("Coverage >= 80%", "80.0", 0), ("Coverage > 80%", "80.01", 0), ("Coverage > 9%", "10", 0), ("Coverage > 80%", "", 1)],
+    [
+        ("Coverage > 80%", "80.0", 1),
+        ("Coverage >= 80%", "80.0", 0),
+        ("Coverage > 80%", "80.01", 0),
+        ("Coverage > 9%", "10", 0),
+        ("Coverage > 80%", "", 1),
+    ],
 )
 def test_coverage_is_measured_and_compared(bench: Path, criterion: str, reached: str, code: int) -> None:
     (bench / "project/setup.cfg").touch()

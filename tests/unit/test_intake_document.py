@@ -177,7 +177,9 @@ def test_plain_values_pass(value: object) -> None:
     d.check_plain(value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, {None: 1}, {"a": {1}}, "\udc80", {"\ud800": 1}, 10**18, b"x", object()])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), {1: 2}, {None: 1}, {"a": {1}}, "\udc80", {"\ud800": 1}, 10**18, b"x", object()]
+)
 def test_what_is_no_plain_value(value: object) -> None:
     with pytest.raises(BadInput):
         d.check_plain({"in": [value]})

@@ -67,7 +67,15 @@ LEVEL6: dict[str, Any] = {
         for n, (agent, needs) in enumerate(
             [
                 *[("claude", []), ("codex", [1]), ("codex", [1]), ("codex", [1]), ("codex", [1]), ("codex", [2, 3]), ("codex", [4, 5])],
-                *[("codex", [6]), ("codex", [7]), ("codex", [8, 9]), ("claude", [10]), ("claude", [11]), ("claude", [12]), ("claude", [13])],
+                *[
+                    ("codex", [6]),
+                    ("codex", [7]),
+                    ("codex", [8, 9]),
+                    ("claude", [10]),
+                    ("claude", [11]),
+                    ("claude", [12]),
+                    ("claude", [13]),
+                ],
                 ("claude", [14]),
             ],
             1,
@@ -157,35 +165,75 @@ def test_medium_is_normal(word: str) -> None:
     [
         (tasks("{id: a, run: x, retris: 1}"), "tasks[0].retris", "p.yaml:3:21: there is no field 'retris'", "did you mean 'retries'?"),
         (tasks("{id: a, run: x, dependencies: [b]}"), "tasks[0].dependencies", "p.yaml:3:21:", "did you mean 'needs'?"),
-        (tasks("{id: a, run: x}", "{id: b, run: x, retries: '3'}"), "tasks[1].retries", "p.yaml:4:21: expected a whole number from 0 to 100", ""),
+        (
+            tasks("{id: a, run: x}", "{id: b, run: x, retries: '3'}"),
+            "tasks[1].retries",
+            "p.yaml:4:21: expected a whole number from 0 to 100",
+            "",
+        ),
         (tasks("{id: a, run: x, retries: 1.5}"), "tasks[0].retries", "p.yaml:3:21: expected a whole number", ""),
         (tasks("{id: a, run: x, retries: true}"), "tasks[0].retries", "p.yaml:3:21: expected a whole number from 0 to 100, found true", ""),
         (tasks("{id: a, run: x, needs: b}"), "tasks[0].needs", "p.yaml:3:21: expected a list, found the text 'b'", "write it as [a, b]"),
         (tasks("{id: a, run: x, priority: hgih}"), "tasks[0].priority", "p.yaml:3:21: expected one of", "did you mean 'high'?"),
-        (tasks("{id: a, run: x, env: {PORT: 80}}"), "tasks[0].env.PORT", "p.yaml:3:27: expected text, found the number 80", "put it in quotes"),
+        (
+            tasks("{id: a, run: x, env: {PORT: 80}}"),
+            "tasks[0].env.PORT",
+            "p.yaml:3:27: expected text, found the number 80",
+            "put it in quotes",
+        ),
         (tasks("{id: a, run: x, env: {1A: b}}"), "tasks[0].env.1A", "p.yaml:3:27: the name is not usable", ""),
         (tasks("{id: a, run: x, target_agents: {count: 201}}"), "tasks[0].target_agents.count", "p.yaml:3:37: expected a whole number", ""),
-        (tasks("{id: a, run: x, constraints: {max_execution_time: 9}}"), "tasks[0].constraints.max_execution_time", "p.yaml:3:35:", "did you mean 'max"),
+        (
+            tasks("{id: a, run: x, constraints: {max_execution_time: 9}}"),
+            "tasks[0].constraints.max_execution_time",
+            "p.yaml:3:35:",
+            "did you mean 'max",
+        ),
         (tasks("{id: a, run: x, files: [../b]}"), "tasks[0].files[0]", "p.yaml:3:29: expected a relative path without '..'", ""),
         (tasks("{id: a, run: x, files: [/b]}"), "tasks[0].files[0]", "p.yaml:3:29:", ""),
         (tasks("{id: a, run: x, files: [a/../b]}"), "tasks[0].files[0]", "p.yaml:3:29:", ""),
-        (tasks("{id: a, run: x, success_criteria: [It is good]}"), "tasks[0].success_criteria[0]", "p.yaml:3:40: 'It is good' cannot be", "use {run"),
+        (
+            tasks("{id: a, run: x, success_criteria: [It is good]}"),
+            "tasks[0].success_criteria[0]",
+            "p.yaml:3:40: 'It is good' cannot be",
+            "use {run",
+        ),
         (tasks("{id: a, run: x, prompt: y}"), "tasks[0].prompt", "p.yaml:3:21: run and prompt are given", "give exactly one"),
         (tasks("{id: a}"), "tasks[0]", "p.yaml:3:5: task 'a' has nothing to do", "give exactly one"),
         (tasks("{run: x}"), "tasks[0].id", "p.yaml:3:5: the field 'id' is missing", ""),
         (tasks("{id: a, prompt: x}"), "tasks[0]", "p.yaml:3:5: it is not said which kind", "write agent"),
-        (tasks("{id: a, run: x}", "{id: b, run: x, needs: [a, aa]}"), "tasks[1].needs[1]", "p.yaml:4:32: task 'b' needs 'aa'", "did you mean 'a'?"),
+        (
+            tasks("{id: a, run: x}", "{id: b, run: x, needs: [a, aa]}"),
+            "tasks[1].needs[1]",
+            "p.yaml:4:32: task 'b' needs 'aa'",
+            "did you mean 'a'?",
+        ),
         (tasks("{id: a, run: x, needs: [a]}"), "tasks[0].needs[0]", "p.yaml:3:29: task 'a' needs itself", ""),
-        (tasks("{id: a, run: x}", "{id: b, run: x, needs: [a, a]}"), "tasks[1].needs[1]", "p.yaml:4:32: task 'b' names the need 'a' twice", ""),
+        (
+            tasks("{id: a, run: x}", "{id: b, run: x, needs: [a, a]}"),
+            "tasks[1].needs[1]",
+            "p.yaml:4:32: task 'b' names the need 'a' twice",
+            "",
+        ),
         (tasks("{id: a, run: x}", "{id: a, run: x}"), "tasks[1].id", "p.yaml:4:6: there is a task 'a' already", ""),
         (tasks("{id: Ab, run: x}", "{id: aB, run: x}"), "tasks[1].id", "p.yaml:4:6: 'aB' and 'Ab' differ only in case", ""),
-        (tasks("{id: a, run: x, needs: [b]}", "{id: b, run: x, needs: [a]}"), "tasks[0].needs", "p.yaml:3:21: the needs form a cycle: a -> b -> a", ""),
+        (
+            tasks("{id: a, run: x, needs: [b]}", "{id: b, run: x, needs: [a]}"),
+            "tasks[0].needs",
+            "p.yaml:3:21: the needs form a cycle: a -> b -> a",
+            "",
+        ),
         ("name: p\ntasks: []", "tasks", "p.yaml:2:1: expected 1 to 200000 entries, found 0", ""),
         ("tasks: [{id: a, run: x}]", "name", "p.yaml:1:1: the field 'name' is missing", ""),
         ("- a", "", "p.yaml:1:1: a plan is a mapping", ""),
         (tasks("{id: a, run: x}", head="name: p\ndefaults: {id: z}"), "defaults.id", "p.yaml:2:12: there is no field 'id'", ""),
         (tasks("{id: a}", head="name: p\ndefaults: {run: x, prompt: y}"), "defaults.prompt", "p.yaml:2:20: run and prompt", ""),
-        (tasks("{id: a, run: x}", head="name: p\ndefaults: {success_criteria: [Fine]}"), "defaults.success_criteria[0]", "p.yaml:2:31:", ""),
+        (
+            tasks("{id: a, run: x}", head="name: p\ndefaults: {success_criteria: [Fine]}"),
+            "defaults.success_criteria[0]",
+            "p.yaml:2:31:",
+            "",
+        ),
         (tasks('{id: a, run: "x\\0"}'), "tasks[0].run", "p.yaml:3:13: expected text of 1 to 1048576 characters without NUL", ""),
         (tasks("{id: a, run: ''}"), "tasks[0].run", "p.yaml:3:13:", ""),
         (tasks("{id: a, run: null}"), "tasks[0].run", "p.yaml:3:13: expected text, found nothing", ""),
@@ -212,7 +260,25 @@ def test_places_in_json() -> None:
     assert str(error) == "tasks[1].retries: p.json:4:15: expected a whole number from 0 to 100, found the number 101"
 
 
-HOSTILE = ["../../etc/passwd", "a/b", ".", "..", "", "x" * 300, "-rf", "con:1.2", "a\0b", "a\nb", "a\n", "\u202egnp", "é", "😀", "%00", " a", "a b"]
+HOSTILE = [
+    "../../etc/passwd",
+    "a/b",
+    ".",
+    "..",
+    "",
+    "x" * 300,
+    "-rf",
+    "con:1.2",
+    "a\0b",
+    "a\nb",
+    "a\n",
+    "\u202egnp",
+    "é",
+    "😀",
+    "%00",
+    " a",
+    "a b",
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -226,7 +292,9 @@ def test_hostile_names_are_refused_everywhere(name: str, place: str) -> None:
     assert refusal(json.dumps(whole), "p.json").message.startswith("p.json:1:")
 
 
-@pytest.mark.parametrize("text", ["'; tmux kill-server; '", "$(id) `id` ${HOME}", '"quotes" and \\', "\x1b[201~\x07", "#(id)", "a;\nb\r\n\t;", "…漢字😀"])
+@pytest.mark.parametrize(
+    "text", ["'; tmux kill-server; '", "$(id) `id` ${HOME}", '"quotes" and \\', "\x1b[201~\x07", "#(id)", "a;\nb\r\n\t;", "…漢字😀"]
+)
 def test_prompts_are_data(text: str) -> None:
     whole = {"name": "p", "tasks": [{"id": "a", "agent": "claude", "prompt": text}, {"id": "b", "run": text}]}
     first, second = plan(json.dumps(whole), "p.json").drafts
@@ -278,7 +346,12 @@ def test_the_committed_schema_is_the_generated_one() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [tasks("{id: a/b, run: x}"), tasks("{id: a, run: x, nope: 1}"), tasks("{id: a, run: x, prompt: y}"), tasks("{id: a, run: x, files: [a/../b]}")],
+    [
+        tasks("{id: a/b, run: x}"),
+        tasks("{id: a, run: x, nope: 1}"),
+        tasks("{id: a, run: x, prompt: y}"),
+        tasks("{id: a, run: x, files: [a/../b]}"),
+    ],
 )
 def test_the_schema_refuses_what_the_parser_refuses(text: str) -> None:
     refusal(text)
@@ -286,12 +359,34 @@ def test_the_schema_refuses_what_the_parser_refuses(text: str) -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-300, 300) | st.floats() | st.sampled_from(["a", "B", "high", "shell", "All tests pass", "../x", ""]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["id", "run", "needs", "type", "content", "count", "kind", "env", "strategy", "A"]), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-300, 300)
+    | st.floats()
+    | st.sampled_from(["a", "B", "high", "shell", "All tests pass", "../x", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["id", "run", "needs", "type", "content", "count", "kind", "env", "strategy", "A"]), inner, max_size=4
+        )
+    ),
     max_leaves=8,
 )
-FIELDS = ["id", "run", "prompt", "payload", "needs", "env", "files", "limits", "success_criteria", "target_agents", "retries", "agent", "workspace"]
+FIELDS = [
+    "id",
+    "run",
+    "prompt",
+    "payload",
+    "needs",
+    "env",
+    "files",
+    "limits",
+    "success_criteria",
+    "target_agents",
+    "retries",
+    "agent",
+    "workspace",
+]
 
 
 @given(

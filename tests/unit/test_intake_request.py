@@ -27,7 +27,16 @@ PUBLISHED: dict[str, Any] = {
     "constraints": {"max_execution_time_seconds": 3600, "max_cost_dollars": 5.0},
     "success_criteria": ["All tests pass", "Code coverage > 80%", "Linter passes"],
 }
-EVERY = [r.InitParams, r.SubmitTaskParams, r.SubmitBatchParams, r.StatusParams, r.ScaleParams, r.ShutdownParams, r.CancelParams, r.EstimateCostParams]
+EVERY = [
+    r.InitParams,
+    r.SubmitTaskParams,
+    r.SubmitBatchParams,
+    r.StatusParams,
+    r.ScaleParams,
+    r.ShutdownParams,
+    r.CancelParams,
+    r.EstimateCostParams,
+]
 
 
 def spec(**fields: Any) -> TaskSpec:
@@ -66,7 +75,9 @@ def test_what_else_a_task_may_say() -> None:
     assert spec(description="d", payload={"type": "command", "content": "x"}, agent="codex").kind == "codex"
 
 
-@pytest.mark.parametrize("words", ["Make it better", "fix", "Fix the bug", "do something with it", "asdf asdf", "   ", "改善", "!!! ??? ... ---"])
+@pytest.mark.parametrize(
+    "words", ["Make it better", "fix", "Fix the bug", "do something with it", "asdf asdf", "   ", "改善", "!!! ??? ... ---"]
+)
 def test_a_vague_task_is_refused(words: str) -> None:
     with pytest.raises(BadInput) as caught:
         spec(description=words)
@@ -76,7 +87,9 @@ def test_a_vague_task_is_refused(words: str) -> None:
     assert spec(description=words, payload={"type": "command", "content": "x"}).description == words
 
 
-@pytest.mark.parametrize("words", ["Fix failing tests", "Add login page", "認証モジュールのバグを修正", "Исправить ошибку входа", "update src/app.py imports"])
+@pytest.mark.parametrize(
+    "words", ["Fix failing tests", "Add login page", "認証モジュールのバグを修正", "Исправить ошибку входа", "update src/app.py imports"]
+)
 def test_a_clear_task_is_taken(words: str) -> None:
     assert spec(description=words).payload.content == words
 
@@ -84,16 +97,40 @@ def test_a_clear_task_is_taken(words: str) -> None:
 @pytest.mark.parametrize(
     "record,raw,field,message,hint",
     [
-        (r.SubmitTaskParams, {"description": "x", "target_agents": {"count": 0}}, "target_agents.count", "expected a whole number from 1 to 200", ""),
-        (r.SubmitTaskParams, {"description": "x", "target_agents": {"cuont": 1}}, "target_agents.cuont", "there is no field", "did you mean 'count'"),
+        (
+            r.SubmitTaskParams,
+            {"description": "x", "target_agents": {"count": 0}},
+            "target_agents.count",
+            "expected a whole number from 1 to 200",
+            "",
+        ),
+        (
+            r.SubmitTaskParams,
+            {"description": "x", "target_agents": {"cuont": 1}},
+            "target_agents.cuont",
+            "there is no field",
+            "did you mean 'count'",
+        ),
         (r.SubmitTaskParams, {"description": "x", "needs": ["a"]}, "needs", "there is no field 'needs'", "did you mean 'dependencies'?"),
-        (r.SubmitTaskParams, {"description": "x", "payload": {"type": "sql", "content": "y"}}, "payload.type", "expected one of analysis, code, command", ""),
+        (
+            r.SubmitTaskParams,
+            {"description": "x", "payload": {"type": "sql", "content": "y"}},
+            "payload.type",
+            "expected one of analysis, code, command",
+            "",
+        ),
         (r.SubmitTaskParams, {"description": "x", "task_id": "../../x"}, "task_id", "expected a plain name", ""),
         (r.SubmitTaskParams, {"description": "x", "dependencies": ["a/b/c"]}, "dependencies[0]", "expected a task id", ""),
         (r.SubmitTaskParams, {"description": "x", "requirements": {"a": float("nan")}}, "requirements.a", "nan is not a usable number", ""),
         (r.SubmitTaskParams, {}, "description", "the field 'description' is missing", ""),
         (r.SubmitTaskParams, [1], "", "expected a mapping, found a list", ""),
-        (r.SubmitBatchParams, {"tasks": [{"description": "x"}, {"description": 3}]}, "tasks[1].description", "expected text, found the number 3", ""),
+        (
+            r.SubmitBatchParams,
+            {"tasks": [{"description": "x"}, {"description": 3}]},
+            "tasks[1].description",
+            "expected text, found the number 3",
+            "",
+        ),
         (r.SubmitBatchParams, {"tasks": []}, "tasks", "expected 1 to 10000 entries, found 0", ""),
         (r.InitParams, {"phase": 4}, "phase", "expected a whole number from 1 to 3, found the number 4", ""),
         (r.InitParams, {"agent_count": "50-100"}, "agent_count", "expected a whole number from 1 to 10000, found the text '50-100'", ""),

@@ -76,9 +76,24 @@ def test_a_node_may_be_named_alone_and_set_by_flag() -> None:
         ("orchestra:\n  task: {}", "task", "o.yaml:2:3: there is no field 'task'", "did you mean 'tasks'?"),
         ("tasks: {}", "tasks", "o.yaml:1:1: there is no field 'tasks'", "indent it under orchestra:"),
         ("orchestar: {}", "orchestar", "o.yaml:1:1:", "did you mean 'orchestra'?"),
-        ("orchestra: {tasks: {retries: 101}}", "tasks.retries", "o.yaml:1:21: expected a whole number from 0 to 100, found the number 101", ""),
-        ("orchestra: {tasks: {retries: many}}", "tasks.retries", "o.yaml:1:21: expected a whole number from 0 to 100, found the text 'many'", ""),
-        ("orchestra: {recovery: {auto_recovery_enabled: yes}}", "recovery.auto_recovery_enabled", "o.yaml:1:24: expected true or false", ""),
+        (
+            "orchestra: {tasks: {retries: 101}}",
+            "tasks.retries",
+            "o.yaml:1:21: expected a whole number from 0 to 100, found the number 101",
+            "",
+        ),
+        (
+            "orchestra: {tasks: {retries: many}}",
+            "tasks.retries",
+            "o.yaml:1:21: expected a whole number from 0 to 100, found the text 'many'",
+            "",
+        ),
+        (
+            "orchestra: {recovery: {auto_recovery_enabled: yes}}",
+            "recovery.auto_recovery_enabled",
+            "o.yaml:1:24: expected true or false",
+            "",
+        ),
         ("orchestra: {nodes: {-rf: {}}}", "nodes.-rf", "o.yaml:1:21: the name is not usable", ""),
         ("orchestra: {nodes: {a: {host: -oProxyCommand=x}}}", "nodes.a.host", "o.yaml:1:25: expected a host name", ""),
         ("orchestra: 3", "orchestra", "o.yaml:1:1: expected a mapping", ""),
@@ -99,7 +114,12 @@ def test_what_a_file_may_not_say(text: str, field: str, message: str, hint: str)
         ({"ORCHESTRA_TASKS_RETRIES": "x"}, {}, "tasks.retries", "env ORCHESTRA_TASKS_RETRIES: expected a whole number, found the text 'x'"),
         ({"ORCHESTRA_TASKS_RETRIES": "1000"}, {}, "tasks.retries", "env ORCHESTRA_TASKS_RETRIES: expected a whole number from 0 to 100"),
         ({"ORCHESTRA_TASKS_RETRYS": "1"}, {}, "ORCHESTRA_TASKS_RETRYS", "env ORCHESTRA_TASKS_RETRYS: there is no such setting"),
-        ({"ORCHESTRA_COST_TRACKING_ENABLED": "maybe"}, {}, "cost.tracking_enabled", "env ORCHESTRA_COST_TRACKING_ENABLED: expected true or false"),
+        (
+            {"ORCHESTRA_COST_TRACKING_ENABLED": "maybe"},
+            {},
+            "cost.tracking_enabled",
+            "env ORCHESTRA_COST_TRACKING_ENABLED: expected true or false",
+        ),
         ({"ORCHESTRA_NODES_A_HOST": "x"}, {}, "ORCHESTRA_NODES_A_HOST", "env ORCHESTRA_NODES_A_HOST: there is no such setting"),
         ({"ORCHESTRA_HEARTBEAT_SECONDS": "nan"}, {}, "heartbeat_seconds", "env ORCHESTRA_HEARTBEAT_SECONDS: expected a number"),
         ({"ORCHESTRA_NAME": "\udc80"}, {}, "name", "env ORCHESTRA_NAME: expected text"),
@@ -146,8 +166,12 @@ def test_a_secret_in_the_wrong_place_is_not_repeated() -> None:
 
 @given(
     st.text(max_size=80) | st.builds("orchestra: {}".format, st.text(alphabet="{}[]a: 1,tasks\n", max_size=30)),
-    st.dictionaries(st.sampled_from(["ORCHESTRA_TASKS_RETRIES", "ORCHESTRA_NAME", "ORCHESTRA_API_X", "ORCHESTRA_MARKER_PREFIX"]), st.text(max_size=9)),
-    st.dictionaries(st.sampled_from(["tasks.retries", "nodes.x.host", "nodes..host", "agents.kind"]) | st.text(max_size=9), st.text(max_size=9)),
+    st.dictionaries(
+        st.sampled_from(["ORCHESTRA_TASKS_RETRIES", "ORCHESTRA_NAME", "ORCHESTRA_API_X", "ORCHESTRA_MARKER_PREFIX"]), st.text(max_size=9)
+    ),
+    st.dictionaries(
+        st.sampled_from(["tasks.retries", "nodes.x.host", "nodes..host", "agents.kind"]) | st.text(max_size=9), st.text(max_size=9)
+    ),
 )
 def test_nothing_but_settings_invalid_escapes(text: str, environ: dict[str, str], flags: dict[str, str]) -> None:
     with suppress(SettingsInvalid):

@@ -17,9 +17,7 @@ from orchestra.quantity import ms_from_seconds
 
 SHELL: Final = "/bin/sh"
 NAME_MAX: Final = 200
-HINT: Final = (
-    'use {run: "command"} or "$ command", or one of: "All tests pass", "Code coverage > 80%", "Linter passes", "Builds", "File exists: PATH"'
-)
+HINT: Final = 'use {run: "command"} or "$ command", or one of: "All tests pass", "Code coverage > 80%", "Linter passes", "Builds", "File exists: PATH"'
 
 
 class RunCriterion(f.Record, frozen=True):

@@ -97,7 +97,9 @@ class PayloadFields(Record, frozen=True):
 class Constraints(Record, frozen=True):
     """Where a task is stopped."""
 
-    max_execution_time_seconds: Annotated[Seconds, Meta(description="An attempt that runs longer is stopped. Default 3600.")] | UnsetType = UNSET
+    max_execution_time_seconds: (
+        Annotated[Seconds, Meta(description="An attempt that runs longer is stopped. Default 3600.")] | UnsetType
+    ) = UNSET
     max_cost_dollars: (
         Annotated[float, Meta(ge=0, le=1_000_000, description="Hard stop of the task's model cost; 0 or absent means none.")] | UnsetType
     ) = UNSET
@@ -149,7 +151,9 @@ def stops_of(fields: Constraints | UnsetType, default_timeout_ms: int) -> tuple[
     """Returns the time limit in milliseconds and the cost limit in micro-dollars."""
     limits = given(fields, Constraints())
     seconds = limits.max_execution_time_seconds
-    timeout = default_timeout_ms if isinstance(seconds, UnsetType) else ms_from_seconds(seconds, field="constraints.max_execution_time_seconds")
+    timeout = (
+        default_timeout_ms if isinstance(seconds, UnsetType) else ms_from_seconds(seconds, field="constraints.max_execution_time_seconds")
+    )
     return timeout, usd_micros(given(limits.max_cost_dollars, 0.0), field="constraints.max_cost_dollars")
 
 

@@ -67,7 +67,9 @@ class TaskFields(f.Record, frozen=True, kw_only=True):
     ) = UNSET
     agent: Annotated[f.Name, Meta(description="Agent kind that has to run it.")] | UnsetType = UNSET
     retries: f.Retries | UnsetType = UNSET
-    retry_backoff_seconds: Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each. Default 60.")] | UnsetType = UNSET
+    retry_backoff_seconds: (
+        Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each. Default 60.")] | UnsetType
+    ) = UNSET
     retry_backoff_max_seconds: Annotated[f.Wait, Meta(description="Longest wait before a retry. Default 3600.")] | UnsetType = UNSET
     estimated_seconds: Annotated[f.Seconds, Meta(description="How long it is expected to take. Default 60.")] | UnsetType = UNSET
     files: Annotated[tuple[f.RelativePath, ...], Meta(max_length=10_000, description="Paths it may touch.")] | UnsetType = UNSET
@@ -111,9 +113,7 @@ class PlanDocument(msgspec.Struct, frozen=True):
         """Returns the tasks as the plan's, with ids `<plan>/<task>`."""
         ids = {draft.id: plan_task_id(plan, draft.id) for draft in self.drafts}
         replace = msgspec.structs.replace
-        return tuple(
-            replace(draft, id=ids[draft.id], plan=plan, needs=tuple(ids[need] for need in draft.needs)) for draft in self.drafts
-        )
+        return tuple(replace(draft, id=ids[draft.id], plan=plan, needs=tuple(ids[need] for need in draft.needs)) for draft in self.drafts)
 
     def head(self, plan: PlanId) -> PlanHead:
         """Returns what the orchestra keeps of the plan besides its tasks."""
@@ -163,7 +163,9 @@ def plan_schema() -> dict[str, object]:
             del definition["required"]
     one_of = [{"required": [name]} for name in ("payload", "run", "prompt")]
     for name in ("PlanTask", "TaskFields"):
-        schema["$defs"][name]["not"] = {"anyOf": [{"required": [*a["required"], *b["required"]]} for a in one_of for b in one_of if a is not b]}
+        schema["$defs"][name]["not"] = {
+            "anyOf": [{"required": [*a["required"], *b["required"]]} for a in one_of for b in one_of if a is not b]
+        }
     return {"$schema": SCHEMA_ID, "title": "Plan of Miyabi Orchestra", **schema}
 
 
@@ -190,9 +192,7 @@ def _refusal(document: Document, problems: list[Problem]) -> PlanInvalid:
     )
     first = shown[0]
     more = f" [and {len(shown) - 1} more]" if len(shown) > 1 else ""
-    return PlanInvalid(
-        f"{document.where(first.path)}: {first.message}{more}", hint=first.hint, field=show_path(first.path), problems=lines
-    )
+    return PlanInvalid(f"{document.where(first.path)}: {first.message}{more}", hint=first.hint, field=show_path(first.path), problems=lines)
 
 
 def _id_problems(plan: PlanFile) -> Iterator[Problem]:
@@ -325,12 +325,12 @@ def _kind(plan: PlanFile, merged: TaskFields, payload: Payload, path: Path) -> s
     kinds = {group.kind for group in given_agents(plan)} - {ANY_KIND}
     if len(kinds) == 1:
         return kinds.pop()
-    raise _Told(Problem(path, "it is not said which kind of agent answers the prompt", "write agent: claude (or codex, ...) here or in defaults"))
+    raise _Told(
+        Problem(path, "it is not said which kind of agent answers the prompt", "write agent: claude (or codex, ...) here or in defaults")
+    )
 
 
 def _workspace(plan: PlanFile, merged: TaskFields, kind: str, directory: str) -> str:
     """Returns the absolute folder; empty for a private one. Shell tasks work where the plan lies unless it says otherwise."""
     folder = f.given(merged.workspace, f.given(plan.workspace, "." if kind == SHELL_KIND else ""))
     return posixpath.normpath(posixpath.join(directory, folder)) if folder else ""
-
-

@@ -72,7 +72,9 @@ class SubmitTaskParams(f.Record, frozen=True, kw_only=True):
     estimated_time: Annotated[f.Seconds, Meta(description="Seconds it is expected to take.")] = ESTIMATE_DEFAULT_MS / 1000
     files: Annotated[tuple[f.RelativePath, ...], Meta(max_length=10_000)] = ()
     retries: f.Retries = RETRIES_DEFAULT
-    retry_backoff_seconds: Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each.")] = BACKOFF_DEFAULT_MS / 1000
+    retry_backoff_seconds: Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each.")] = (
+        BACKOFF_DEFAULT_MS / 1000
+    )
 
 
 class SubmitBatchParams(f.Record, frozen=True, kw_only=True):

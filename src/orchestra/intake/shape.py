@@ -117,7 +117,9 @@ def _problems(value: object, kind: inspect.Type, path: Path, extra: Mapping[str,
 
 def _struct_problems(value: object, kind: inspect.StructType, path: Path) -> Iterator[Problem]:
     if not isinstance(value, Mapping):
-        yield Problem(path, f"expected a mapping, found {describe(value)}", "its fields are " + ", ".join(f.encode_name for f in kind.fields[:8]))
+        yield Problem(
+            path, f"expected a mapping, found {describe(value)}", "its fields are " + ", ".join(f.encode_name for f in kind.fields[:8])
+        )
         return
     fields = {field.encode_name: field for field in kind.fields}
     for name, child in value.items():
@@ -135,7 +137,9 @@ def unknown(name: str, known: Iterable[str], path: Path) -> Problem:
     names = list(known)
     synonym = SYNONYMS.get(name, "")
     close = synonym if synonym.partition(".")[0] in names else nearest(name, names)
-    return Problem(path, f"there is no field {name[:SHOWN_MAX]!r}", f"did you mean {close!r}?" if close else f"known are {', '.join(names[:12])}")
+    return Problem(
+        path, f"there is no field {name[:SHOWN_MAX]!r}", f"did you mean {close!r}?" if close else f"known are {', '.join(names[:12])}"
+    )
 
 
 def _list_problems(value: object, kind: inspect.ListType | inspect.VarTupleType, path: Path) -> Iterator[Problem]:
@@ -155,7 +159,9 @@ def _dict_problems(value: object, kind: inspect.DictType, path: Path) -> Iterato
     if kind.max_length is not None and len(value) > kind.max_length:
         yield Problem(path, f"expected at most {kind.max_length} entries, found {len(value)}")
     for key, child in value.items():
-        yield from (Problem((*path, key), f"the name is not usable: {one.message}", one.hint) for one in _problems(key, kind.key_type, path))
+        yield from (
+            Problem((*path, key), f"the name is not usable: {one.message}", one.hint) for one in _problems(key, kind.key_type, path)
+        )
         yield from _problems(child, kind.value_type, (*path, key))
 
 

@@ -132,7 +132,16 @@ class _Control:
         self._due: deque[asyncio.Future[Reply | None]] = deque()
         self._answered = 0
         self._end = ""
+        self._attached = asyncio.Event()
         self._reader = asyncio.create_task(self._read(), name="tmux-control")
+
+    async def wait_attached(self) -> None:
+        """Waits until commands have a session to stand in; a line that comes sooner finds no current client."""
+        try:
+            async with asyncio.timeout(self._options.command_timeout_ms / MS):
+                await self._attached.wait()
+        except TimeoutError as late:
+            raise self._silence() from late
 
     async def send(self, commands: Sequence[Sequence[str]]) -> list[Reply]:
         """Sends commands and returns their answers. Nothing of another caller comes between two commands of one chunk."""
@@ -156,13 +165,15 @@ class _Control:
             if not future.done() and self._answered == answered:
                 self._finish("the channel was closed after a timeout")
                 await self.close()
-                raise TmuxTimeout(
-                    f"tmux gave no answer for {self._options.command_timeout_ms} ms", hint="probe it; a wedged server needs a rebuild"
-                )
+                raise self._silence()
         reply = future.result()
         if reply is None:
             raise self._gone()
         return reply
+
+    def _silence(self) -> TmuxTimeout:
+        waited = self._options.command_timeout_ms
+        return TmuxTimeout(f"tmux gave no answer for {waited} ms", hint="probe it; a wedged server needs a rebuild")
 
     def _gone(self) -> TmuxGone:
         return TmuxGone(f"tmux is gone: {self._end}", hint="connect again; what ran in windows may be gone with them")
@@ -182,14 +193,15 @@ class _Control:
                         case Reply():
                             pass
                         case Notification():
+                            if message.name == "session-changed":
+                                self._attached.set()
                             self._on_notification(message)
                         case Exit():
                             end = message.reason or "the server let us go"
         except (ProtocolBroken, PortFailed) as error:
             end = error.message
         finally:
-            said = _text(self._channel.errors())[-200:]
-            self._finish(f"{end}: {said}" if said else end)
+            self._finish(f"{end} {_text(self._channel.errors())[-200:]}".rstrip())
 
     def _finish(self, reason: str) -> None:
         if not self._end:
@@ -198,6 +210,7 @@ class _Control:
                 if not future.done():
                     future.set_result(None)
             self._due.clear()
+            self._attached.set()
             self._on_end()
 
     async def close(self) -> None:
@@ -256,6 +269,7 @@ class TmuxServer:
                 raise TmuxFailed(f"no control client could be started: {failed.message}") from failed
             self._control = _Control(program, self._options, self._on_notification, self._on_end)
             try:
+                await self._control.wait_attached()
                 return await self._introduce(known or self._known, started=started)
             except BaseException:
                 await self._close_control()
@@ -272,13 +286,8 @@ class TmuxServer:
         return b"started" in done.out
 
     async def _introduce(self, known: ServerId | None, *, started: bool) -> Connection:
-        answers = await self._ask(
-            [("source-file", self._config)] * (not started)
-            + [
-                ("refresh-client", "-B", f"dead::{DEAD_PANES}"),
-                ("display-message", "-p", "#{pid} #{start_time} #{version}"),
-            ]
-        )
+        subscribe = ("refresh-client", "-B", f"dead::{DEAD_PANES}")
+        answers = await self._ask([subscribe, ("display-message", "-p", "#{pid} #{start_time} #{version}")])
         pid, start_time, version = "".join(answers[-1].lines).split(" ")
         server = ServerId(int(pid), int(start_time))
         self._known = server

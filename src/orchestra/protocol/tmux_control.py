@@ -12,7 +12,8 @@ Rules of this file:
 3. Content is not escaped by tmux, so a pane may print a line that equals the guard to come. Such a forgery shortens one answer;
    whoever asks for text from a pane sends a command with an unguessable answer right behind it, and distrusts the stream if that
    answer is not exact. The real guard then stands outside any block, which the server never does: `ProtocolBroken`.
-4. An empty line makes tmux detach, so none is ever produced.
+4. One line gets one answer, unless its command runs others (`source-file`, `if-shell`, `run-shell -C`): those are not for this channel.
+5. An empty line makes tmux detach, so none is ever produced.
 """
 
 from __future__ import annotations
@@ -398,11 +399,14 @@ cat >"$config.$$"
 mv -f -- "$config.$$" "$config"
 command -v "$tmux" >/dev/null || { echo "there is no $tmux" >&2; exit 127; }
 our_tmux() { "$tmux" -u -S "$socket" -f "$config" "$@"; }
-our_tmux show-options -s exit-empty >/dev/null 2>&1 || echo started
+if our_tmux show-options -s exit-empty >/dev/null 2>&1; then our_tmux source-file "$config"; else echo started; fi
 our_tmux new-session -d -s "$keeper" -n keeper -x "$columns" -y "$rows" -c / -- /bin/sh -c 'exec cat' 2>/dev/null ||
   our_tmux has-session -t "=$keeper"
 """
-"""Runs in a clean environment, with the configuration on its input. Two at once are fine: one finds the other's server."""
+"""Runs in a clean environment, with the configuration on its input. Two at once are fine: one finds the other's server.
+
+A server that is there takes the configuration by a client of its own: on a control channel each line of the file would be answered.
+"""
 
 _LISTENERS: Final = """
 set -eu

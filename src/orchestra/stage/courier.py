@@ -501,7 +501,7 @@ class Courier:
                 request = worker.loads(line)
             except ValueError as problem:
                 raise Refused("bad-request", str(problem)) from None
-            op = self.ops.get(request.get("op")) if isinstance(request, dict) and isinstance(request.get("op"), str) else None
+            op = self.ops.get(str(request.get("op"))) if isinstance(request, dict) else None
             if op is None:
                 raise Refused("bad-request", "no such op")
             reply = op(request)

@@ -15,7 +15,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import _signal as signal  # the C half of the module: the other half imports enum, a third of the start-up time
 import errno
 import fcntl
 import os
@@ -26,8 +25,11 @@ import zlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
+else:
+    import _signal as signal  # the C half of the module: the other half imports enum, a third of the start-up time
 
 RECORD_BYTES_MAX = 65536  # of a journal record, its frame included
 SIGNAL_BYTES_MAX = 32768  # of one agent line in the journal
@@ -68,7 +70,7 @@ def _codec() -> tuple[Callable[[str], Any], Callable[[Any], str], Callable[[str]
             def parse_constant(name: str) -> None:
                 raise ValueError("%s is not JSON" % name)
 
-        scan = _json.make_scanner(Context)
+        scan = _json.make_scanner(Context)  # type: ignore[arg-type]
         encode = _json.make_encoder(None, str, _json.encode_basestring, None, ":", ",", False, False, False)
 
         def parse(text: str) -> Any:
@@ -136,7 +138,7 @@ def read_bytes(path: str) -> bytes | None:
     except OSError:
         return None
     try:
-        parts = []
+        parts: list[bytes] = []
         while True:
             part = os.read(fd, 1 << 20)
             if not part:
@@ -446,7 +448,7 @@ def become_subreaper() -> None:
     try:
         import _ctypes
 
-        _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl"), (36, 1, 0, 0, 0))
+        _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl"), (36, 1, 0, 0, 0))  # type: ignore[arg-type]
     except (ImportError, AttributeError, OSError, TypeError):
         try:
             import ctypes
@@ -474,13 +476,13 @@ class Cgroup:
                 self._make("/sys/fs/cgroup/%s%s/%s" % (controllers, path.rstrip("/"), name), {file: wanted[controllers]})
 
     def _make(self, folder: str, limits: dict[str, int | None]) -> None:
-        limits = {file: value for file, value in limits.items() if value}
+        wanted = {file: value for file, value in limits.items() if value}
         try:
             os.mkdir(folder)
         except OSError:
             return
         try:
-            for file, value in limits.items():
+            for file, value in wanted.items():
                 fd = os.open("%s/%s" % (folder, file), os.O_WRONLY | os.O_CLOEXEC)
                 try:
                     os.write(fd, b"%d" % value)
@@ -490,7 +492,7 @@ class Cgroup:
             os.rmdir(folder)
             return
         self.folders.append(folder)
-        self.counts_processes = self.counts_processes or "pids.max" in limits
+        self.counts_processes = self.counts_processes or "pids.max" in wanted
 
     def add(self, pid: int) -> None:
         """Puts a process in, before it has had the time to start others."""
@@ -1074,7 +1076,7 @@ class Program:
         deadline = None if self.timeout_ms is None else self.began + self.timeout_ms / 1000
         while self.status is None and not self.reason:
             self.worker.turn(deadline)
-            if self.status is None and deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and time.monotonic() >= deadline:
                 self.end("timeout")
         self.ended = time.monotonic()
         if not self.reason:
@@ -1133,9 +1135,10 @@ class Program:
             return
         self.measure_due = moment + MEASURE_S
         found = descendants(os.getpid())
-        self.rss_max = max(self.rss_max, resident_bytes(found))
+        resident = resident_bytes(found)
+        self.rss_max = max(self.rss_max, resident)
         too_many = limits.get("processes") and not (self.cgroup and self.cgroup.counts_processes) and len(found) > limits["processes"]
-        too_large = limits.get("memory_bytes") and self.rss_max > limits["memory_bytes"]
+        too_large = limits.get("memory_bytes") and resident > limits["memory_bytes"]
         if too_many or too_large or (self.cgroup is not None and self.cgroup.out_of_memory()):
             self.end("memory", 0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -21,10 +20,17 @@ ROOT_VARIABLE: Final = "ORCHESTRA_ROOT"
 ROOT_DEFAULT: Final = ".codex"
 
 
+async def pause(seconds: float) -> None:
+    """Waits; asyncio is imported only where something waits."""
+    import asyncio
+
+    await asyncio.sleep(seconds)
+
+
 class Session:
     """Filled in by the shared options. A test hands in its own `wiring` and `pause`."""
 
-    def __init__(self, wiring: Wiring | None = None, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    def __init__(self, wiring: Wiring | None = None, pause: Callable[[float], Awaitable[None]] = pause) -> None:
         self.root = Path(os.environ.get(ROOT_VARIABLE) or ROOT_DEFAULT)
         self.json = False
         self.quiet = False
@@ -60,6 +66,8 @@ class Session:
         Raises:
             CoordinatorUnreachable: None is running for the root.
         """
+
+        import asyncio
 
         async def put() -> T:
             async with self.wiring.connect(self.root) as use_cases:

@@ -1,0 +1,217 @@
+"""The run of one plan: reach or host an orchestra, submit, follow, obey Ctrl-C, report, and leave things as they were found.
+
+An orchestra that this run started ends with it (or stays, with --keep). One that somebody else started is only used: neither the end of the
+run nor Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from orchestra.edges.cli.follow import Follower, make_screen
+from orchestra.edges.cli.run import Request, command_to_resume
+from orchestra.edges.cli.session import Session
+from orchestra.edges.cli.stops import Stops, unless
+from orchestra.edges.cli.summary import collect, show_result
+from orchestra.errors import BadInput, CoordinatorUnreachable, OrchestraError, Refused
+from orchestra.intake.request import InitParams, ScaleParams, ShutdownParams, StatusParams
+from orchestra.usecases import AttachParams, PlanParams, PlanReply, UseCases, WatchParams
+
+if TYPE_CHECKING:
+    from orchestra.edges.cli.connect import Hosted
+    from orchestra.settings import Settings
+
+EXIT_UNFINISHED: Final = 3
+CLOSE_SECONDS: Final = 300.0
+"""How long the end waits for tasks of other plans."""
+DOWN: Final = ("uninitialized", "terminated", "failed")
+POLL_MS: Final = 1000
+
+
+class Reached(NamedTuple):
+    """An orchestra this run works with."""
+
+    use_cases: UseCases
+    owned: bool
+    """This run started it."""
+    hosted: Hosted | None
+    """It lives in this process."""
+
+
+async def conduct(session: Session, settings: Settings, request: Request) -> int:
+    """Runs the plan; returns the exit code."""
+    async with Stops() as stops:
+        while True:
+            async with reach(session, settings, request) as reached:
+                if reached.hosted is not None and await _was_ending(reached.use_cases, reached.hosted):
+                    continue  # it was interrupted while it ended; now that it has, a new one takes over
+                return await _run(session, request, reached, stops)
+
+
+@asynccontextmanager
+async def reach(session: Session, settings: Settings, request: Request) -> AsyncIterator[Reached]:
+    """Gives the running orchestra of the root, or starts one."""
+    if not request.running and not request.attach:
+        async with session.wiring.host(session.root, settings) as hosted:
+            yield Reached(hosted.use_cases, True, hosted)
+        return
+    if not request.running:
+        await session.wiring.start_in_window(session.root, settings, None)
+    async with session.wiring.connect(session.root) as use_cases:
+        yield Reached(use_cases, not request.running, None)
+
+
+async def _was_ending(use_cases: UseCases, hosted: Hosted) -> bool:
+    if (await use_cases.status(StatusParams())).status != "draining":
+        return False
+    await hosted.wait_ended()
+    return True
+
+
+async def _run(session: Session, request: Request, reached: Reached, stops: Stops) -> int:
+    try:
+        seq = (await reached.use_cases.watch(WatchParams(wait_ms=0))).seq
+        reply = await unless(stops.first, _start(session, request, reached.use_cases))
+    except OrchestraError:
+        await _undo(reached)
+        raise
+    if reply is None:
+        await _undo(reached)
+        say_unfinished(session, request, "it was interrupted before the plan was started")
+        return EXIT_UNFINISHED
+    if request.attach:
+        await _attach(session, reached.use_cases)
+    return await _follow(session, request, reached, stops, reply, seq)
+
+
+async def _start(session: Session, request: Request, use_cases: UseCases) -> PlanReply:
+    await _prepare(session, request, use_cases)
+    return await use_cases.submit_plan(PlanParams(request.text, request.path, request.directory, request.resume))
+
+
+async def _prepare(session: Session, request: Request, use_cases: UseCases) -> None:
+    """Sees to it that there are agents: as many as were asked for, else as the plan says."""
+    status = await use_cases.status(StatusParams())
+    seq = -1
+    while status.status == "initializing":
+        seq = (await use_cases.watch(WatchParams(seq, POLL_MS))).seq
+        status = await use_cases.status(StatusParams())
+    wanted = request.agents
+    if status.status in DOWN:
+        groups = () if wanted is not None else request.document.agents
+        count = wanted if wanted is not None else sum(group.count for group in groups) or None
+        session.render.note(f"starting {count} agents" if count else "starting agents")
+        await use_cases.init(InitParams(agent_count=wanted, agents=groups))
+    elif wanted is not None and wanted > status.agents.total:
+        await use_cases.scale(ScaleParams(target_count=wanted))
+
+
+async def _undo(reached: Reached) -> None:
+    """Ends what this run started before there was anything to do for it."""
+    if not reached.owned:
+        return
+    try:
+        await reached.use_cases.shutdown(ShutdownParams(graceful=False, drain_tasks=False, timeout_seconds=CLOSE_SECONDS))
+    except (Refused, CoordinatorUnreachable):
+        return  # it was never set up, or is gone already
+    if reached.hosted is not None:
+        await reached.hosted.wait_ended()
+
+
+async def _attach(session: Session, use_cases: UseCases) -> None:
+    argv = (await use_cases.attach(AttachParams())).argv
+    try:
+        child = await asyncio.create_subprocess_exec(*argv, env=_without_tmux())
+    except OSError as exc:
+        raise BadInput(f"{argv[0]} cannot be run: {exc.strerror}", hint="`orchestra doctor` looks for what is missing") from exc
+    await child.wait()
+
+
+def _without_tmux() -> dict[str, str]:
+    """tmux refuses to show one server's windows inside another's unless it does not know."""
+    import os
+
+    return {name: value for name, value in os.environ.items() if name != "TMUX"}
+
+
+async def _follow(session: Session, request: Request, reached: Reached, stops: Stops, reply: PlanReply, seq: int) -> int:
+    screen = make_screen(session, reply, seq)
+    follower = Follower(reached.use_cases, reply.plan, screen, seq)
+    ended = asyncio.Event()
+    failure: OrchestraError | None = None
+    async with asyncio.TaskGroup() as group:
+        sides = [group.create_task(_obey(reached, stops, follower))]
+        if reached.hosted is not None:
+            sides.append(group.create_task(_note_end(reached.hosted, ended)))
+        try:
+            with screen:
+                finished = await follower.follow(ended)
+            result = await collect(reached.use_cases, reply.plan, follower.last, finished=finished)
+            if not follower.left and reached.owned:
+                await _close(session, request, reached, ended)
+        except OrchestraError as error:
+            failure = error
+        finally:
+            for side in sides:
+                side.cancel()
+    if failure is not None:
+        raise failure
+    show_result(session, result)
+    if not finished:
+        say_unfinished(session, request, _why(follower, stops))
+    return result.exit_code
+
+
+def _why(follower: Follower, stops: Stops) -> str:
+    if follower.left:
+        return f"the plan goes on without you: `orchestra status` shows it, `orchestra task cancel {follower.plan}` stops it"
+    return "it was interrupted" if stops.first.is_set() else "the orchestra ended before it"
+
+
+async def _obey(reached: Reached, stops: Stops, follower: Follower) -> None:
+    """The first request to stop lets running tasks finish, the second stops them. A borrowed orchestra is only left."""
+    await stops.first.wait()
+    if not reached.owned:
+        follower.leave()
+        return
+    follower.say("stopping: running tasks finish; press Ctrl-C again to stop them")
+    await _shut_down(reached.use_cases, graceful=True)
+    await stops.second.wait()
+    follower.say("stopping the running tasks")
+    await _shut_down(reached.use_cases, graceful=False)
+
+
+async def _shut_down(use_cases: UseCases, *, graceful: bool) -> None:
+    try:
+        await use_cases.shutdown(ShutdownParams(graceful=graceful, drain_tasks=False, timeout_seconds=CLOSE_SECONDS))
+    except (Refused, CoordinatorUnreachable):
+        return  # it has ended already
+
+
+async def _note_end(hosted: Hosted, ended: asyncio.Event) -> None:
+    """Sets `ended` when the orchestra in this process has ended; a failure of its coordinator leaves through here."""
+    try:
+        await hosted.wait_ended()
+    finally:
+        ended.set()
+
+
+async def _close(session: Session, request: Request, reached: Reached, ended: asyncio.Event) -> None:
+    """Ends the orchestra of this run, or leaves its windows up."""
+    if request.keep and not ended.is_set():
+        session.render.note("the windows stay up; `orchestra up` takes them over, `orchestra down` then ends them")
+        if reached.hosted is not None:
+            await reached.hosted.detach()
+        return
+    if not ended.is_set():
+        await _shut_down(reached.use_cases, graceful=True)
+    if reached.hosted is not None:
+        await ended.wait()
+
+
+def say_unfinished(session: Session, request: Request, why: str) -> None:
+    """Tells on stderr that the plan is not finished, and how to go on."""
+    session.render.error(Refused(f"{request.path} is not finished: {why}", hint=f"go on with `{command_to_resume(session, request.path)}`"))

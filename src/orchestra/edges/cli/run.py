@@ -1,0 +1,91 @@
+"""`orchestra run`: a plan from its file to its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from orchestra.edges.cli.grammar import Command, session_of
+from orchestra.edges.cli.session import Session
+from orchestra.errors import BadInput
+
+if TYPE_CHECKING:
+    from orchestra.intake.planfile import PlanDocument
+
+
+class Request(NamedTuple):
+    """What was asked for; the plan has been read and found sound."""
+
+    path: str
+    """As it was written, for messages."""
+    text: str
+    document: PlanDocument
+    directory: str
+    agents: int | None
+    keep: bool
+    attach: bool
+    resume: bool
+    running: bool
+    """A coordinator runs for the root already."""
+
+
+@click.command("run", cls=Command, example="orchestra run plan.yaml --agents 10\norchestra run plan.yaml --resume")
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--agents", type=click.IntRange(1), metavar="N", help="Agents in all; default is what the plan says.")
+@click.option("--keep", is_flag=True, help="Leave the windows and agents as they are at the end.")
+@click.option("--attach", is_flag=True, help="Show the windows in this terminal; detach with the tmux prefix and d to see the progress.")
+@click.option("--resume", is_flag=True, help="Go on with the latest run of this plan.")
+@click.pass_context
+def run(context: click.Context, plan: Path, agents: int | None, keep: bool, attach: bool, resume: bool) -> int:
+    """Run a plan and show its progress.
+
+    Ctrl-C once lets running tasks finish, twice stops them; --resume goes on later.
+
+    Ends with 0 if all tasks were completed, 1 if some failed, 2 if the plan is not usable (nothing was started), 3 if it is not finished.
+    """
+    import asyncio
+
+    from orchestra.edges.cli.conduct import EXIT_UNFINISHED, conduct, say_unfinished
+
+    session = session_of(context)
+    if attach and not session.render.on_terminal:
+        raise BadInput("--attach needs a terminal", field="attach", hint="leave it out, and use `orchestra agent attach` from one")
+    text, document = read_plan(plan)
+    settings = session.wiring.load_settings(session.root, {})
+    running = session.wiring.coordinator_running(session.root)
+    request = Request(str(plan), text, document, str(plan.parent.absolute()), agents, keep, attach, resume, running)
+    try:
+        return asyncio.run(conduct(session, settings, request))
+    except KeyboardInterrupt:
+        say_unfinished(session, request, "it was interrupted")
+        return EXIT_UNFINISHED
+
+
+def read_plan(path: Path) -> tuple[str, PlanDocument]:
+    """Returns the text of a plan file and what it says.
+
+    Raises:
+        BadInput: It cannot be read.
+        PlanInvalid: It cannot be run.
+    """
+    from orchestra.intake.planfile import parse_plan
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise BadInput(f"the plan {path} cannot be read: {exc.strerror}", field="PLAN", hint="check its name; plans are YAML or JSON files") from exc
+    except UnicodeDecodeError as exc:
+        raise BadInput(f"the plan {path} is not UTF-8: byte {exc.start} cannot be read", field="PLAN", hint="save it as UTF-8") from exc
+    return text, parse_plan(text, source=str(path), directory=str(path.parent.absolute()))
+
+
+def command_to_resume(session: Session, path: str) -> str:
+    """Returns what to type to go on with a plan."""
+    import shlex
+
+    from orchestra.edges.cli.session import ROOT_DEFAULT
+
+    root = [] if str(session.root) == ROOT_DEFAULT else ["--root", str(session.root)]
+    return shlex.join(["orchestra", "run", path, "--resume", *root])

@@ -1,0 +1,87 @@
+"""Tasks as people read them: lists, details, and how one failed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from orchestra.edges.cli.render import Part, Renderer, Styled, mark, status_word
+from orchestra.quantity import show_ms, show_usd
+from orchestra.usecases import TasksReply
+from orchestra.views import AttemptView, TaskDetail, TaskView
+
+TAIL_LINES: Final = 10
+"""Last lines of a failed attempt that are shown; the rest is one command away."""
+
+
+def took(task: TaskView) -> str:
+    """Returns how long a task ran, or nothing if it never did."""
+    return show_ms(task.duration_ms) if task.duration_ms else ""
+
+
+def doing(task: TaskView) -> str:
+    """Returns what a task is doing, with its progress if it says, or why it is where it is."""
+    percent = "" if task.progress is None else f"{task.progress:.0%} "
+    return percent + task.activity if task.activity or percent else task.reason
+
+
+def agents_of(task: TaskView) -> str:
+    """Returns the agents of a task as people name them."""
+    return " ".join(f"#{agent}" for agent in task.agents)
+
+
+def show_tasks(render: Renderer, reply: TasksReply) -> None:
+    """Writes a table of tasks."""
+    if not reply.tasks:
+        render.line("no task is like that")
+        return
+    header = ["task", "status", "kind", "agent", "tries", "time", "what"]
+    rows: list[list[Part]] = [
+        [task.task, status_word(task.status), task.kind, agents_of(task), str(task.attempts), took(task), doing(task) or task.description]
+        for task in reply.tasks
+    ]
+    render.table(header, rows, right=("tries", "time"))
+    if reply.total > len(reply.tasks):
+        render.note(f"{len(reply.tasks)} of {reply.total} shown; --limit shows more")
+
+
+def show_detail(render: Renderer, detail: TaskDetail) -> None:
+    """Writes everything about one task."""
+    task = detail.task
+    rows: list[tuple[str, Part]] = [
+        ("task", Styled(task.task, "bold")),
+        ("what", task.description),
+        ("status", status_word(task.status)),
+        ("why", detail.explain),
+        ("kind", f"{task.kind}, {task.category}, priority {task.priority}"),
+        ("needs", ", ".join(task.needs)),
+        ("time", f"{took(task) or 'not yet'}, estimated {show_ms(task.estimate_ms)}"),
+        ("tries", f"{task.attempts} of at most {detail.retries + 1}"),
+        ("criteria", "; ".join(detail.success_criteria)),
+        ("files", ", ".join(detail.files)),
+        ("results", detail.results),
+    ]
+    render.fields((name, value) for name, value in rows if value)
+    for attempt in detail.attempts:
+        render.line()
+        primary = ", the one that counts" if attempt.number == detail.primary_attempt else ""
+        word = status_word(attempt.outcome or attempt.status)
+        ran = f" for {show_ms(attempt.duration_ms)}" if attempt.duration_ms else ""
+        render.line(Styled(f"attempt {attempt.number}", "bold"), f" by agent #{attempt.agent} on {attempt.node}: ", word, f"{ran}{primary}")
+        show_attempt(render, attempt)
+
+
+def show_attempt(render: Renderer, attempt: AttemptView) -> None:
+    """Writes how an attempt went: reason, checks, cost, last lines."""
+    if attempt.reason:
+        render.line(f"  {attempt.reason}")
+    for check in attempt.checks:
+        render.line("  ", mark(check.passed), f" {check.name}", f": {check.reason}" if check.reason and not check.passed else "")
+    if attempt.tokens or attempt.cost_usd_micros:
+        render.line(f"  {attempt.tokens} tokens, {show_usd(attempt.cost_usd_micros)}")
+    show_tail(render, attempt.tail)
+
+
+def show_tail(render: Renderer, tail: tuple[str, ...]) -> None:
+    """Writes the last lines of an output."""
+    for line in tail[-TAIL_LINES:]:
+        render.line(Styled("    | ", "dim"), line)

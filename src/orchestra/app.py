@@ -29,7 +29,7 @@ from orchestra.answers import (
 )
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import ANY_KIND, AgentSpec, AgentStatus, Lifecycle, NodeSpec, NodeStatus, TaskSpec
+from orchestra.core.model import ANY_KIND, AgentSpec, AgentStatus, Lifecycle, NodeSpec, NodeStatus, TaskDefaults, TaskSpec
 from orchestra.core.state import State
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
@@ -118,6 +118,7 @@ class AppOptions(msgspec.Struct, frozen=True):
     kind_default: str
     version: str
     root: str
+    task_defaults: TaskDefaults
     scale_eta_ms_per_agent: int = 50
 
 
@@ -262,8 +263,8 @@ class App:
 
     def _spec(self, params: SubmitTaskParams, prefix: str) -> TaskSpec:
         task_id = TaskId(params.task_id) if params.task_id else TaskId(f"TASK-{uuid.uuid4()}")
-        kind = self.options.kind_default if self.options.kind_default != ANY_KIND else "shell"
-        spec = to_spec(params, task_id=task_id, default_kind=kind, workspace="")
+        kind = "" if self.options.kind_default in (ANY_KIND, "shell") else self.options.kind_default
+        spec = to_spec(params, task_id=task_id, default_kind=kind, workspace="", defaults=self.options.task_defaults)
         self._check_launch(spec, prefix)
         return spec
 
@@ -280,7 +281,7 @@ class App:
         return SubmitReply(task_id, "queued", tuple(attempt.agent for attempt in task.live_attempts()), rfc3339(done))
 
     async def submit_plan(self, params: PlanParams) -> PlanReply:
-        document = parse_plan(params.text, source=params.source, directory=params.directory)
+        document = parse_plan(params.text, source=params.source, directory=params.directory, defaults=self.options.task_defaults)
         known = await self._loop.ask(lambda state: latest_run(state, document.name))
         if params.resume and known is not None:
             plan, digest, tasks, over = known

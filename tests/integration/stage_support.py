@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -226,7 +227,7 @@ class Courier:
         """What the journal frames carried, which must join without a gap."""
         self.pull()
         parts = [(offset, payload) for kind, offset, payload in self.frames if kind == "journal"]
-        for (offset, payload), (following, _) in zip(parts, parts[1:], strict=False):
+        for (offset, payload), (following, _) in itertools.pairwise(parts):
             assert offset + len(payload) == following
         return b"".join(payload for _, payload in parts)
 

@@ -15,11 +15,10 @@ from orchestra.testing.builders import NODE, Bench, make_agents, make_task
 def test_init_is_ready_when_every_worker_is() -> None:
     bench = Bench()
     bench.do(c.Init("t", (NodeSpec(NODE),), make_agents(2)))
-    assert bench.state.lifecycle.value == "initializing"
     bench.do(c.NodeUp(NODE, "boot", "s"), c.WorkerSeen(AgentId(1), Worker(1, 1)))
-    assert bench.state.lifecycle.value == "initializing"
+    before = bench.state.lifecycle
     bench.do(c.WorkerSeen(AgentId(2), Worker(2, 1)))
-    assert bench.state.lifecycle.value == "ready"
+    assert (before.value, bench.state.lifecycle.value) == ("initializing", "ready")
 
 
 def test_init_goes_on_with_those_that_came_up_and_fails_with_none() -> None:

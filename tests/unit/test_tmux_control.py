@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -53,7 +54,7 @@ def fed(parser: ControlParser, chunks: Sequence[bytes]) -> list[Message]:
 @given(st.lists(st.integers(0, len(STREAM)), max_size=40))
 def test_any_chunking_gives_the_same_messages(cuts: list[int]) -> None:
     bounds = [0, *sorted(cuts), len(STREAM)]
-    assert fed(ControlParser(), [STREAM[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]) == MESSAGES
+    assert fed(ControlParser(), [STREAM[a:b] for a, b in itertools.pairwise(bounds)]) == MESSAGES
 
 
 def test_byte_by_byte() -> None:
@@ -76,7 +77,9 @@ def test_garbage_is_an_error_or_nothing_never_a_crash(chunks: list[bytes]) -> No
         assert parser.feed(b"%begin 1 1 1\n%end 1 1 1\n") == []
 
 
-@pytest.mark.parametrize("data", [b"x" * 65, b"%begin 1 1 1\n%end 1 1 1\n" + b"x" * 65, b"%begin 1 1 1\n" + b"1234567\n" * 17, b"noise\n" * 11])
+@pytest.mark.parametrize(
+    "data", [b"x" * 65, b"%begin 1 1 1\n%end 1 1 1\n" + b"x" * 65, b"%begin 1 1 1\n" + b"1234567\n" * 17, b"noise\n" * 11]
+)
 def test_memory_is_bounded(data: bytes) -> None:
     with pytest.raises(ProtocolBroken):
         ControlParser(line_bytes_max=64, reply_bytes_max=128, noise_bytes_max=64).feed(data)
@@ -171,7 +174,9 @@ def test_one_word_does_not_become_a_shell_line() -> None:
     assert window_command("=s:", WindowOrder(1, "a", ("a b; c",)))[-5:] == ("--", "/bin/sh", "-c", 'exec "$0"', "a b; c")
 
 
-@pytest.mark.parametrize("order", [WindowOrder(1, "a", ()), WindowOrder(1, "a", ("x",), (("A=B", "c"),)), WindowOrder(1, "a", ("x",), (("", "c"),))])
+@pytest.mark.parametrize(
+    "order", [WindowOrder(1, "a", ()), WindowOrder(1, "a", ("x",), (("A=B", "c"),)), WindowOrder(1, "a", ("x",), (("", "c"),))]
+)
 def test_a_window_without_program_or_with_bad_variables_is_refused(order: WindowOrder) -> None:
     with pytest.raises(BadInput):
         window_command("=s:", order)

@@ -79,6 +79,9 @@ def metrics_of(checks: Sequence[CheckResult]) -> dict[str, float]:
     found: dict[str, float] = {}
     for check in checks:
         text = "\n".join(check.tail)
+        if "lint" in check.name:
+            found["linter_errors"] = float((_LINT.findall(text) or ["0" if check.passed else "1"])[-1])
+            continue
         if passed := _PASSED.findall(text):
             found["tests_passed"] = found.get("tests_passed", 0.0) + float(passed[-1])
             found["tests_failed"] = found.get("tests_failed", 0.0) + float((_FAILED.findall(text) or ["0"])[-1])
@@ -86,6 +89,4 @@ def metrics_of(checks: Sequence[CheckResult]) -> dict[str, float]:
             found["tests_failed"] = found.get("tests_failed", 0.0) + float(failed[-1])
         if coverage := _COVERAGE.findall(text):
             found["coverage_percent"] = float(coverage[-1])
-        if "lint" in check.name:
-            found["linter_errors"] = float((_LINT.findall(text) or ["0" if check.passed else "1"])[-1])
     return found

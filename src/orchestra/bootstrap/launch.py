@@ -146,11 +146,10 @@ def serve_forever(root: Path, settings: Settings, agents: int | None) -> int:
 def supervise(argv: Sequence[str]) -> int:
     """Runs a coordinator and starts it again when it dies, with growing pauses. Signals are passed on. Returns its last exit code."""
     child: subprocess.Popen[bytes] | None = None
-    asked_to_end = False
+    received: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
-        nonlocal asked_to_end
-        asked_to_end = True
+        received.append(number)
         if child is not None and child.poll() is None:
             child.send_signal(number)
 
@@ -161,13 +160,13 @@ def supervise(argv: Sequence[str]) -> int:
     while True:
         child = subprocess.Popen(list(argv), start_new_session=True)
         code = child.wait()
-        if asked_to_end or code in FINAL_CODES or failures >= len(RESTART_PAUSE_S) * 4:
+        if received or code in FINAL_CODES or failures >= len(RESTART_PAUSE_S) * 4:
             return code
         pause = RESTART_PAUSE_S[min(failures, len(RESTART_PAUSE_S) - 1)]
         failures += 1
         sys.stderr.write(f"the coordinator ended with {code}; starting it again in {pause} s\n")
         time.sleep(pause)
-        if asked_to_end:
+        if received:
             return code
 
 

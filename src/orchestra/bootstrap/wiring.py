@@ -8,7 +8,7 @@ from typing import Final
 from orchestra import __version__
 from orchestra.app import AppOptions
 from orchestra.core import commands as c
-from orchestra.core.model import Limits, NodeSpec
+from orchestra.core.model import Limits, NodeSpec, TaskDefaults
 from orchestra.edges.filerpc.service import FileRpcOptions
 from orchestra.engine.driver import DriverOptions
 from orchestra.engine.orders import OrderOptions
@@ -84,6 +84,17 @@ def node_specs(settings: Settings) -> tuple[NodeSpec, ...]:
     return tuple(specs) or (NodeSpec(LOCAL, max_agents=LOCAL_AGENTS_MAX),)
 
 
+def task_defaults(settings: Settings) -> TaskDefaults:
+    """Returns what tasks get where nobody says otherwise."""
+    tasks = settings.tasks
+    return TaskDefaults(
+        retries=tasks.retries,
+        backoff_ms=milliseconds(tasks.retry_backoff_seconds),
+        backoff_max_ms=milliseconds(tasks.retry_backoff_max_seconds),
+        timeout_ms=milliseconds(tasks.timeout_seconds),
+    )
+
+
 def app_options(settings: Settings, root: Root) -> AppOptions:
     """Returns what the use cases take from the settings."""
     return AppOptions(
@@ -93,6 +104,7 @@ def app_options(settings: Settings, root: Root) -> AppOptions:
         kind_default=settings.agents.kind,
         version=__version__,
         root=str(root.path),
+        task_defaults=task_defaults(settings),
     )
 
 

@@ -181,6 +181,18 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+class TaskDefaults(msgspec.Struct, frozen=True):
+    """What a task gets where neither it nor its plan says otherwise; the settings under `tasks`."""
+
+    retries: int = RETRIES_DEFAULT
+    backoff_ms: int = BACKOFF_DEFAULT_MS
+    backoff_max_ms: int = BACKOFF_MAX_DEFAULT_MS
+    timeout_ms: int = TIMEOUT_DEFAULT_MS
+
+
+STANDARD = TaskDefaults()
+
+
 class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything a task was submitted with. Durations in milliseconds, money in micro-dollars."""
 

@@ -19,12 +19,10 @@ from orchestra.core.commands import PlanHead
 from orchestra.core.graph import topological_order
 from orchestra.core.model import (
     ANY_KIND,
-    BACKOFF_DEFAULT_MS,
-    BACKOFF_MAX_DEFAULT_MS,
     ESTIMATE_DEFAULT_MS,
-    RETRIES_DEFAULT,
-    TIMEOUT_DEFAULT_MS,
+    STANDARD,
     Payload,
+    TaskDefaults,
     TaskSpec,
 )
 from orchestra.errors import BadInput, PlanInvalid
@@ -120,13 +118,14 @@ class PlanDocument(msgspec.Struct, frozen=True):
         return PlanHead(plan, self.name, self.digest, self.source)
 
 
-def parse_plan(text: str, *, source: str, directory: str) -> PlanDocument:
+def parse_plan(text: str, *, source: str, directory: str, defaults: TaskDefaults = STANDARD) -> PlanDocument:
     """Returns the plan that the text describes.
 
     Args:
         text: YAML or JSON.
         source: Name of the file, for messages.
         directory: Absolute folder of the plan file; relative workspaces start here.
+        defaults: What tasks get where the plan says nothing.
 
     Raises:
         PlanInvalid: It cannot be run. `problems` names up to twenty reasons, each with line and column; `field` is the first one's.
@@ -143,7 +142,7 @@ def parse_plan(text: str, *, source: str, directory: str) -> PlanDocument:
         if len(problems) >= PROBLEMS_MAX:
             break
         try:
-            drafts.append(_draft(plan, task, (TASKS, index), directory))
+            drafts.append(_draft(plan, task, (TASKS, index), directory, defaults))
         except _Told as told:
             problems.extend(told.problems)
     if not problems:
@@ -230,7 +229,7 @@ def _cycle_problems(drafts: list[TaskSpec]) -> list[Problem]:
     return []
 
 
-def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str) -> TaskSpec:
+def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback: TaskDefaults) -> TaskSpec:
     """Returns the core's record of one task under its bare name."""
     merged = _merged(plan.defaults, task)
     payload = _payload(plan.defaults, task, path)
@@ -243,7 +242,7 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str) -> TaskSp
         base: Path = (*path, "success_criteria") if task.success_criteria is not UNSET else ("defaults", "success_criteria")
         raise _Told(Problem((*base, int(at)), refusal.message, refusal.hint)) from None
     strategy, replicas = f.strategy_of(merged.target_agents)
-    timeout_ms, cost = f.stops_of(merged.constraints, TIMEOUT_DEFAULT_MS)
+    timeout_ms, cost = f.stops_of(merged.constraints, fallback.timeout_ms)
     requirements = merged.requirements
     return TaskSpec(
         id=TaskId(task.id),
@@ -255,9 +254,9 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str) -> TaskSp
         strategy=strategy,
         replicas=replicas,
         needs=tuple(TaskId(need) for need in task.needs),
-        retries=f.given(merged.retries, RETRIES_DEFAULT),
-        backoff_ms=_ms(merged.retry_backoff_seconds, BACKOFF_DEFAULT_MS),
-        backoff_max_ms=_ms(merged.retry_backoff_max_seconds, BACKOFF_MAX_DEFAULT_MS),
+        retries=f.given(merged.retries, fallback.retries),
+        backoff_ms=_ms(merged.retry_backoff_seconds, fallback.backoff_ms),
+        backoff_max_ms=_ms(merged.retry_backoff_max_seconds, fallback.backoff_max_ms),
         estimate_ms=_ms(merged.estimated_seconds, ESTIMATE_DEFAULT_MS),
         timeout_ms=timeout_ms,
         cost_usd_micros_max=cost,

@@ -13,11 +13,10 @@ import msgspec
 from msgspec import Meta
 
 from orchestra.core.model import (
-    BACKOFF_DEFAULT_MS,
     ESTIMATE_DEFAULT_MS,
-    RETRIES_DEFAULT,
-    TIMEOUT_DEFAULT_MS,
+    STANDARD,
     Payload,
+    TaskDefaults,
     TaskSpec,
 )
 from orchestra.errors import BadInput
@@ -71,10 +70,8 @@ class SubmitTaskParams(f.Record, frozen=True, kw_only=True):
     agent: Annotated[f.Name, Meta(description="Agent kind that has to run it.")] | None = None
     estimated_time: Annotated[f.Seconds, Meta(description="Seconds it is expected to take.")] = ESTIMATE_DEFAULT_MS / 1000
     files: Annotated[tuple[f.RelativePath, ...], Meta(max_length=10_000)] = ()
-    retries: f.Retries = RETRIES_DEFAULT
-    retry_backoff_seconds: Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each.")] = (
-        BACKOFF_DEFAULT_MS / 1000
-    )
+    retries: f.Retries | None = None
+    retry_backoff_seconds: Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each.")] | None = None
 
 
 class SubmitBatchParams(f.Record, frozen=True, kw_only=True):
@@ -141,14 +138,15 @@ def parse_params(record: type[T], raw: object) -> T:
     return made
 
 
-def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, workspace: str) -> TaskSpec:
+def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, workspace: str, defaults: TaskDefaults = STANDARD) -> TaskSpec:
     """Returns a submitted task as the core's record.
 
     Args:
         params: What was submitted.
         task_id: Its id, made up by the caller if the parent gave none.
-        default_kind: Agent kind for prompts that name none; scripts go to `shell`.
+        default_kind: Agent kind for prompts that name none, or empty if there is none; scripts go to `shell`.
         workspace: Absolute folder it runs in, or empty for a private one.
+        defaults: What it gets where it says nothing.
 
     Raises:
         BadInput: It is too vague to be done, or a criterion cannot be checked.
@@ -157,24 +155,31 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, wor
         check_clear(params.description)
     payload = Payload("analysis", params.description) if params.payload is None else f.payload_of(params.payload)
     strategy, replicas = f.strategy_of(params.target_agents)
-    timeout_ms, cost = f.stops_of(params.constraints, TIMEOUT_DEFAULT_MS)
+    timeout_ms, cost = f.stops_of(params.constraints, defaults.timeout_ms)
     needs = tuple(parse_task_id(need, field=f"dependencies[{index}]") for index, need in enumerate(params.dependencies))
     if len(set(needs)) < len(needs):
         raise BadInput("a dependency is named twice", field="dependencies", hint="once is enough")
     if task_id in needs:
         raise BadInput("the task depends on itself", field="dependencies", hint="remove it")
+    kind = params.agent or ("shell" if payload.type in ("command", "code") else default_kind)
+    if not kind:
+        raise BadInput(
+            "a prompt needs an agent that understands it", field="agent", hint="name an agent kind, or set agents.kind in the settings"
+        )
+    backoff = params.retry_backoff_seconds
     return TaskSpec(
         id=task_id,
         description=params.description,
         payload=payload,
-        kind=params.agent or ("shell" if payload.type in ("command", "code") else default_kind),
+        kind=kind,
         category=params.category,
         priority=f.WIRE_PRIORITIES[params.priority],
         strategy=strategy,
         replicas=replicas,
         needs=needs,
-        retries=params.retries,
-        backoff_ms=ms_from_seconds(params.retry_backoff_seconds, field="retry_backoff_seconds"),
+        retries=defaults.retries if params.retries is None else params.retries,
+        backoff_ms=defaults.backoff_ms if backoff is None else ms_from_seconds(backoff, field="retry_backoff_seconds"),
+        backoff_max_ms=defaults.backoff_max_ms,
         estimate_ms=ms_from_seconds(params.estimated_time, field="estimated_time"),
         timeout_ms=timeout_ms,
         cost_usd_micros_max=cost,

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
-from orchestra.nodes.transport import Channel, Transport
 
 from orchestra.core.model import Worker
 from orchestra.errors import CourierFailed, NodeUnreachable, ProtocolBroken
 from orchestra.ids import AgentId
 from orchestra.node import JournalBatch, Notice, Record, Report
+from orchestra.nodes.transport import Channel, Transport
 from orchestra.protocol.courier import Frame, FrameParser, request_line
 from orchestra.protocol.journal import parse_lines
 

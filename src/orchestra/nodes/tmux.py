@@ -39,8 +39,12 @@ from orchestra.protocol.tmux_control import (
     PaneFacts,
     Reply,
     WindowOrder,
+    check_pane_id,
+    check_path,
+    check_window_id,
     command_line,
     configuration,
+    is_key,
     pane_format,
     parse_panes,
     pasteable,
@@ -52,14 +56,7 @@ __all__ = ["Connection", "PaneFacts", "ServerId", "TmuxEvent", "TmuxOptions", "T
 
 IDENTITY: Final = "@orchestra_agent"
 KEYS_MAX: Final = 64
-SOCKET_BYTES_MAX: Final = 100
-"""The kernel allows 107 and tmux appends nothing; macOS allows 103."""
-_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_.-]+)+")
-_PANE_ID: Final = re.compile(r"%\d{1,9}")
-_WINDOW_ID: Final = re.compile(r"@\d{1,9}")
-_KEY: Final = re.compile(
-    r"(?:[CMS]-){0,3}(?:[!-~]|F[1-9]|F1[0-2]|Enter|Escape|Space|Tab|BTab|BSpace|DC|IC|Home|End|NPage|PPage|PageUp|PageDown|Up|Down|Left|Right)"
-)
+_ABSENT: Final = re.compile("no server running|No such file or directory|Connection refused|server exited|lost server")
 DEAD_PANES: Final = "#{S:#{W:#{P:#{?pane_dead,#{pane_id} ,}}}}"
 ABOUT: Final = "Each window is one agent. Ctrl-b w: choose a window. Ctrl-b d: leave, everything goes on. The mouse works."
 
@@ -135,6 +132,10 @@ class _Control:
         self._attached = asyncio.Event()
         self._reader = asyncio.create_task(self._read(), name="tmux-control")
 
+    @property
+    def open(self) -> bool:
+        return not self._end
+
     async def wait_attached(self) -> None:
         """Waits until commands have a session to stand in; a line that comes sooner finds no current client."""
         try:
@@ -203,7 +204,7 @@ class _Control:
         finally:
             self._finish(f"{end} {_text(self._channel.errors())[-200:]}".rstrip())
 
-    def _finish(self, reason: str) -> None:
+    def _finish(self, reason: str, *, tell: bool = True) -> None:
         if not self._end:
             self._end = reason
             for future in self._due:
@@ -211,10 +212,12 @@ class _Control:
                     future.set_result(None)
             self._due.clear()
             self._attached.set()
-            self._on_end()
+            if tell:
+                self._on_end()
 
     async def close(self) -> None:
-        """Ends the client; the server stays."""
+        """Ends the client, which is no news to whoever asked for it; the server stays."""
+        self._finish("the channel was closed", tell=False)
         await self._channel.close()
         await asyncio.wait([self._reader])
 
@@ -228,8 +231,8 @@ class TmuxServer:
 
     def __init__(self, transport: Transport, socket: str, config: str, options: TmuxOptions | None = None) -> None:
         self._transport = transport
-        self._socket = _check_path(socket, field="socket")
-        self._config = _check_path(config, field="config")
+        self._socket = check_path(socket, field="socket")
+        self._config = check_path(config, field="config")
         self._options = options or TmuxOptions()
         self._control: _Control | None = None
         self._connecting = asyncio.Lock()
@@ -238,6 +241,11 @@ class TmuxServer:
         self._events: deque[TmuxEvent] = deque()
         self._news = asyncio.Event()
         self._pane_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def connected(self) -> bool:
+        """Whether a control channel is open; after `TmuxTimeout` or `TmuxGone` it is not, though the server may be well."""
+        return self._control is not None and self._control.open
 
     async def __aenter__(self) -> Self:
         return self
@@ -307,7 +315,8 @@ class TmuxServer:
         """Asks the server for a sign of life over a connection of its own.
 
         Raises:
-            NodeFailed: The node itself cannot be asked.
+            TmuxFailed: tmux is missing, of another version than the server, or not allowed to connect.
+            NodeUnreachable: The node itself cannot be asked.
         """
         try:
             done = await self._run(self._tmux_argv("show-options", "-s", "exit-empty"), timeout_ms=self._options.probe_timeout_ms)
@@ -315,9 +324,9 @@ class TmuxServer:
             return "wedged"
         if done.code == 0:
             return "ok"
-        if done.code == NOT_STARTED:
-            raise NodeFailed(f"tmux cannot be run: {_text(done.err)[-300:]}")
-        return "gone"
+        if done.code != NOT_STARTED and _ABSENT.search(_text(done.err)) is not None:
+            return "gone"
+        raise TmuxFailed(f"tmux cannot be asked: {_text(done.err)[-300:] or f'code {done.code}'}")
 
     async def rebuild(self) -> Connection:
         """Replaces a wedged server by a new one; one that is well is only connected to.
@@ -410,20 +419,20 @@ class TmuxServer:
 
     async def rename_window(self, window_id: str, name: str) -> None:
         """Names a window for people; whatever tmux would read in the name is taken out of it."""
-        await self._ask([("rename-window", "-t", _window_id(window_id), "--", window_name(name))])
+        await self._ask([("rename-window", "-t", check_window_id(window_id), "--", window_name(name))])
 
     async def kill_pane(self, pane_id: str) -> None:
         """Raises: PaneUnknown: It names nothing (any more)."""
-        await self._ask([("kill-pane", "-t", _pane_id(pane_id))])
+        await self._ask([("kill-pane", "-t", check_pane_id(pane_id))])
 
     async def kill_window(self, window_id: str) -> None:
         """Raises: PaneUnknown: It names nothing (any more)."""
-        await self._ask([("kill-window", "-t", _window_id(window_id))])
+        await self._ask([("kill-window", "-t", check_window_id(window_id))])
 
     def attach_argv(self, session: str, window_id: str | None = None) -> tuple[str, ...]:
         """Returns what a person runs on the node to see a session, or one window of it, and to type there."""
         target = f"={check_name(session, field='session')}"
-        show = () if window_id is None else (";", "select-window", "-t", _window_id(window_id))
+        show = () if window_id is None else (";", "select-window", "-t", check_window_id(window_id))
         return (self._options.tmux, "-u", "-S", self._socket, "attach-session", "-t", target, *show)
 
     # --- screens and typing ------------------------------------------------------------------------------------------
@@ -442,10 +451,11 @@ class TmuxServer:
         proof = secrets.token_hex(16)
         commands: list[tuple[str, ...]] = []
         for pane_id in pane_ids:
-            commands += [("capture-pane", "-p", *how, "-t", _pane_id(pane_id)), ("display-message", "-p", proof)]
+            commands += [("capture-pane", "-p", *how, "-t", check_pane_id(pane_id)), ("display-message", "-p", proof)]
         replies = await self._send(commands)
         if any(reply.lines != (proof,) for reply in replies[1::2]):
             await self._close_control()
+            self._on_end()
             raise TmuxGone("a pane printed what looks like an answer of tmux; the channel was closed", hint="connect again")
         texts = {pane_id: "\n".join(reply.lines).rstrip("\n") for pane_id, reply in zip(pane_ids, replies[::2], strict=True) if reply.ok}
         if pane_ids and not texts:
@@ -459,10 +469,10 @@ class TmuxServer:
             BadInput: A key has no such name: tmux would type the name.
             PaneUnknown: It names nothing (any more).
         """
-        unknown = [key for key in keys if _KEY.fullmatch(key) is None]
+        unknown = [key for key in keys if not is_key(key)]
         if unknown or not 0 < len(keys) <= KEYS_MAX:
             raise BadInput(f"{unknown[0][:40]!r} is not a key" if unknown else f"between 1 and {KEYS_MAX} keys", field="keys")
-        async with self._pane_lock(_pane_id(pane_id)):
+        async with self._pane_lock(check_pane_id(pane_id)):
             await self._ask([("copy-mode", "-q", "-t", pane_id), ("send-keys", "-t", pane_id, "--", *keys)])
 
     async def type_text(self, pane_id: str, text: str, enter: bool) -> None:
@@ -488,7 +498,7 @@ class TmuxServer:
         clean = pasteable(text).rstrip("\n") if enter else pasteable(text)
         if len(clean.encode("utf-8", "replace")) > self._options.text_bytes_max:
             raise BadInput(f"text is longer than {self._options.text_bytes_max} bytes", field="text", hint="hand it over as a file")
-        targets = sorted({_pane_id(pane_id) for pane_id in pane_ids})
+        targets = sorted({check_pane_id(pane_id) for pane_id in pane_ids})
         async with AsyncExitStack() as held:
             for pane_id in targets:  # sorted, so that two broadcasts cannot wait for each other
                 await held.enter_async_context(self._pane_lock(pane_id))
@@ -579,26 +589,6 @@ def _refusal(command: str, reply: Reply) -> TmuxFailed:
 def _gone(pane_ids: Iterable[str], replies: Iterable[Reply]) -> frozenset[str]:
     """The panes whose command failed. Typing has no other way to fail than that the pane is not there."""
     return frozenset(pane_id for pane_id, reply in zip(pane_ids, replies, strict=True) if not reply.ok)
-
-
-def _pane_id(text: str) -> str:
-    if _PANE_ID.fullmatch(text) is None:
-        raise PaneUnknown(f"{text[:40]!r} is not a pane id")
-    return text
-
-
-def _window_id(text: str) -> str:
-    if _WINDOW_ID.fullmatch(text) is None:
-        raise PaneUnknown(f"{text[:40]!r} is not a window id")
-    return text
-
-
-def _check_path(text: str, *, field: str) -> str:
-    if _PATH.fullmatch(text) is None or ".." in text.split("/"):
-        raise BadInput(f"{text[:120]!r} is not a plain absolute path", field=field, hint="letters, digits, '.', '_' and '-' only")
-    if field == "socket" and len(text) > SOCKET_BYTES_MAX:
-        raise BadInput(f"{text} is longer than {SOCKET_BYTES_MAX} bytes", field=field, hint="use a shorter folder")
-    return text
 
 
 def _text(output: bytes) -> str:

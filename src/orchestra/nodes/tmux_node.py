@@ -13,8 +13,6 @@ from importlib import resources
 from typing import Any, Final
 
 import msgspec
-from orchestra.nodes.tmux import PaneFacts, TmuxOptions, TmuxServer, WindowOrder
-from orchestra.nodes.transport import Transport
 
 from orchestra.agents.adapter import ATTEMPT_DIR, STAGE_DIR
 from orchestra.errors import CourierFailed, NodeFailed, NodeUnreachable, PaneUnknown, TmuxFailed
@@ -31,6 +29,8 @@ from orchestra.node import (
     WorkerFacts,
 )
 from orchestra.nodes.courier import Courier, CourierRefused, worker_of
+from orchestra.nodes.tmux import PaneFacts, TmuxOptions, TmuxServer, WindowOrder
+from orchestra.nodes.transport import Transport
 
 STAGE_FILES: Final = ("worker.py", "courier.py", "rehearsal.py")
 ORDERS_A_REQUEST: Final = 64
@@ -104,7 +104,9 @@ class TmuxNode:
         target = f"{self._options.folder}/stage/{digest}"
         packed = msgspec.json.encode({name: body.decode() for name, body in files.items()})
         done = await self._transport.run(
-            [self._python, "-I", "-S", "-c", PUSH_SCRIPT, target, self._options.runtime], stdin=packed, timeout_ms=self._options.request_timeout_ms
+            [self._python, "-I", "-S", "-c", PUSH_SCRIPT, target, self._options.runtime],
+            stdin=packed,
+            timeout_ms=self._options.request_timeout_ms,
         )
         if done.code != 0:
             raise NodeFailed(f"the stage files could not be put on node {self.id}: {done.err.decode(errors='replace').strip()[-300:]}")
@@ -161,7 +163,7 @@ class TmuxNode:
             for pane in await self._tmux.list_panes():
                 if pane.agent:
                     there[pane.agent] = pane
-            dead = [pane.window_id for window in windows if (pane := there.get(window.agent)) is not None and pane.dead]
+            dead = [there[window.agent].window_id for window in windows if window.agent in there and there[window.agent].dead]
             await self._kill_windows(dead)
             wanted = [window for window in windows if window.agent not in there or there[window.agent].dead]
             if wanted:
@@ -206,12 +208,16 @@ class TmuxNode:
             await self._kill_windows([pane.window_id for pane in panes if pane.agent in agents])
 
     async def screens(self, agents: Sequence[AgentId], lines: int | None = None) -> Mapping[AgentId, str]:
-        panes = {pane.agent: pane.pane_id for pane in await self._tmux.list_panes() if pane.agent in agents}
+        panes = await self._panes_of(agents)
         texts = await self._tmux.capture(list(panes.values()), lines=lines)
-        return {AgentId(agent): texts[pane] for agent, pane in panes.items() if pane in texts}
+        return {agent: texts[pane] for agent, pane in panes.items() if pane in texts}
+
+    async def _panes_of(self, agents: Sequence[AgentId]) -> dict[AgentId, str]:
+        wanted = frozenset(agents)
+        return {AgentId(pane.agent): pane.pane_id for pane in await self._tmux.list_panes() if pane.agent in wanted and pane.agent}
 
     async def type_text(self, agents: Sequence[AgentId], text: str, *, enter: bool) -> None:
-        panes = {pane.agent: pane.pane_id for pane in await self._tmux.list_panes() if pane.agent in agents}
+        panes = await self._panes_of(agents)
         missing = [agent for agent in agents if agent not in panes]
         if missing:
             raise PaneUnknown(f"agent #{missing[0]} has no window now", field="agents", hint="`orchestra agent list` shows their state")

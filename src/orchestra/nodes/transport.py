@@ -205,11 +205,14 @@ class _Child(asyncio.SubprocessProtocol):
 
     async def close(self) -> None:
         """Ends the program: its input ends first, after the grace the whole of its session is killed."""
-        self.write_eof()
-        if not await _within(self.exited, self._options.close_grace_ms):
+        try:
+            self.write_eof()
+            if not await _within(self.exited, self._options.close_grace_ms):
+                self.kill()
+                await _within(self.exited, self._options.close_grace_ms)
+        finally:
             self.kill()
-            await _within(self.exited, self._options.close_grace_ms)
-        self.dispose()
+            self.dispose()
 
     async def wait_closed(self) -> int | None:
         await self.exited.wait()

@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from orchestra.errors import BadInput, ProtocolBroken
+from orchestra.errors import BadInput, PaneUnknown, ProtocolBroken
 
 LINE_BYTES_MAX: Final = 4 << 20
 """One line from the server. The longest legal one is a screen line with colours, some 100 KB at 10,000 columns."""
@@ -37,7 +37,16 @@ WINDOW_NAME_MAX: Final = 64
 
 _FIRST_BEGIN: Final = re.compile(rb"%begin (\d+ \d+ \d+)\Z")
 _GUARD: Final = re.compile(rb"%(begin|end|error) (\d+ \d+ \d+)")
+SOCKET_BYTES_MAX: Final = 100
+"""The kernel allows 107 and tmux appends nothing; macOS allows 103."""
+
+_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_.-]+)+")
+_PANE_ID: Final = re.compile(r"%[0-9]{1,9}")
+_WINDOW_ID: Final = re.compile(r"@[0-9]{1,9}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEY: Final = re.compile(
+    r"(?:[CMS]-){0,3}(?:[!-~]|F[1-9]|F1[0-2]|Enter|Escape|Space|Tab|BTab|BSpace|DC|IC|Home|End|NPage|PPage|PageUp|PageDown|Up|Down|Left|Right)"
+)
 _STRAY_RUN: Final = re.compile(r"#+(\[?)")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -226,6 +235,46 @@ def pasteable(text: str) -> str:
     Line ends become `\\n`. Without ESC nothing in it can end a bracketed paste.
     """
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def check_pane_id(text: str) -> str:
+    """Returns `text` if it is an id; anything else tmux would take for a name or a beginning of one, or for more commands.
+
+    Raises:
+        PaneUnknown: It is not.
+    """
+    if _PANE_ID.fullmatch(text) is None:
+        raise PaneUnknown(f"{text[:40]!r} is not a pane id")
+    return text
+
+
+def check_window_id(text: str) -> str:
+    """Returns `text` if it is an id, as `check_pane_id`.
+
+    Raises:
+        PaneUnknown: It is not.
+    """
+    if _WINDOW_ID.fullmatch(text) is None:
+        raise PaneUnknown(f"{text[:40]!r} is not a window id")
+    return text
+
+
+def check_path(text: str, *, field: str) -> str:
+    """Returns `text` if it is an absolute path without anything a shell, tmux or the kernel's socket table would read differently.
+
+    Raises:
+        BadInput: It is not, or it is a socket's and too long for the kernel.
+    """
+    if _PATH.fullmatch(text) is None or ".." in text.split("/"):
+        raise BadInput(f"{text[:120]!r} is not a plain absolute path", field=field, hint="letters, digits, '.', '_' and '-' only")
+    if field == "socket" and len(text) >= SOCKET_BYTES_MAX:
+        raise BadInput(f"{text} is not shorter than {SOCKET_BYTES_MAX} bytes", field=field, hint="use a shorter folder")
+    return text
+
+
+def is_key(text: str) -> bool:
+    """Tells whether tmux presses a key for this word. An unknown word it would type."""
+    return _KEY.fullmatch(text) is not None
 
 
 def window_name(text: str) -> str:

@@ -79,6 +79,11 @@ def covered_ms(spans: Iterable[Span]) -> int:
     return total
 
 
+def ran_ms(detail: TaskDetail | None, now_ms: int) -> int:
+    """Returns how long the task was being worked on: neither the wait before a retry nor attempts in parallel count."""
+    return 0 if detail is None else covered_ms(attempt_span(attempt, now_ms) for attempt in detail.attempts)
+
+
 def figures(data: ReportData) -> Figures:
     """Returns the sums."""
     plan = data.plan
@@ -86,7 +91,7 @@ def figures(data: ReportData) -> Figures:
     spans = [attempt_span(attempt, plan.now_ms) for attempt in attempts]
     begin = plan.submitted_ms or min((span[0] for span in spans), default=plan.now_ms)
     end = max((span[1] for span in spans), default=plan.closed_ms or plan.now_ms)
-    task_ms = sum(covered_ms(attempt_span(attempt, plan.now_ms) for attempt in detail.attempts) for detail in data.details)
+    task_ms = sum(ran_ms(detail, plan.now_ms) for detail in data.details)
     wall = max(0, end - begin)
     count = Counter(task.status for task in plan.tasks)
     order = {status: place for place, status in enumerate(STATUS_ORDER)}

@@ -21,16 +21,18 @@ from orchestra.quantity import show_ms, show_usd
 from orchestra.reporting import figures as fig
 from orchestra.reporting import pictures as pic
 from orchestra.reporting.words import last_lines, one_line, plain, report_folder, results_link, short, show_time, sign, tone
-from orchestra.views import AgentView, ReportData, TaskDetail, TaskView
+from orchestra.views import AgentView, AttemptView, ReportData, TaskDetail, TaskView
 
 ROWS_MAX: Final = 2000
 FAILURES_MAX: Final = 300
 LOGS_MAX: Final = 60
 LOG_LINES_MAX: Final = 30
 LOG_COLUMNS_MAX: Final = 240
-LOG_CHARS_MAX: Final = 200_000
-"""All log tails together; with everything else this keeps a run of 1,000 failed tasks below 3 MB."""
-CHECKS_MAX: Final = 6
+LOG_CHARS_MAX: Final = 100_000
+"""All log tails together. This, and texts that get shorter the more rows there are, keep a run of 1,000 failed tasks below 3 MB."""
+CELL_CHARS_MAX: Final = 80_000
+"""All texts of one column together."""
+CHECKS_MAX: Final = 4
 STEPS_MAX: Final = 100
 
 Values = dict[str, object]
@@ -65,7 +67,7 @@ def render_html(data: ReportData, *, folder: str = "") -> str:
     )
     values = {**_head(book), **_plan(book), **_timeline(book), **_paths(book), **_failures(book), **_rows(book), "commands": commands(data)}
     style, script, template = _parts()
-    hashes = {"style": Markup(style), "style_hash": _digest(style), "script": Markup(script), "script_hash": _digest(script)}  # noqa: S704
+    hashes = {"style": Markup(style), "style_hash": _digest(style), "script": Markup(script), "script_hash": _digest(script)}
     return template.render({**values, **hashes})
 
 
@@ -110,7 +112,7 @@ def tiles(sums: fig.Figures) -> list[dict[str, str]]:
         {"label": "Sum of task time", "value": show_ms(sums.task_ms), "note": "one task after the other"},
         {"label": "Speed-up", "value": speed, "note": "sum / wall time"},
         {"label": "Agents used", "value": str(sums.agents_used), "note": f"of {sums.agents_total}"},
-        {"label": "Attempts", "value": str(sums.attempts), "note": f"{sums.retries} retries, {sums.failed_attempts} failed"},
+        {"label": "Attempts", "value": str(sums.attempts), "note": f"retries: {sums.retries}, failed: {sums.failed_attempts}"},
         {"label": "Model cost", "value": show_usd(sums.cost_usd_micros), "note": "as agents reported it"},
         {"label": "Tokens", "value": f"{sums.tokens:,}", "note": "as agents reported them"},
     ]
@@ -159,11 +161,14 @@ def _path_step(book: _Book, task: TaskView) -> Values:
     return {**_named(book, task.task, task.status), "expected": show_ms(task.estimate_ms), "took": _took(book, task)}
 
 
+def _room(most: int, cells: int) -> int:
+    """Returns how many characters a text may have in a column of so many cells."""
+    return max(40, min(most, CELL_CHARS_MAX // max(1, cells)))
+
+
 def _took(book: _Book, task: TaskView) -> str:
-    detail = book.details.get(task.task)
-    if detail is None or not detail.attempts:
-        return show_ms(task.duration_ms) if task.duration_ms else "-"
-    return show_ms(fig.covered_ms(fig.attempt_span(attempt, book.data.plan.now_ms) for attempt in detail.attempts))
+    ran = fig.ran_ms(book.details.get(task.task), book.data.plan.now_ms)
+    return show_ms(ran) if ran else "-"
 
 
 def _agent(book: _Book, agent: int) -> str:
@@ -174,19 +179,23 @@ def _agent(book: _Book, agent: int) -> str:
 def _failures(book: _Book) -> Values:
     found = fig.failures(book.data)
     tasks = len({each.task for each in found})
-    note = f"{len(found)} attempts of {tasks} tasks did not end well." + (
-        f" The first {FAILURES_MAX} are listed." if len(found) > FAILURES_MAX else ""
-    )
+    note = f"{_count(len(found), 'attempt')} of {_count(tasks, 'task')} did not end well."
+    if len(found) > FAILURES_MAX:
+        note += f" The first {FAILURES_MAX} are listed, those of failed tasks first."
     logs, left_out = _logs(book, found)
     return {
-        "failures": [_failure(book, each) for each in found[:FAILURES_MAX]],
+        "failures": [_failure(book, each, _room(300, len(found))) for each in found[:FAILURES_MAX]],
         "failures_note": note,
         "logs": logs,
         "logs_note": f"Of {left_out} more attempts the lines are not shown here; their folders have them." if left_out else "",
     }
 
 
-def _failure(book: _Book, each: fig.Failure) -> Values:
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _failure(book: _Book, each: fig.Failure, room: int) -> Values:
     attempt = each.attempt
     ending = f"exit code {attempt.code}" if attempt.code else (f"signal {attempt.signal}" if attempt.signal else "")
     followed = "tried again" if each.retried else ("the task failed" if each.task_status == "failed" else f"the task is {each.task_status}")
@@ -195,7 +204,7 @@ def _failure(book: _Book, each: fig.Failure) -> Values:
         "number": attempt.number,
         "agent": _agent(book, attempt.agent),
         "outcome": one_line(attempt.outcome, 20),
-        "reason": one_line(attempt.reason or ending or "no reason was given", 300),
+        "reason": one_line(attempt.reason or ending or "no reason was given", room),
         "followed": followed,
     }
 
@@ -214,7 +223,7 @@ def _logs(book: _Book, found: tuple[fig.Failure, ...]) -> tuple[list[Values], in
                 left_out += 1
                 continue
             room -= len(text)
-            about = f"attempt {each.attempt.number}, {one_line(what, 80)}, last {len(text.splitlines())} lines"
+            about = f"attempt {each.attempt.number}, {one_line(what, 80)}, end of the log, {_count(text.count(chr(10)) + 1, 'line')}"
             logs.append({**_named(book, each.task, "failed"), "about": about, "text": text})
     return logs, left_out
 
@@ -223,10 +232,10 @@ def _rows(book: _Book) -> Values:
     tasks = book.data.plan.tasks
     if len(tasks) > ROWS_MAX:
         tasks = tuple(sorted(tasks, key=lambda task: task.status != "failed"))
-    return {"rows": [_row(book, task) for task in tasks[:ROWS_MAX]], "rows_left_out": max(0, len(tasks) - ROWS_MAX)}
+    return {"rows": [_row(book, task, _room(160, len(tasks))) for task in tasks[:ROWS_MAX]], "rows_left_out": max(0, len(tasks) - ROWS_MAX)}
 
 
-def _row(book: _Book, task: TaskView) -> Values:
+def _row(book: _Book, task: TaskView, room: int) -> Values:
     detail = book.details.get(task.task)
     counted = None if detail is None else counted_attempt(detail)
     checks = () if counted is None else counted.checks
@@ -235,19 +244,19 @@ def _row(book: _Book, task: TaskView) -> Values:
         **_named(book, task.task, task.status),
         "status": one_line(task.status, 20),
         "word": one_line(task.status.replace("_", " "), 20),
-        "description": one_line(task.description, 160),
-        "reason": one_line(task.reason, 200) if task.status != "completed" else "",
+        "description": one_line(task.description, room),
+        "reason": one_line(task.reason, room) if task.status != "completed" else "",
         "agent": ", ".join(_agent(book, agent) for agent in task.agents[:4]),
         "attempts": task.attempts,
         "time": _took(book, task),
-        "checks": [{"passed": check.passed, "name": one_line(check.name, 32)} for check in checks[:CHECKS_MAX]],
+        "checks": [{"passed": check.passed, "name": one_line(check.name, 28)} for check in checks[:CHECKS_MAX]],
         "checks_more": max(0, len(checks) - CHECKS_MAX),
         "link": results_link(book.data, detail, book.folder) if detail is not None and over else "",
         "logged": task.attempts > 0,
     }
 
 
-def counted_attempt(detail: TaskDetail) -> fig.AttemptView | None:
+def counted_attempt(detail: TaskDetail) -> AttemptView | None:
     """Returns the attempt whose checks stand for the task: the one that counts, else the last."""
     primary = next((attempt for attempt in detail.attempts if attempt.number == detail.primary_attempt), None)
     return primary or (detail.attempts[-1] if detail.attempts else None)

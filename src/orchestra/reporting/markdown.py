@@ -19,12 +19,20 @@ LOG_LINES_MAX: Final = 20
 STEPS_MAX: Final = 50
 LANES_MAX: Final = 60
 LANE_CELLS: Final = 60
-_ACTIVE: Final = re.compile(r"([\\`*_{}\[\]()#+!|~$^=:@<>&-])")
+_ACTIVE: Final = re.compile(r"[\\`*_{}\[\]#!|~$^<>&@]|:(?=//)|^[-+=]|^[0-9]{1,9}(?=[.)](?:\s|$))")
+_BY_NUMBER: Final = frozenset("<>&|:@")
+"""Written as entities: a backslash does not stop a table from splitting, or a link from being made."""
 
 
 def escape(text: str, most: int = 200) -> str:
     """Returns the text as one line in which no character means anything to Markdown or HTML."""
-    return _ACTIVE.sub(lambda match: f"&#{ord(match[1])};" if match[1] in "<>&|:@" else f"\\{match[1]}", one_line(text, most))
+    return _ACTIVE.sub(_harmless, one_line(text, most))
+
+
+def _harmless(match: re.Match[str]) -> str:
+    if match[0].isdigit():
+        return f"{match[0]}\\"
+    return f"&#{ord(match[0])};" if match[0] in _BY_NUMBER else f"\\{match[0]}"
 
 
 def fenced(text: str) -> str:
@@ -101,6 +109,7 @@ def _timeline(data: ReportData, sums: fig.Figures) -> list[str]:
 
 def _paths(data: ReportData) -> list[str]:
     chain, path = fig.actual_chain(data), fig.estimated_path(data)
+    details = {detail.task.task: detail for detail in data.details}
     parts = []
     if chain:
         total, waited = sum(step.waited_ms + step.ran_ms for step in chain), sum(step.waited_ms for step in chain)
@@ -120,7 +129,8 @@ def _paths(data: ReportData) -> list[str]:
         parts += [f"{len(chain) - STEPS_MAX} earlier steps are left out."] if len(chain) > STEPS_MAX else []
     if path:
         took = [
-            (f"{sign(task.status)} {escape(short(task.task), 80)}", show_ms(task.estimate_ms), _took(task)) for task in path[:STEPS_MAX]
+            (f"{sign(task.status)} {escape(short(task.task), 80)}", show_ms(task.estimate_ms), _took(data, details.get(task.task)))
+            for task in path[:STEPS_MAX]
         ]
         parts += [
             f"### Critical path as expected: {show_ms(sum(task.estimate_ms for task in path))}",
@@ -130,8 +140,9 @@ def _paths(data: ReportData) -> list[str]:
     return ["## What took the time", *parts] if parts else []
 
 
-def _took(task: TaskView) -> str:
-    return show_ms(task.duration_ms) if task.duration_ms else "-"
+def _took(data: ReportData, detail: TaskDetail | None) -> str:
+    ran = fig.ran_ms(detail, data.plan.now_ms)
+    return show_ms(ran) if ran else "-"
 
 
 def _failures(data: ReportData) -> list[str]:
@@ -176,7 +187,7 @@ def _row(data: ReportData, task: TaskView, detail: TaskDetail | None, folder: st
         f"{sign(task.status)} {escape(task.status.replace('_', ' '), 20)}",
         ", ".join(f"#{agent}" for agent in task.agents[:4]),
         str(task.attempts),
-        _took(task),
+        _took(data, detail),
         " ".join(f"{'✓' if check.passed else '✗'} {escape(check.name, 32)}" for check in checks[:6]),
         f"[folder](<{link}>)" if link else "",
     )

@@ -9,7 +9,7 @@ import msgspec
 
 from orchestra.quantity import show_ms
 from orchestra.reporting import dag, gantt
-from orchestra.reporting.figures import STATUS_ORDER, WELL, Figures, attempt_span
+from orchestra.reporting.figures import STATUS_ORDER, WELL, Figures, attempt_span, ran_ms
 from orchestra.reporting.words import clip, one_line, short, sign, tone
 from orchestra.views import AttemptView, PlanView, ReportData, TaskView
 
@@ -18,6 +18,8 @@ NAME_CHARS: Final = 16
 LANE_CHARS: Final = 15
 CHAR_WIDTH: Final = 6.6
 """Width of a letter in a bar, on average, in SVG units."""
+LABEL_CHARS_MIN: Final = 6
+"""A name cut shorter than this tells nothing."""
 BAND_LEFT: Final = 120.0
 BAND_WIDTH: Final = 900.0
 
@@ -68,13 +70,16 @@ def _laid_out(plan: PlanView) -> dag.Dag:
 def dag_picture(data: ReportData) -> DagPicture:
     """Returns the drawing of the plan; without boxes if it has too many tasks."""
     drawn = _laid_out(data.plan)
-    boxes = tuple(_box(box, task, key) for key, (box, task) in enumerate(zip(drawn.boxes, data.plan.tasks, strict=False)))
+    ran = {detail.task.task: ran_ms(detail, data.plan.now_ms) for detail in data.details}
+    boxes = tuple(
+        _box(box, task, key, ran.get(task.task, 0)) for key, (box, task) in enumerate(zip(drawn.boxes, data.plan.tasks, strict=False))
+    )
     return DagPicture(drawn.width, drawn.height, drawn.labelled, boxes, drawn.edges)
 
 
-def _box(box: dag.Box, task: TaskView, key: int) -> Values:
-    took = show_ms(task.duration_ms) if task.duration_ms else ""
-    tries = f"{task.attempts} attempts" if task.attempts > 1 else ""
+def _box(box: dag.Box, task: TaskView, key: int, ran: int) -> Values:
+    took = show_ms(ran) if ran else ""
+    tries = f"{task.attempts} tries" if task.attempts > 1 else ""
     word = one_line(task.status.replace("_", " "), 20)
     expected = f"~{show_ms(task.estimate_ms)}" if not took and task.estimate_ms else ""
     return {
@@ -164,10 +169,10 @@ def _lane(lane: gantt.Lane, data: ReportData, dense: bool) -> Values:
 
 def _bar(bar: gantt.Bar, task: TaskView, attempt: AttemptView, keys: Mapping[str, int], data: ReportData, dense: bool) -> Values:
     name = one_line(short(task.task), 60)
-    room = int((bar.width - 10) / CHAR_WIDTH)
+    room = int((bar.verify_x - bar.x - 8) / CHAR_WIDTH)
     begin, end = attempt_span(attempt, data.plan.now_ms)
     outcome = one_line(attempt.outcome or attempt.status, 20)
-    reason = f": {one_line(attempt.reason, 120)}" if attempt.reason else ""
+    reason = f": {one_line(attempt.reason, 60)}" if attempt.reason else ""
     return {
         "task": keys.get(task.task, 0),
         "x": bar.x,
@@ -180,7 +185,7 @@ def _bar(bar: gantt.Bar, task: TaskView, attempt: AttemptView, keys: Mapping[str
         "text_y": bar.y + bar.height / 2 + 4,
         "tone": _bar_tone(attempt),
         "hatched": attempt.outcome not in WELL,
-        "label": clip(name, room) if room >= 3 and not dense else "",
+        "label": clip(name, room) if room >= min(len(name), LABEL_CHARS_MIN) and not dense else "",
         "title": f"{name}, attempt {attempt.number}: {outcome}, {show_ms(end - begin)}{reason}",
     }
 

@@ -42,7 +42,8 @@ def show_agents(render: Renderer, agents: Sequence[AgentView]) -> None:
     """Writes a table of agents."""
     header = ["#", "name", "kind", "node", "status", "done", "failed", "task", "what"]
     rows: list[list[Part]] = [
-        [str(a.agent), a.name, a.kind, a.node, status_word(a.status), str(a.tasks_completed), str(a.tasks_failed), a.task or "", doing(a)] for a in agents
+        [str(a.agent), a.name, a.kind, a.node, status_word(a.status), str(a.tasks_completed), str(a.tasks_failed), a.task or "", doing(a)]
+        for a in agents
     ]
     render.table(header, rows, right=("#", "done", "failed"))
 

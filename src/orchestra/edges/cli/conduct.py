@@ -7,15 +7,17 @@ run nor Ctrl-C ends it.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from orchestra.edges.cli.fleet import wait_gone
 from orchestra.edges.cli.follow import Follower, make_screen
 from orchestra.edges.cli.run import Request, command_to_resume
 from orchestra.edges.cli.session import Session
 from orchestra.edges.cli.stops import Stops, unless
-from orchestra.edges.cli.summary import collect, show_result
+from orchestra.edges.cli.summary import RunResult, collect, show_result
 from orchestra.errors import BadInput, CoordinatorUnreachable, OrchestraError, Refused
 from orchestra.intake.request import InitParams, ScaleParams, ShutdownParams, StatusParams
 from orchestra.usecases import AttachParams, PlanParams, PlanReply, UseCases, WatchParams
@@ -82,8 +84,6 @@ async def _run(session: Session, request: Request, reached: Reached, stops: Stop
         await _undo(reached)
         say_unfinished(session, request, "it was interrupted before the plan was started")
         return EXIT_UNFINISHED
-    if request.attach:
-        await _attach(session, reached.use_cases)
     return await _follow(session, request, reached, stops, reply, seq)
 
 
@@ -121,7 +121,7 @@ async def _undo(reached: Reached) -> None:
         await reached.hosted.wait_ended()
 
 
-async def _attach(session: Session, use_cases: UseCases) -> None:
+async def _attach(use_cases: UseCases) -> None:
     argv = (await use_cases.attach(AttachParams())).argv
     try:
         child = await asyncio.create_subprocess_exec(*argv, env=_without_tmux())
@@ -132,43 +132,61 @@ async def _attach(session: Session, use_cases: UseCases) -> None:
 
 def _without_tmux() -> dict[str, str]:
     """tmux refuses to show one server's windows inside another's unless it does not know."""
-    import os
-
     return {name: value for name, value in os.environ.items() if name != "TMUX"}
 
 
 async def _follow(session: Session, request: Request, reached: Reached, stops: Stops, reply: PlanReply, seq: int) -> int:
     screen = make_screen(session, reply, seq)
-    follower = Follower(reached.use_cases, reply.plan, screen, seq)
-    ended = asyncio.Event()
-    failure: OrchestraError | None = None
+    follower, ending = Follower(reached.use_cases, reply.plan, screen, seq), Ending()
+    outcome: RunResult | OrchestraError
     async with asyncio.TaskGroup() as group:
-        sides = [group.create_task(_obey(reached, stops, follower))]
-        if reached.hosted is not None:
-            sides.append(group.create_task(_note_end(reached.hosted, ended)))
+        sides = [group.create_task(_obey(reached, stops, follower)), group.create_task(ending.watch(reached.hosted))]
         try:
+            if request.attach:
+                await _attach(reached.use_cases)
             with screen:
-                finished = await follower.follow(ended)
-            result = await collect(reached.use_cases, reply.plan, follower.last, finished=finished)
-            if not follower.left and reached.owned:
-                await _close(session, request, reached, ended)
+                finished = await follower.follow(ending.over)
+            outcome = await collect(reached.use_cases, reply.plan, follower.last, finished=finished)
+            if reached.owned:
+                await _close(session, reached, ending, keep=request.keep and finished)
         except OrchestraError as error:
-            failure = error
+            outcome = error
         finally:
             for side in sides:
                 side.cancel()
-    if failure is not None:
-        raise failure
+    if isinstance(outcome, OrchestraError):
+        raise outcome
+    return _tell(session, request, outcome, follower, stops, ending)
+
+
+def _tell(session: Session, request: Request, result: RunResult, follower: Follower, stops: Stops, ending: Ending) -> int:
     show_result(session, result)
-    if not finished:
-        say_unfinished(session, request, _why(follower, stops))
+    if ending.error is not None:
+        session.render.error(ending.error)
+    if result.exit_code == EXIT_UNFINISHED and follower.left:
+        hint = f"`orchestra status` shows it, `orchestra task cancel {follower.plan}` stops it"
+        session.render.error(Refused(f"{request.path} goes on without you", hint=hint))
+    elif result.exit_code == EXIT_UNFINISHED:
+        say_unfinished(session, request, "it was interrupted" if stops.first.is_set() else "the orchestra ended before it")
     return result.exit_code
 
 
-def _why(follower: Follower, stops: Stops) -> str:
-    if follower.left:
-        return f"the plan goes on without you: `orchestra status` shows it, `orchestra task cancel {follower.plan}` stops it"
-    return "it was interrupted" if stops.first.is_set() else "the orchestra ended before it"
+class Ending:
+    """Notices the end of an orchestra in this process, and why if its coordinator failed."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+        self.error: OrchestraError | None = None
+
+    async def watch(self, hosted: Hosted | None) -> None:
+        """Returns when it has ended; at once if it is not in this process."""
+        if hosted is None:
+            return
+        try:
+            await hosted.wait_ended()
+        except OrchestraError as error:
+            self.error = error
+        self.over.set()
 
 
 async def _obey(reached: Reached, stops: Stops, follower: Follower) -> None:
@@ -191,25 +209,19 @@ async def _shut_down(use_cases: UseCases, *, graceful: bool) -> None:
         return  # it has ended already
 
 
-async def _note_end(hosted: Hosted, ended: asyncio.Event) -> None:
-    """Sets `ended` when the orchestra in this process has ended; a failure of its coordinator leaves through here."""
-    try:
-        await hosted.wait_ended()
-    finally:
-        ended.set()
-
-
-async def _close(session: Session, request: Request, reached: Reached, ended: asyncio.Event) -> None:
+async def _close(session: Session, reached: Reached, ending: Ending, *, keep: bool) -> None:
     """Ends the orchestra of this run, or leaves its windows up."""
-    if request.keep and not ended.is_set():
-        session.render.note("the windows stay up; `orchestra up` takes them over, `orchestra down` then ends them")
+    if keep and not ending.over.is_set():
+        session.render.note("the windows stay up; `orchestra up` takes them over, and `orchestra down` ends them")
         if reached.hosted is not None:
             await reached.hosted.detach()
         return
-    if not ended.is_set():
+    if not ending.over.is_set():
         await _shut_down(reached.use_cases, graceful=True)
     if reached.hosted is not None:
-        await ended.wait()
+        await ending.over.wait()
+    else:
+        await wait_gone(reached.use_cases, -1)
 
 
 def say_unfinished(session: Session, request: Request, why: str) -> None:

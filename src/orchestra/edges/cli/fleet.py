@@ -41,14 +41,21 @@ def up(context: click.Context, agents: int | None, foreground: bool) -> int:
         return session.wiring.serve_forever(session.root, settings, count)
     asyncio.run(session.wiring.start_in_window(session.root, settings, count))
     status = session.ask(lambda use_cases: use_cases.status(StatusParams()))
-    session.render.show(status, lambda: session.render.line(f"up: {status.agents.running} of {status.agents.total} agents ready, {status.health}"))
-    return 0 if status.agents.running or not status.agents.total else EXIT_UNHEALTHY
+    agents_up = status.agents
+    session.render.show(status, lambda: session.render.line(f"up: {agents_up.running} of {agents_up.total} agents ready, {status.health}"))
+    return 0 if agents_up.running or not agents_up.total else EXIT_UNHEALTHY
 
 
 @click.command("down", cls=Command, example="orchestra down --drain")
 @click.option("--drain", is_flag=True, help="Work off what is queued first.")
 @click.option("--now", is_flag=True, help="Stop running tasks; they go on at the next start.")
-@click.option("--timeout", type=click.FloatRange(0), default=SHUTDOWN_SECONDS, metavar="SECONDS", help="Longest wait for running tasks.  [default: 300]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=SHUTDOWN_SECONDS,
+    metavar="SECONDS",
+    help="Longest wait for running tasks.  [default: 300]",
+)
 @click.option("--no-wait", is_flag=True, help="Return once the end has begun.")
 @click.pass_context
 def down(context: click.Context, drain: bool, now: bool, timeout: float, no_wait: bool) -> None:
@@ -101,7 +108,9 @@ def status(context: click.Context, scope: str, target: str | None, watch: bool, 
     from orchestra.intake.request import StatusParams, parse_params
 
     if (scope == "global") != (target is None):
-        raise BadInput(f"--scope {scope} and --target go together", field="target", hint="name the node, agent or task: --scope agent --target 7")
+        raise BadInput(
+            f"--scope {scope} and --target go together", field="target", hint="name the node, agent or task: --scope agent --target 7"
+        )
     params = parse_params(StatusParams, {"scope": scope, **({} if target is None else {"target": target})})
     session = session_of(context)
 
@@ -135,7 +144,15 @@ async def show_status(render: Renderer, use_cases: UseCases, params: object, *, 
         render.line()
         header = ["node", "status", "agents", "cpu", "memory", "session", ""]
         rows: list[list[Part]] = [
-            [n.name, status_word(n.status), f"{n.agents_running}/{n.agents_total}", f"{n.cpu_percent:.0f}%", f"{n.memory_percent:.0f}%", n.session, n.reason]
+            [
+                n.name,
+                status_word(n.status),
+                f"{n.agents_running}/{n.agents_total}",
+                f"{n.cpu_percent:.0f}%",
+                f"{n.memory_percent:.0f}%",
+                n.session,
+                n.reason,
+            ]
             for n in nodes
         ]
         render.table(header, rows, right=("agents", "cpu", "memory"))
@@ -156,7 +173,10 @@ def figures(render: Renderer, view: StatusView) -> None:
             ("status", status_word(view.status)),
             ("health", status_word(view.health)),
             ("agents", f"{agents.running} of {agents.total} up: {agents.busy} busy, {agents.idle} idle, {agents.error} in error"),
-            ("tasks", f"{tasks.queued} queued, {tasks.in_progress} in progress, {tasks.completed} completed, {tasks.failed} failed{cancelled}"),
+            (
+                "tasks",
+                f"{tasks.queued} queued, {tasks.in_progress} in progress, {tasks.completed} completed, {tasks.failed} failed{cancelled}",
+            ),
             ("api", f"requests/min {view.api_limits.rpm_usage}, tokens/min {view.api_limits.tpm_usage}"),
             ("uptime", show_ms(view.uptime_seconds * 1000)),
             *[("warning", warning) for warning in view.warnings],
@@ -250,5 +270,6 @@ async def show_scaling(render: Renderer, use_cases: UseCases, seq: int, target: 
             progress = f"{shown}/{target}"
             render.show({"type": "scaling", "progress": progress}, lambda text=progress: render.line(text))  # type: ignore[misc]
         over = ("ScaleCompleted", "ShutdownStarted", "Terminated")
-        if any(msgspec.json.decode(each.event)["type"] in over for each in reply.events) or view.status not in ("scaling", "running", "ready"):
+        kinds = {msgspec.json.decode(each.event)["type"] for each in reply.events}
+        if not kinds.isdisjoint(over) or view.status not in ("scaling", "running", "ready"):
             return

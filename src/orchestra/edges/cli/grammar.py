@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -80,7 +80,13 @@ def session_of(context: click.Context) -> Session:
     return context.ensure_object(Session)
 
 
-class AgentNumbers(click.ParamType):
+if TYPE_CHECKING:
+    NumbersBase = click.ParamType[tuple[int, ...]]
+else:
+    NumbersBase = click.ParamType  # older versions of click take no type argument
+
+
+class AgentNumbers(NumbersBase):
     """`7`, `1,3,5-9`: numbers of agents, in the order written, each once."""
 
     name = "agents"
@@ -107,7 +113,8 @@ def parse_agents(text: str) -> tuple[int, ...]:
 
 def _number(text: str, whole: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 6 or not 1 <= int(text) <= AGENTS_MAX:
-        raise BadInput(f"{whole[:40]!r} does not name agents", field="agents", hint=f"write numbers from 1 to {AGENTS_MAX}, for example 7 or 1,3,5-9")
+        hint = f"write numbers from 1 to {AGENTS_MAX}, for example 7 or 1,3,5-9"
+        raise BadInput(f"{whole[:40]!r} does not name agents", field="agents", hint=hint)
     return int(text)
 
 

@@ -53,7 +53,9 @@ def verify(context: click.Context) -> int:
     found = session.wiring.ledger_care(session.root).verify()
 
     def human() -> None:
-        session.render.line(mark(found.ok), f" {found.events} events intact" + (f", the last of {moment(found.at_ms)} UTC" if found.at_ms else ""))
+        session.render.line(
+            mark(found.ok), f" {found.events} events intact" + (f", the last of {moment(found.at_ms)} UTC" if found.at_ms else "")
+        )
         for problem in found.problems:
             session.render.line("  ", problem)
         if not found.ok:
@@ -102,7 +104,13 @@ def _confirm(session: Session, yes: bool) -> None:
 
 def _told(plan: RepairPlan, kept: Path | None, *, done: bool) -> dict[str, Any]:
     lost = {"lost_first": plan.lost_first, "lost_last": plan.lost_last, "lost_count": plan.lost_count}
-    return {"repaired": done, "events_kept": plan.keep.seq, **lost, "problems": plan.problems, "damaged_files": None if kept is None else str(kept)}
+    return {
+        "repaired": done,
+        "events_kept": plan.keep.seq,
+        **lost,
+        "problems": plan.problems,
+        "damaged_files": None if kept is None else str(kept),
+    }
 
 
 def _repaired(render: Renderer, plan: RepairPlan, kept: Path | None) -> None:

@@ -42,6 +42,7 @@ COMMANDS: Final = {
 """In the order of the help. A module holds its commands under their own names."""
 
 EXAMPLE: Final = "orchestra run plan.yaml --agents 10\norchestra status --json"
+HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class Orchestra(Group):
@@ -69,7 +70,7 @@ class Orchestra(Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items() if not entry.hidden])
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         """Runs a command and ends the process with its exit code."""
         given = list(sys.argv[1:] if args is None else args)
         session = extra.pop("obj", None) or Session()
@@ -78,7 +79,7 @@ class Orchestra(Group):
         sys.exit(guarded(session, given, lambda: call(given, "orchestra", obj=session, **extra)))
 
 
-@click.group("orchestra", cls=Orchestra, example=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group("orchestra", cls=Orchestra, example=EXAMPLE, context_settings=HELP)
 @click.version_option(__version__, message="orchestra %(version)s")
 def cli() -> None:
     """Drive many coding agents, each in a tmux window, as one."""

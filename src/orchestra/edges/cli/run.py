@@ -75,7 +75,9 @@ def read_plan(path: Path) -> tuple[str, PlanDocument]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as exc:
-        raise BadInput(f"the plan {path} cannot be read: {exc.strerror}", field="PLAN", hint="check its name; plans are YAML or JSON files") from exc
+        raise BadInput(
+            f"the plan {path} cannot be read: {exc.strerror}", field="PLAN", hint="check its name; plans are YAML or JSON files"
+        ) from exc
     except UnicodeDecodeError as exc:
         raise BadInput(f"the plan {path} is not UTF-8: byte {exc.start} cannot be read", field="PLAN", hint="save it as UTF-8") from exc
     return text, parse_plan(text, source=str(path), directory=str(path.parent.absolute()))

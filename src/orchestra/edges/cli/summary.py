@@ -8,7 +8,7 @@ import msgspec
 
 from orchestra.edges.cli.render import Face, Renderer, Styled, status_word
 from orchestra.edges.cli.session import Session
-from orchestra.edges.cli.task_text import TAIL_LINES, show_attempt
+from orchestra.edges.cli.task_text import TAIL_LINES, show_evidence
 from orchestra.errors import OrchestraError, Refused
 from orchestra.quantity import show_ms
 from orchestra.usecases import PlanNameParams, ReportReply, TaskParams, UseCases
@@ -100,7 +100,7 @@ def _show_human(render: Renderer, result: RunResult) -> None:
         render.line()
         render.line(Styled("✗", "red"), f" {detail.task.task}: {detail.task.reason}")
         if detail.attempts:
-            show_attempt(render, detail.attempts[-1])
+            show_evidence(render, detail.attempts[-1])
         render.line(Styled(f"    orchestra task logs {detail.task.task}", "dim"))
     hidden = len(result.failures) - len(result.details)
     if hidden > 0:

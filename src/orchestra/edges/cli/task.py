@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +28,9 @@ def task() -> None:
     """Submit, watch, stop and retry tasks."""
 
 
-@task.command("submit", cls=Command, example='orchestra task submit "Count the lines" --run "wc -l *.py"\norchestra task submit --from tasks.json')
+@task.command(
+    "submit", cls=Command, example='orchestra task submit "Count the lines" --run "wc -l *.py"\norchestra task submit --from tasks.json'
+)
 @click.argument("description", required=False)
 @click.option("--run", "command", metavar="SCRIPT", help="A shell script as the work.")
 @click.option("--prompt", metavar="TEXT", help="Words for a model as the work; default is the description.")
@@ -40,9 +43,14 @@ def task() -> None:
 @click.option("--retries", type=click.IntRange(0), metavar="N")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Longest time an attempt may take.")
 @click.option("--count", type=click.IntRange(1, 200), metavar="N", help="Agents that try it side by side; the best result wins.")
-@click.option("--from", "source", type=click.Path(allow_dash=True, dir_okay=False, path_type=Path), help="JSON file with one task, or several as {tasks: [...]}.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(allow_dash=True, dir_okay=False, path_type=Path),
+    help="JSON file with one task, or several as {tasks: [...]}.",
+)
 @click.pass_context
-def submit(context: click.Context, source: Path | None, **given: Any) -> None:
+def submit(context: click.Context, /, source: Path | None, **given: Any) -> None:
     """Submit one task, or a file of tasks."""
     from orchestra.intake.request import SubmitBatchParams, SubmitTaskParams, parse_params
 
@@ -71,7 +79,9 @@ def request_of(said: dict[str, Any]) -> dict[str, Any]:
         BadInput: They say nothing, or two things at once.
     """
     if "description" not in said:
-        raise BadInput("there is nothing to do", field="description", hint='say what: orchestra task submit "Count the lines" --run "wc -l *.py"')
+        raise BadInput(
+            "there is nothing to do", field="description", hint='say what: orchestra task submit "Count the lines" --run "wc -l *.py"'
+        )
     command, prompt = said.pop("command", None), said.pop("prompt", None)
     if command is not None and prompt is not None:
         raise BadInput("--run and --prompt are two kinds of work", hint="give one of them")
@@ -90,7 +100,7 @@ def read_request(source: Path) -> object:
 
     name = "standard input" if str(source) == "-" else str(source)
     try:
-        body = click.get_text_stream("stdin").read() if str(source) == "-" else source.read_text(encoding="utf-8")
+        body = sys.stdin.read() if str(source) == "-" else source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise BadInput(f"{name} cannot be read: {exc}", field="from", hint="name a JSON file in UTF-8") from exc
     return parse(body, source=name, error=BadInput).value
@@ -146,8 +156,13 @@ def logs(context: click.Context, task_id: str, follow: bool, attempt: int | None
         session.ask(lambda use_cases: follow_logs(session, use_cases, first))
         return
     pieces = session.ask(lambda use_cases: read_logs(use_cases, first))
-    whole = LogsReply(pieces[-1].task_id, pieces[-1].attempt, tuple(line for piece in pieces for line in piece.lines), pieces[-1].offset, pieces[-1].over)
-    session.render.show(whole, lambda: [session.render.data(line.text) for line in whole.lines] and None)
+    last, lines = pieces[-1], tuple(line for piece in pieces for line in piece.lines)
+
+    def human() -> None:
+        for line in lines:
+            session.render.data(line.text)
+
+    session.render.show(LogsReply(last.task_id, last.attempt, lines, last.offset, last.over), human)
 
 
 async def read_logs(use_cases: UseCases, first: LogsParams) -> list[LogsReply]:

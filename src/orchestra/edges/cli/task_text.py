@@ -71,9 +71,14 @@ def show_detail(render: Renderer, detail: TaskDetail) -> None:
 
 
 def show_attempt(render: Renderer, attempt: AttemptView) -> None:
-    """Writes how an attempt went: reason, checks, cost, last lines."""
+    """Writes how an attempt went."""
     if attempt.reason:
         render.line(f"  {attempt.reason}")
+    show_evidence(render, attempt)
+
+
+def show_evidence(render: Renderer, attempt: AttemptView) -> None:
+    """Writes what an attempt left: checks, cost, last lines."""
     for check in attempt.checks:
         render.line("  ", mark(check.passed), f" {check.name}", f": {check.reason}" if check.reason and not check.passed else "")
     if attempt.tokens or attempt.cost_usd_micros:

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from orchestra.files import write_atomically
-from orchestra.projections import rfc3339
 
 from orchestra.clock import Clock
 from orchestra.core import events as e
@@ -20,6 +18,8 @@ from orchestra.core.model import AgentStatus, Lifecycle
 from orchestra.core.state import State
 from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
+from orchestra.files import write_atomically
+from orchestra.projections import rfc3339
 from orchestra.root import Root
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from orchestra.files import write_atomically
 from watchfiles import awatch
 
 from orchestra.clock import Clock
@@ -25,6 +24,7 @@ from orchestra.edges.filerpc.envelope import Asked, answer, parse, refusal
 from orchestra.edges.filerpc.intake import Taken, candidates, command_id_of, take
 from orchestra.engine.loop import Loop
 from orchestra.errors import BadInput, DuplicateId, OrchestraError
+from orchestra.files import write_atomically
 from orchestra.intake.request import parse_params
 from orchestra.root import Root
 from orchestra.usecases import METHODS, UseCases

@@ -1,0 +1,331 @@
+"""Use cases that answer by script, and a bootstrap round them: what an interface is tested with.
+
+An answer is a value, an error to raise, or a function of the parameters (plain or async) that returns either. Of several answers each is
+given once, the last for ever. A method without a script has a small sensible answer from `DEFAULTS` or fails the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from inspect import isawaitable
+from pathlib import Path
+from typing import Any, Final, cast
+
+import msgspec
+
+from orchestra.core import events as e
+from orchestra.errors import CoordinatorUnreachable
+from orchestra.ledgers.care import RepairPlan, VerifyReport
+from orchestra.ledgers.marks import Mark
+from orchestra.settings import Settings
+from orchestra.usecases import (
+    METHODS,
+    AttachReply,
+    DoneReply,
+    InitReply,
+    PlanReply,
+    PlansReply,
+    ReportReply,
+    ShutdownReply,
+    UseCases,
+    WatchReply,
+)
+from orchestra.views import (
+    AgentCounts,
+    AgentView,
+    ApiLimits,
+    AttemptView,
+    EventView,
+    HealthCheck,
+    NodeView,
+    PlanLine,
+    PlanView,
+    StatusView,
+    TaskCounts,
+    TaskDetail,
+    TaskView,
+)
+
+MOMENT_MS: Final = 1_700_000_000_000
+
+
+def make_status(status: str = "running", **changes: Any) -> StatusView:
+    """Returns the status of a small healthy orchestra."""
+    view = StatusView(status, "healthy", AgentCounts(2, 2, 1, 1, 0), ApiLimits("-/1000", "-/60000"), TaskCounts(1, 1, 1, 0), 12)
+    return msgspec.structs.replace(view, **changes)
+
+
+def make_task(name: str = "demo/a", status: str = "completed", **changes: Any) -> TaskView:
+    """Returns a line of a task list."""
+    view = TaskView(
+        task=name,
+        description="Do one thing",
+        status=status,
+        kind="shell",
+        category="coding",
+        priority="normal",
+        plan=name.partition("/")[0],
+        needs=(),
+        agents=(1,),
+        attempts=1,
+        failures=0,
+        queued_ms=MOMENT_MS,
+        started_ms=MOMENT_MS + 10,
+        ended_ms=MOMENT_MS + 1510,
+        duration_ms=1500,
+        estimate_ms=2000,
+        rank_ms=0,
+    )
+    return msgspec.structs.replace(view, **changes)
+
+
+def make_attempt(**changes: Any) -> AttemptView:
+    """Returns an attempt that failed."""
+    view = AttemptView(
+        number=1,
+        agent=1,
+        node="local",
+        status="ended",
+        outcome="failed",
+        reason="exit code 3",
+        code=3,
+        signal=None,
+        assigned_ms=MOMENT_MS,
+        started_ms=MOMENT_MS + 10,
+        ended_ms=MOMENT_MS + 1510,
+        duration_ms=1500,
+        checks=(),
+        tail=("first line", "last words"),
+        tokens=0,
+        cost_usd_micros=0,
+        rss_bytes_max=0,
+        folder="/somewhere",
+    )
+    return msgspec.structs.replace(view, **changes)
+
+
+def make_detail(task: TaskView, *attempts: AttemptView) -> TaskDetail:
+    """Returns everything about a task."""
+    return TaskDetail(task, "it is over", attempts or (make_attempt(),), 0, ("exit 0",), 0, (), "/results")
+
+
+def make_plan(status: str, *tasks: TaskView, name: str = "demo") -> PlanView:
+    """Returns a plan at one moment."""
+    closed = 0 if status == "running" else MOMENT_MS + 2000
+    return PlanView(name, name, status, "plan.yaml", MOMENT_MS, closed, MOMENT_MS + 2000, tasks, tuple(task.task for task in tasks))
+
+
+def make_agent(number: int = 1, **changes: Any) -> AgentView:
+    """Returns an idle agent."""
+    view = AgentView(number, f"agent-{number:03}", "any", "local", "idle", None, 0, MOMENT_MS, 3, 0, 4000, 4711)
+    return msgspec.structs.replace(view, **changes)
+
+
+def make_node(**changes: Any) -> NodeView:
+    """Returns a healthy node."""
+    return msgspec.structs.replace(NodeView("local", "healthy", 2, 2, 10.0, 20.0, True, "miyabi-orchestra-local"), **changes)
+
+
+def make_watch(seq: int, *events: e.Event) -> WatchReply:
+    """Returns a reply whose last event has number `seq`."""
+    first = seq - len(events) + 1
+    views = [EventView(first + at, MOMENT_MS + 10 * (first + at), msgspec.Raw(msgspec.json.encode(each))) for at, each in enumerate(events)]
+    return WatchReply(seq, tuple(views))
+
+
+DEFAULTS: Final[Mapping[str, object]] = {
+    "status": make_status(),
+    "init": InitReply("initialized", {"local": "s"}, {"total": 2, "local": 2}, 2, "healthy"),
+    "submit_plan": PlanReply("demo", 1, False),
+    "plans": PlansReply((PlanLine("demo", "demo", "running", 1, 1, 0, MOMENT_MS, 0),)),
+    "report": ReportReply("demo", "/r/demo.html", "/r/demo.md"),
+    "shutdown": ShutdownReply("shutdown_initiated", 0, "2026-01-01T00:00:00Z"),
+    "attach": AttachReply(("tmux", "attach")),
+    "type_text": DoneReply(),
+    "restart_agent": DoneReply(),
+}
+
+
+class FakeUseCases:
+    """Implements `UseCases` by script; `calls` has what was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, msgspec.Struct]] = []
+        self._answers: dict[str, list[object]] = {name: [answer] for name, answer in DEFAULTS.items()}
+        self._news: dict[str, asyncio.Event] = {}
+
+    def on(self, method: str, *answers: object) -> FakeUseCases:
+        """Scripts a method."""
+        assert method in METHODS, method
+        self._answers[method] = list(answers)
+        return self
+
+    @property
+    def use_cases(self) -> UseCases:
+        """Itself, as what it stands in for."""
+        return cast("UseCases", self)
+
+    def asked(self, method: str) -> list[Any]:
+        """Returns the parameters a method was called with, call by call."""
+        return [params for name, params in self.calls if name == method]
+
+    async def wait_asked(self, method: str, times: int = 1) -> None:
+        """Returns when a method has been called that often."""
+        while len(self.asked(method)) < times:
+            await self._news.setdefault(method, asyncio.Event()).wait()
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in METHODS:
+            raise AttributeError(name)
+
+        async def answer(params: msgspec.Struct) -> object:
+            assert isinstance(params, METHODS[name].params), f"{name} takes {METHODS[name].params.__name__}, not {type(params).__name__}"
+            self.calls.append((name, params))
+            self._news.pop(name, asyncio.Event()).set()
+            return await self._answer(name, params)
+
+        return answer
+
+    async def _answer(self, name: str, params: msgspec.Struct) -> object:
+        script = self._answers.get(name)
+        assert script, f"nothing is scripted for {name}"
+        found = script.pop(0) if len(script) > 1 else script[0]
+        if callable(found) and not isinstance(found, msgspec.Struct | type | BaseException):
+            found = cast("Callable[[msgspec.Struct], object]", found)(params)
+        if isawaitable(found):
+            found = await found
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+class FakeHosted:
+    """A coordinator in this process that ends when it is told to, by `end` or by the first shutdown."""
+
+    def __init__(self, fake: FakeUseCases) -> None:
+        self.use_cases: UseCases = fake.use_cases
+        self.detached = False
+        self.failure: Exception | None = None
+        self._fake = fake
+        self._ended = asyncio.Event()
+
+    def end(self) -> None:
+        """Lets `wait_ended` return."""
+        self._ended.set()
+
+    async def wait_ended(self) -> None:
+        """Returns when a shutdown was asked for, or `end` was called; raises `failure` then, if there is one."""
+        asked = asyncio.create_task(self._fake.wait_asked("shutdown"))
+        told = asyncio.create_task(self._ended.wait())
+        try:
+            await asyncio.wait((asked, told), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+            told.cancel()
+        if self.failure is not None:
+            raise self.failure
+
+    async def detach(self) -> None:
+        """Notes it."""
+        self.detached = True
+
+
+class FakeCare:
+    """A ledger with ten events, and what is wrong with it."""
+
+    def __init__(self) -> None:
+        self.problems: tuple[str, ...] = ()
+        self.lost_first = 0
+        self.repaired: bool | None = None
+
+    def verify(self) -> VerifyReport:
+        """Returns what was scripted."""
+        return VerifyReport(10, b"\x01\x02", MOMENT_MS, 10, 10, self.problems)
+
+    def plan_repair(self) -> RepairPlan:
+        """Returns what was scripted."""
+        return RepairPlan(Mark(10, b"\x01\x02", 1, MOMENT_MS), self.lost_first, 12 if self.lost_first else 0, self.problems)
+
+    def repair(self, plan: RepairPlan, *, accept_data_loss: bool) -> Path | None:
+        """Notes it."""
+        self.repaired = accept_data_loss
+        return Path("/damaged")
+
+    def export(self, out: Path) -> int:
+        """Claims to have written ten events."""
+        return 10
+
+    def show(self, after: int, limit: int) -> Iterator[EventView]:
+        """Yields two events."""
+        yield from make_watch(after + 2, e.WorkBegan(), e.Terminated()).events[:limit]
+
+
+class FakeWiring:
+    """Stands in for `orchestra.bootstrap`; `log` has what was called, in order."""
+
+    def __init__(self, fake: FakeUseCases | None = None, *, running: bool = True) -> None:
+        self.fake = fake or FakeUseCases()
+        self.running = running
+        self.care = FakeCare()
+        self.checks: tuple[HealthCheck, ...] = (HealthCheck("tmux", True, "3.4"),)
+        self.hosted: list[FakeHosted] = []
+        self.make_hosted: Callable[[FakeUseCases], FakeHosted] = FakeHosted
+        self.log: list[str] = []
+
+    def load_settings(self, root: Path, flags: Mapping[str, str], /) -> Settings:
+        """Returns the defaults."""
+        return Settings()
+
+    @asynccontextmanager
+    async def connect(self, root: Path, /) -> AsyncIterator[UseCases]:
+        """Gives the fake, if one runs."""
+        self.log.append(f"connect {root}")
+        if not self.running:
+            raise CoordinatorUnreachable("no orchestra is running for this root", hint="start one: `orchestra up`, or name its --root")
+        yield self.fake.use_cases
+
+    def coordinator_running(self, root: Path, /) -> bool:
+        """Tells what was scripted."""
+        return self.running
+
+    @asynccontextmanager
+    async def host(self, root: Path, settings: Settings, /) -> AsyncIterator[FakeHosted]:
+        """Hosts the fake."""
+        self.log.append(f"host {root}")
+        self.hosted.append(self.make_hosted(self.fake))
+        yield self.hosted[-1]
+
+    async def start_in_window(self, root: Path, settings: Settings, agents: int | None, /) -> None:
+        """Makes it run."""
+        self.log.append(f"start {root} {agents}")
+        self.running = True
+
+    def serve_forever(self, root: Path, settings: Settings, agents: int | None, /) -> int:
+        """Notes it."""
+        self.log.append(f"serve {root} {agents}")
+        return 0
+
+    def supervise(self, argv: Sequence[str], /) -> int:
+        """Notes it."""
+        self.log.append(f"supervise {' '.join(argv[1:])}")
+        return 0
+
+    def doctor(self, root: Path, settings: Settings, /) -> tuple[HealthCheck, ...]:
+        """Returns what was scripted."""
+        return self.checks
+
+    def ledger_care(self, root: Path, /) -> FakeCare:
+        """Returns the care."""
+        return self.care
+
+    def backup(self, root: Path, target: Path, /) -> int:
+        """Claims to have copied ten events."""
+        self.log.append(f"backup {target}")
+        return 10
+
+    def restore(self, archive: Path, root: Path, /, *, force: bool) -> Path | None:
+        """Notes it."""
+        self.log.append(f"restore {archive} {root} {force}")
+        return Path("/replaced") if force else None

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from orchestra.agents.adapter import Context
+from orchestra.agents.registry import check_runnable
 from orchestra.answers import (
     agent_id,
     attempt_place,
@@ -35,7 +35,7 @@ from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
 from orchestra.engine.translate import Finder
-from orchestra.errors import BadInput, NotFound, PlanInvalid, PortFailed, Refused
+from orchestra.errors import BadInput, NotFound, PortFailed, Refused
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId, parse_task_id
 from orchestra.intake.planfile import AgentGroup, parse_plan
 from orchestra.intake.request import (
@@ -265,15 +265,8 @@ class App:
         task_id = TaskId(params.task_id) if params.task_id else TaskId(f"TASK-{uuid.uuid4()}")
         kind = "" if self.options.kind_default in (ANY_KIND, "shell") else self.options.kind_default
         spec = to_spec(params, task_id=task_id, default_kind=kind, workspace="", defaults=self.options.task_defaults)
-        self._check_launch(spec, prefix)
+        check_runnable(spec, where=prefix)
         return spec
-
-    def _check_launch(self, spec: TaskSpec, where: str) -> None:
-        """Refuses at the door what would be refused on the node: the kind is missing, or cannot run such a payload."""
-        try:
-            self._bench.find_adapter(spec.kind).launch(spec, Context(1, 0))
-        except BadInput as error:
-            raise PlanInvalid(f"task {spec.id!r}: {error.message}", field=f"{where}{error.field}", hint=error.hint) from error
 
     def _submit_reply(self, state: State, task_id: TaskId) -> SubmitReply:
         task = state.task(task_id)
@@ -296,7 +289,7 @@ class App:
         plan = await self._loop.ask(lambda state: free_plan_id(state, document.name))
         specs = document.specs(plan)
         for spec in specs:
-            self._check_launch(spec, "")
+            check_runnable(spec)
             make_workspace(spec.workspace, params.directory)
         await self._loop.request(c.Submit(specs, document.head(plan)))
         return PlanReply(plan, len(specs), False)

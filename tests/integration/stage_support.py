@@ -36,7 +36,7 @@ class Overdue(AssertionError):
     """What was waited for did not come."""
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, on: int | None = None) -> Any:
+def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], *, on: int | None = None) -> Any:
     """Returns the first true value of `condition`, asked again whenever `on` is readable and at least fifty times a second."""
     deadline = time.monotonic() + DEADLINE_S
     while True:
@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], Any], what: str, *, on: int | None = None
         if found:
             return found
         if time.monotonic() > deadline:
-            raise Overdue(what)
+            raise Overdue(what if isinstance(what, str) else what())
         select.select([on] if on is not None else [], [], [], 0.02)
 
 
@@ -113,7 +113,7 @@ class Pane:
 
     def wait_text(self, text: str) -> str:
         wanted = text.encode()
-        return str(wait_until(lambda: wanted in self.pull() and self.text, f"{text!r} in the pane:\n{self.text!r}", on=self.fd))
+        return str(wait_until(lambda: wanted in self.pull() and self.text, lambda: f"{text!r} in the pane:\n{self.text!r}", on=self.fd))
 
     def type(self, data: bytes) -> None:
         os.write(self.fd, data)
@@ -206,7 +206,7 @@ class Courier:
         def found() -> Any:
             return next((value for value in self.of_kind(kind) if wanted(value)), None)
 
-        return wait_until(found, f"a {kind} frame; there are {self.frames}", on=self.out)
+        return wait_until(found, lambda: f"a {kind} frame; there are {self.frames}", on=self.out)
 
     def send(self, op: str, **fields: Any) -> int:
         self.number += 1
@@ -216,7 +216,9 @@ class Courier:
         return self.number
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
-        number = self.send(op, **fields)
+        return self.wait_reply(self.send(op, **fields))
+
+    def wait_reply(self, number: int) -> dict[str, Any]:
         reply: dict[str, Any] = self.wait_frame("reply", lambda value: value["re"] == number)
         return reply
 
@@ -270,11 +272,18 @@ class Stage:
 
     def worker(self, agent: int = 7, *, env: dict[str, str] | None = None, reads: bool = True, wait: bool = True) -> Pane:
         before = len(self.records("ready"))
-        own = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "TERM": "xterm", "TMUX": "/tmp/none,1,0", "TMUX_PANE": "%1", **(env or {})}
+        own = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "TERM": "xterm",
+            "TMUX": "/tmp/none,1,0",
+            "TMUX_PANE": "%1",
+            **(env or {}),
+        }
         pane = Pane([PYTHON, "-I", "-S", str(self.programs / "worker.py"), str(self.folder), str(agent)], own, reads=reads)
         self.panes.append(pane)
         if wait:
-            wait_until(lambda: len(self.records("ready")) > before, f"ready; the pane shows {pane.pull()!r}", on=pane.fd)
+            wait_until(lambda: len(self.records("ready")) > before, lambda: f"ready; the pane shows {pane.pull()!r}", on=pane.fd)
         return pane
 
     def courier(self, *options: str, noise: str = "") -> Courier:
@@ -289,7 +298,16 @@ class Stage:
     # orders
 
     def spec(self, argv: list[str], *, task: str = "demo/one", attempt: int = 1, agent: int = 7, **changes: Any) -> dict[str, Any]:
-        values: dict[str, Any] = {"v": 1, "task": task, "attempt": attempt, "agent": agent, "argv": argv, "env": {}, "env_pass": [], "cwd": None}
+        values: dict[str, Any] = {
+            "v": 1,
+            "task": task,
+            "attempt": attempt,
+            "agent": agent,
+            "argv": argv,
+            "env": {},
+            "env_pass": [],
+            "cwd": None,
+        }
         values.update(stdin="null", timeout_ms=60_000, grace_ms=200, limits={}, signals=[], checks=[], title="a title")
         values.update(output={"file_bytes_max": 16 << 20, "line_bytes_max": 65536, "view": "lines"})
         values.update(success={"codes": [0], "signal": None}, marker=f"---END-OF-OUTPUT-{uuid.uuid4()}---")
@@ -344,7 +362,9 @@ class Stage:
                     return record
             return None
 
-        record: Record = wait_until(found, f"a {kind} record; there are {self.records()}; panes show {[pane.text[-2000:] for pane in self.panes]}")
+        record: Record = wait_until(
+            found, f"a {kind} record; there are {self.records()}; panes show {[pane.text[-2000:] for pane in self.panes]}"
+        )
         return record
 
     def output(self, spec: dict[str, Any]) -> list[dict[str, Any]]:

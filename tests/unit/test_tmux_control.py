@@ -34,7 +34,8 @@ from orchestra.protocol.tmux_control import (
 STREAM = (
     b"Welcome to the machine\n%hello\nlast words without an end %begin 17 1 0\n%end 17 1 0\n%session-changed $0 keeper\n"
     b"%begin 17 5 1\nfirst\n%end 17 4 1\n%begin 17 6 1\n%exit\n%window-close @1\n\xff\xc3\n\n%end 17 5 1\n"
-    b"%window-close @3\nstray line\n%begin 18 6 1\ncan't find pane: %9\n%error 18 6 1\n%begin 18 7 1\n%end 18 7 1\n%exit server exited\n%window-add @4\n"
+    b"%window-close @3\nstray line\n%begin 18 6 1\ncan't find pane: %9\n%error 18 6 1\n%begin 18 7 1\n%end 18 7 1\n"
+    b"%exit server exited\n%window-add @4\n"
 )
 MESSAGES: list[Message] = [
     Reply(1, True, (), ours=False),

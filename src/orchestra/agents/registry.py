@@ -8,8 +8,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Final
 
-from orchestra.agents.adapter import Adapter
-from orchestra.errors import PlanInvalid
+from orchestra.agents.adapter import Adapter, Context
+from orchestra.core.model import TaskSpec
+from orchestra.errors import BadInput, PlanInvalid
 
 GROUP: Final = "orchestra.agents"
 
@@ -19,6 +20,18 @@ def adapters() -> Mapping[str, Adapter]:
     """Returns the installed kinds by name, in alphabetical order. A broken plugin raises its own error here, at start."""
     found = {point.name: point.load() for point in entry_points(group=GROUP)}
     return dict(sorted(found.items()))
+
+
+def check_runnable(spec: TaskSpec, *, where: str = "") -> None:
+    """Refuses at the door what would be refused on the node: a kind that is missing, or that cannot run such a payload.
+
+    Raises:
+        PlanInvalid: It is so; the message names the task.
+    """
+    try:
+        adapter_for(spec.kind).launch(spec, Context(1, 0))
+    except BadInput as error:
+        raise PlanInvalid(f"task {spec.id!r}: {error.message}", field=f"{where}{error.field}", hint=error.hint) from error
 
 
 def adapter_for(kind: str, *, field: str = "agent") -> Adapter:

@@ -11,6 +11,7 @@ from orchestra.bootstrap.launch import (
     serve_forever,
     start_in_window,
     supervise,
+    wait_window_gone,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "serve_forever",
     "start_in_window",
     "supervise",
+    "wait_window_gone",
 ]

@@ -30,6 +30,7 @@ RESTART_PAUSE_S: Final = (0.2, 1.0, 5.0, 15.0, 30.0)
 FINAL_CODES: Final = (0, 2, 130, 143)
 """Exit codes after which a coordinator is not started again: it ended as asked, or would fail the same way."""
 STOP_TIMEOUT_S: Final = 300
+WINDOW_GONE_S: Final = 10.0
 WINDOW_SESSION: Final = "coordinator"
 
 
@@ -206,7 +207,7 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
         "set-option",
         "-w",
         "remain-on-exit",
-        "on",
+        "failed",
     )
     deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
     while asyncio.get_running_loop().time() < deadline:
@@ -222,6 +223,16 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
             )
         await asyncio.sleep(0.05)
     raise NodeFailed(f"the coordinator did not answer within {START_TIMEOUT_S:.0f} s", hint=f"look into {place.logs}")
+
+
+async def wait_window_gone(root: Path) -> None:
+    """Waits, for a moment at most, until the coordinator's own window has closed behind it. One that failed stays, to be read."""
+    tmux = ["tmux", "-S", str(Root(root).runtime_folder() / "control.sock"), "-f", "/dev/null"]
+    deadline = asyncio.get_running_loop().time() + WINDOW_GONE_S
+    while asyncio.get_running_loop().time() < deadline:
+        if (await _tmux(tmux, "display-message", "-p", "-t", f"={WINDOW_SESSION}:", "#{pane_dead}", may_fail=True)).strip() != "0":
+            return
+        await asyncio.sleep(0.02)
 
 
 async def _wait_settled(use_cases: UseCases, initialising: bool) -> None:

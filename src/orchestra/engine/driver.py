@@ -10,31 +10,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, assert_never
 
 import msgspec
 
 from orchestra.clock import Clock
 from orchestra.core import commands as c
-from orchestra.core.effects import (
-    CloseAgent,
-    Effect,
-    OpenAgents,
-    ReapAttempt,
-    RemoveWindow,
-    StartAttempt,
-    StopAttempt,
-)
-from orchestra.core.model import Outcome, OutcomeKind
-from orchestra.core.state import State
+from orchestra.core.effects import Effect
 from orchestra.engine.board import Board
+from orchestra.engine.duties import Act, Ask, Call, Duties, Duty, Peek, Remark, Step, Tell, WantSweep
 from orchestra.engine.loop import Loop
 from orchestra.engine.orders import OrderMaker
-from orchestra.engine.reconcile import expected_attempts, reconcile
 from orchestra.engine.translate import Translator
-from orchestra.errors import BadInput, NodeFailed, PortFailed, ProtocolBroken
-from orchestra.ids import AgentId, AttemptId
-from orchestra.node import AgentWindow, AttemptOrder, JournalBatch, Node, NodeFacts, Notice, Report
+from orchestra.errors import NodeFailed, PortFailed, ProtocolBroken
+from orchestra.node import Node, NodeFacts
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +58,7 @@ class NodeDriver:
         self.node = node
         self._tools = tools
         self._options = options
+        self._duties = Duties(node.id, tools.translator, tools.board, tools.orders)
         self._effects: asyncio.Queue[Effect] = asyncio.Queue()
         self._sweep_wanted = asyncio.Event()
         self._connected = asyncio.Event()
@@ -124,34 +114,8 @@ class NodeDriver:
 
     async def _read(self) -> None:
         async for report in self.node.reports():
-            await self._take(report)
+            await self._perform(self._duties.take(report))
         raise _SessionEnded
-
-    async def _take(self, report: Report) -> None:
-        if isinstance(report, Notice):
-            await self._take_notice(report)
-            return
-        await self._take_journal(report)
-
-    async def _take_journal(self, batch: JournalBatch) -> None:
-        commands: list[c.Command] = []
-        for record in batch.records:
-            found = self._tools.translator.signal(record) if record.kind == "signal" else None
-            if found is not None:
-                self._tools.board.post(*found)
-            commands += self._tools.translator.commands(record)
-        await self._tools.loop.report([*commands, c.JournalAt(self.node.id, batch.offset)])
-
-    async def _take_notice(self, notice: Notice) -> None:
-        log.info("node-notice", extra={"node": self.node.id, "kind": notice.kind, "agent": notice.agent, "detail": notice.detail})
-        match notice.kind:
-            case "worker-gone":
-                fell = c.WorkerFell(notice.agent, notice.worker, notice.detail or "its worker died")
-                await self._tools.loop.report([fell])
-            case "channel-lost":
-                raise NodeFailed(notice.detail or "the channel to the node was lost")
-            case _:
-                self._sweep_wanted.set()
 
     async def _sweep_now_and_then(self) -> None:
         while True:
@@ -164,12 +128,7 @@ class NodeDriver:
 
     async def sweep(self) -> None:
         """Looks at everything on the node and settles the differences."""
-        wanted = await self._tools.loop.ask(lambda state: expected_attempts(state, self.node.id))
-        found = await self.node.inventory(wanted)
-        difference = await self._tools.loop.ask(lambda state: reconcile(state, self.node.id, found, self._tools.translator))
-        await self._tools.loop.report(difference.commands)
-        for effect in difference.effects:
-            self._effects.put_nowait(effect)
+        await self._perform(self._duties.sweep())
 
     # --- what is wanted ----------------------------------------------------------------------------------------------
 
@@ -178,67 +137,43 @@ class NodeDriver:
             effects = [await self._effects.get()]
             while len(effects) < EFFECTS_MAX and not self._effects.empty():
                 effects.append(self._effects.get_nowait())
-            await self._open([agent for effect in effects if isinstance(effect, OpenAgents) for agent in effect.agents])
-            await self._order([effect for effect in effects if isinstance(effect, StartAttempt)])
-            for effect in effects:
-                if not isinstance(effect, StartAttempt | OpenAgents):
-                    await self._do(effect)
+            await self._perform(self._duties.carry_out(effects))
 
-    async def _do(self, effect: Effect) -> None:
+    # --- how a duty is done ------------------------------------------------------------------------------------------
+
+    async def _perform(self, duty: Duty) -> None:
         try:
-            match effect:
-                case StopAttempt(_, _, agent, task, number):
-                    grace_ms = self._tools.orders.options.grace_ms
-                    await self.node.stop_attempt(AttemptId(task, number), agent, grace_ms)
-                case ReapAttempt(_, _, task, number):
-                    await self._reap(AttemptId(task, number))
-                case CloseAgent(_, _, agent, now):
-                    await self.node.close_agents([agent], now=now)
-                case RemoveWindow(_, _, agent):
-                    await self.node.remove_windows([agent])
-                case _:
-                    pass
-        except NodeFailed as error:
-            log.warning(
-                "effect-failed", extra={"node": self.node.id, "effect": type(effect).__name__, "seq": effect.seq, "reason": str(error)}
-            )
-            self._sweep_wanted.set()
+            step = next(duty)
+            while True:
+                try:
+                    answer = await self._do(step)
+                except PortFailed as error:
+                    step = duty.throw(error)
+                else:
+                    step = duty.send(answer)
+        except StopIteration:
+            return
 
-    async def _reap(self, attempt: AttemptId) -> None:
-        match await self.node.reap(attempt):
-            case "alive":
-                await self._tools.loop.report([c.AttemptSeen(attempt.task, attempt.number)])
-            case "done":
+    async def _do(self, step: Step) -> Any:
+        match step:
+            case Tell(commands):
+                await self._tools.loop.report(commands)
+            case Ask(question):
+                return await self._tools.loop.ask(question)
+            case Peek(question):
+                return question(self._tools.loop.state)
+            case Call(method, arguments, options):
+                return await getattr(self.node, method)(*arguments, **options)
+            case Act(effects):
+                for effect in effects:
+                    self._effects.put_nowait(effect)
+            case WantSweep():
                 self._sweep_wanted.set()
+            case Remark(action, facts, warn):
+                log.log(logging.WARNING if warn else logging.INFO, action, extra=facts)
             case _:
-                pass  # its `lost` record is on the way
-
-    async def _open(self, agents: Sequence[AgentId]) -> None:
-        if not agents:
-            return
-        names = await self._tools.loop.ask(lambda state: _window_names(state, agents))
-        try:
-            await self.node.open_windows(names)
-        except NodeFailed as error:
-            log.warning("windows-failed", extra={"node": self.node.id, "agents": len(agents), "reason": str(error)})
-            await self._tools.loop.report([c.WorkerFell(agent, None, f"no window: {error}") for agent in agents])
-
-    async def _order(self, effects: Sequence[StartAttempt]) -> None:
-        if not effects:
-            return
-        orders: list[AttemptOrder] = []
-        for effect in effects:
-            attempt = AttemptId(effect.task, effect.attempt)
-            try:
-                orders.append(self._tools.orders.make(self._tools.loop.state.tasks[effect.task].spec, attempt, effect.agent))
-            except BadInput as error:
-                await self._tools.loop.report([_refused(attempt, str(error))])
-        for failure in await self.node.order(orders):
-            log.warning("order-failed", extra={"node": self.node.id, "attempt": str(failure.attempt), "code": failure.code})
-            if failure.code == "no-worker":
-                await self._tools.loop.report([c.WorkerFell(failure.agent, None, "its worker does not listen")])
-            else:
-                await self._tools.loop.report([_refused(failure.attempt, failure.message)])
+                assert_never(step)
+        return None
 
 
 class _SessionEnded(Exception):
@@ -250,16 +185,3 @@ def _first(errors: ExceptionGroup[PortFailed | ProtocolBroken]) -> Exception:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error if isinstance(error, PortFailed | ProtocolBroken) else NodeFailed(str(error))
-
-
-def _refused(attempt: AttemptId, reason: str) -> c.Command:
-    return c.AttemptFinished(attempt.task, attempt.number, Outcome(OutcomeKind.REFUSED, reason))
-
-
-def _window_names(state: State, agents: Sequence[AgentId]) -> list[AgentWindow]:
-    found: list[AgentWindow] = []
-    for number in dict.fromkeys(agents):
-        agent = state.agents.get(number)
-        if agent is not None:
-            found.append(AgentWindow(number, agent.spec.name or f"agent-{number:03}"))
-    return found

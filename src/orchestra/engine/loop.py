@@ -23,8 +23,10 @@ from orchestra.core import commands as c
 from orchestra.core.effects import Effect
 from orchestra.core.events import Event
 from orchestra.core.state import State
+from orchestra.engine.appending import AppendStep, LookUp, Pause, TryAppend, append_steps
+from orchestra.engine.failpoints import hit
 from orchestra.engine.kernel import Happened, Kernel
-from orchestra.errors import CoordinatorUnreachable, LedgerConflict, LedgerFailed, LedgerUnknown, OrchestraError
+from orchestra.errors import CoordinatorUnreachable, InvariantBroken, LedgerFailed, OrchestraError
 from orchestra.ledger import Append, Appended, Ledger
 
 R = TypeVar("R")
@@ -35,8 +37,6 @@ QUEUE_ITEMS_MAX: Final = 10_000
 """Back-pressure: reports wait at the node's end of the pipe, requests at the caller's."""
 TURN_ITEMS_MAX: Final = 512
 """Items a turn takes at most, so that one append stays in the milliseconds."""
-LEDGER_RETRY_MS: Final = 500
-"""Pause before a full disk is tried again."""
 SNAPSHOT_EVENTS: Final = 100_000
 """A snapshot is also taken after so many events: folding them takes well under a second."""
 
@@ -75,6 +75,7 @@ class Loop:
         self._snapshot_ms = clock.steady_ms()
         self._snapshot_seq = kernel.state.seq
         self._closed = False
+        self._in_hand: Sequence[_Request | _Reports | _Question] = ()
         self.ledger_trouble = ""
         """Why nothing can be made durable at the moment, or empty."""
 
@@ -129,7 +130,9 @@ class Loop:
                 items = [await self._queue.get()]
                 while len(items) < TURN_ITEMS_MAX and not self._queue.empty():
                     items.append(self._queue.get_nowait())
+                self._in_hand = items
                 await self._turn(items)
+                self._in_hand = ()
         finally:
             self._closed = True
             self._refuse_rest()
@@ -141,6 +144,8 @@ class Loop:
             if isinstance(item, _Request):
                 try:
                     answers.append((item.answer, self.kernel.take(item.command, now)))
+                except InvariantBroken:
+                    raise  # half of it may be folded: nothing of this turn may be made durable
                 except OrchestraError as refusal:
                     _settle(item.answer, error=refusal)
             elif isinstance(item, _Reports):
@@ -164,26 +169,35 @@ class Loop:
         self._tail_hash = appended.hash
         happened, effects = self.kernel.committed()
         self._sink(effects)
+        hit("after-effects")
         for listener in self._listeners:
             listener(self.kernel.state, happened)
 
     async def _append(self, append: Append) -> Appended:
-        while True:
-            try:
-                appended = await self._in_thread(self._ledger.append, append)
-            except LedgerConflict:
-                raise
-            except LedgerUnknown as unknown:
-                found = await self._in_thread(self._ledger.find, append.idempotency_id)
-                if found is None:
-                    raise unknown
-                appended = found
-            except LedgerFailed as failed:
-                self.ledger_trouble = str(failed)
-                await self._clock.sleep_ms(LEDGER_RETRY_MS)
-                continue
+        steps = append_steps(append)
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    answer = await self._append_step(step)
+                except LedgerFailed as failed:
+                    step = steps.throw(failed)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as end:
             self.ledger_trouble = ""
+            appended: Appended = end.value
             return appended
+
+    async def _append_step(self, step: AppendStep) -> Any:
+        match step:
+            case TryAppend(append):
+                return await self._in_thread(self._ledger.append, append)
+            case LookUp(idempotency_id):
+                return await self._in_thread(self._ledger.find, idempotency_id)
+            case Pause(duration_ms, trouble):
+                self.ledger_trouble = trouble
+                return await self._clock.sleep_ms(duration_ms)
 
     async def _in_thread(self, function: Callable[[Any], R], argument: object) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, argument)
@@ -212,8 +226,11 @@ class Loop:
         self._thread.shutdown()
 
     def _refuse_rest(self) -> None:
+        """Nobody waits for ever: neither those in the queue nor those whose turn broke off, whose outcome only the ledger knows."""
+        items = [*self._in_hand]
         while not self._queue.empty():
-            item = self._queue.get_nowait()
+            items.append(self._queue.get_nowait())
+        for item in items:
             if not isinstance(item, _Reports):
                 _settle(item.answer, error=CoordinatorUnreachable("the coordinator has stopped"))
 

@@ -20,6 +20,8 @@ from orchestra.errors import BadInput, NodeFailed
 
 MS: Final = 1000
 NOT_STARTED: Final = 127
+REAP_MS: Final = 2_000
+"""How long a killed process may take to go; only one that hangs in the kernel takes longer than a millisecond, and it is left."""
 
 
 class Completed(msgspec.Struct, frozen=True):
@@ -207,12 +209,9 @@ class _Child(asyncio.SubprocessProtocol):
         """Ends the program: its input ends first, after the grace the whole of its session is killed."""
         try:
             self.write_eof()
-            if not await _within(self.exited, self._options.close_grace_ms):
-                self.kill()
-                await _within(self.exited, self._options.close_grace_ms)
+            await _within(self.exited, self._options.close_grace_ms)
         finally:
-            self.kill()
-            self.dispose()
+            await self.end()
 
     async def wait_closed(self) -> int | None:
         await self.exited.wait()
@@ -232,10 +231,14 @@ class _Child(asyncio.SubprocessProtocol):
             except ProcessLookupError:
                 return
 
-    def dispose(self) -> None:
-        """Closes the pipes; what is left in them is lost."""
-        if self._transport is not None:
-            self._transport.close()
+    async def end(self) -> None:
+        """Kills what still runs, waits until it has been reaped, and closes the pipes with what is left in them."""
+        self.kill()
+        try:
+            await _within(self.exited, REAP_MS)
+        finally:
+            if self._transport is not None:
+                self._transport.close()
 
     def _input(self) -> asyncio.WriteTransport | None:
         pipe = None if self._transport is None else self._transport.get_pipe_transport(0)
@@ -285,8 +288,7 @@ class LocalTransport:
                 raise NodeFailed(f"{argv[0]} printed more than {self._options.output_bytes_max} bytes")
             return Completed(NOT_STARTED if code is None else code, child.taken(), child.errors())
         finally:
-            child.kill()
-            child.dispose()
+            await child.end()
 
     async def _spawn(self, argv: Sequence[str], *, pauses: bool) -> _Child:
         loop = asyncio.get_running_loop()

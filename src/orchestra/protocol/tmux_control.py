@@ -19,7 +19,6 @@ Rules of this file:
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Sequence
 from typing import Final
 
@@ -296,6 +295,7 @@ class WindowOrder(msgspec.Struct, frozen=True):
 class PaneFacts(msgspec.Struct, frozen=True):
     """One pane. `agent` is None for a pane that is nobody's; `pid` is that of the program tmux started in it.
 
+    A dead pane has a status or a signal, or neither as long as tmux has not learned how it ended: look again.
     `dead_signal` is a number. `width` and `height` are in characters. `current_command` is what the pane's program calls itself.
     """
 
@@ -314,13 +314,24 @@ class PaneFacts(msgspec.Struct, frozen=True):
 
 
 _PANE_FIELDS: Final = (
-    "#{pane_id}:#{window_id}:#{pane_pid}:#{pane_dead}:#{pane_dead_status}:#{pane_dead_signal}:#{pane_in_mode}:#{pane_width}:#{pane_height}"
-    ":#{?#{m/r:^[0-9]+$,#{@IDENTITY}},#{@IDENTITY},}:#{session_group}:#{session_name}:#{q:pane_current_command}"
+    "#{pane_id}:#{window_id}:#{pane_pid}:#{pane_dead}:#{pane_dead_status}:#{pane_dead_signal}:#{pane_in_mode}"
+    ":#{pane_width}:#{pane_height}:#{?#{m/r:^[0-9]+$,#{@IDENTITY}},#{@IDENTITY},}:#{session_group}:#{session_name}:#{q:pane_current_command}"
 )
 _PANE: Final = re.compile(
-    r"(?P<pane>%\d+):(?P<window>@\d+):(?P<pid>-?\d*):(?P<dead>[01]?):(?P<status>\d*):(?P<signal>\w*):(?P<mode>\d*):(?P<width>\d+):(?P<height>\d+)"
-    r":(?P<agent>\d*):(?P<group>[^:]*):(?P<session>[^:]*):(?P<command>.*)"
+    r"(?P<pane>%\d+):(?P<window>@\d+):(?P<pid>-?\d*):(?P<dead>[01]?):(?P<status>\d*):(?P<signal>\w*):(?P<mode>\d*)"
+    r":(?P<width>\d+):(?P<height>\d+):(?P<agent>\d*):(?P<group>[^:]*):(?P<session>[^:]*):(?P<command>.*)"
 )
+
+
+_BSD_SIGNALS: Final = {
+    name: number
+    for number, name in enumerate(
+        "HUP INT QUIT ILL TRAP ABRT EMT FPE KILL BUS SEGV SYS PIPE ALRM TERM URG STOP TSTP CONT CHLD TTIN TTOU IO XCPU XFSZ VTALRM PROF "
+        "WINCH INFO USR1 USR2".split(),
+        start=1,
+    )
+}
+"""Where the C library can name signals (macOS, the BSDs) tmux gives the name; elsewhere the number."""
 
 
 def pane_format(mark: str, identity: str) -> str:
@@ -375,9 +386,7 @@ def _number(text: str) -> int | None:
 
 
 def _signal_number(text: str) -> int | None:
-    """Some systems name the signal (`KILL`), others number it."""
-    named = getattr(signal, f"SIG{text.removeprefix('SIG').upper()}", None) if text else None
-    return int(named) if isinstance(named, signal.Signals) else _number(text)
+    return _BSD_SIGNALS.get(text.upper().removeprefix("SIG")) or _number(text)
 
 
 def window_command(target: str, order: WindowOrder) -> tuple[str, ...]:

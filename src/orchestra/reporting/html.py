@@ -152,7 +152,7 @@ def _chain_step(book: _Book, step: fig.ChainStep) -> Values:
         **_named(book, step.task, step.status),
         "agent": ", ".join(_agent(book, agent) for agent in step.agents[:4]),
         "waited": show_ms(step.waited_ms),
-        "ran": show_ms(step.ran_ms) + (f" ({step.attempts} attempts)" if step.attempts > 1 else ""),
+        "ran": show_ms(step.ran_ms) + (f" ({step.attempts} tries)" if step.attempts > 1 else ""),
         "after": show_ms(max(0, step.end_ms - book.figures.begin_ms)),
     }
 

@@ -27,7 +27,6 @@ QUEUE_BYTES_MAX = 1048576  # waiting for a reader before the journal waits too
 INBOX_LINE_BYTES_MAX = 4096  # PIPE_BUF of Linux: below it a write to a FIFO is atomic
 REQUEST_BYTES_MAX = 64 << 20
 READ_BYTES_MAX = 4 << 20  # of a file, in one reply
-BACKSTOP_S = 0.5  # the journal is looked at this often even if no bell rang
 STEP_S = 0.03  # between two looks at processes that are being ended
 FLUSH_S = 5.0  # for the last replies, after standard input has ended
 
@@ -322,10 +321,11 @@ class Workers:
 class Courier:
     """Requests in, frames out."""
 
-    def __init__(self, base: str, nonce: str, beat_check_s: float, beat_missed_s: float) -> None:
+    def __init__(self, base: str, nonce: str, options: argparse.Namespace) -> None:
         self.base, self.nonce = base, nonce
-        self.beat_check_s = beat_check_s
-        self.workers = Workers(base, beat_missed_s)
+        self.beat_check_s = options.beat_check_ms / 1000
+        self.backstop_s = options.backstop_ms / 1000
+        self.workers = Workers(base, options.beat_missed_ms / 1000)
         self.facts = Facts(base)
         self.outgoing: list[bytes | memoryview] = []
         self.outgoing_bytes = 0
@@ -418,7 +418,7 @@ class Courier:
         if self.outgoing:
             wanted[1] = select.POLLOUT
         self._poll_for(wanted)
-        pause = STEP_S if self.reaping else min(BACKSTOP_S, max(0.0, self.beat_due - time.monotonic()))
+        pause = STEP_S if self.reaping else min(self.backstop_s, max(0.0, self.beat_due - time.monotonic()))
         ready = dict(self.poller.poll(int(pause * 1000) + 1))
         if bell in ready:
             self._empty(bell)
@@ -727,6 +727,7 @@ def main() -> int:
     parser.add_argument("--nonce", required=True)
     parser.add_argument("--beat-check-ms", type=int, default=2000, help="between two looks at the hearts")
     parser.add_argument("--beat-missed-ms", type=int, default=5000, help="from which age a heartbeat is missed")
+    parser.add_argument("--backstop-ms", type=int, default=500, help="the journal is looked at this often even if no bell rings")
     arguments = parser.parse_args()
     if not arguments.nonce.isalnum():
         parser.error("--nonce is not hexadecimal")
@@ -734,7 +735,7 @@ def main() -> int:
     base = os.path.realpath(arguments.dir)
     os.makedirs(base, mode=0o700, exist_ok=True)
     os.chdir("/")
-    Courier(base, arguments.nonce, arguments.beat_check_ms / 1000, arguments.beat_missed_ms / 1000).run()
+    Courier(base, arguments.nonce, arguments).run()
     return 0
 
 

@@ -76,10 +76,12 @@ def _codec() -> tuple[Callable[[str], Any], Callable[[Any], str], Callable[[str]
         def parse(text: str) -> Any:
             try:
                 value, end = scan(text, 0)
-            except StopIteration:
-                raise ValueError("not JSON") from None
+            except (StopIteration, SystemError):  # the latter where the C half looks for an error class that is not loaded
+                value, end = None, -1
             if end != len(text):
-                raise ValueError("more than one JSON value")
+                import json
+
+                return json.loads(text, parse_constant=Context.parse_constant)  # knows what is wrong
             return value
 
         def unparse(value: Any) -> str:
@@ -191,6 +193,15 @@ def unlink_quietly(path: str) -> None:
         os.unlink(path)
     except OSError:
         pass
+
+
+def remove_folders(paths: list[str]) -> None:
+    """Removes empty folders; what is not empty stays."""
+    for path in paths:
+        try:
+            os.rmdir(path)
+        except OSError:
+            pass
 
 
 def claim_attempt(folder: str, identity: dict[str, Any]) -> bool:
@@ -367,6 +378,8 @@ def remains(folder: str) -> dict[int, str]:
     seeds = tagged(table, folder)
     if pid and (pid not in table or table[pid][2] == start):  # else the number is in other hands, and so is the session
         seeds += [other for other, facts in table.items() if facts[1] == pid or other == pid]
+    for group in child.get("cgroups", []):
+        seeds += [int(member) for member in (read_bytes(group + "/cgroup.procs") or b"").split()]
     return _with_descendants(table, seeds)
 
 
@@ -409,8 +422,9 @@ def ending_lost(folder: str, killed: dict[int, str]) -> Iterator[None]:
 
 
 def lost_reason(folder: str) -> str:
-    """Why an attempt is lost, in words."""
+    """Why an attempt is lost, in words. Its control groups are empty by now, and go."""
     child = read_json(folder + "/child.json") or {}
+    remove_folders(child.get("cgroups", []))
     return "worker died while it ended the attempt (%s)" % child["intent"] if child.get("intent") else "worker died"
 
 
@@ -463,7 +477,6 @@ class Cgroup:
 
     def __init__(self, name: str, memory_bytes: int | None, processes_max: int | None) -> None:
         self.folders: list[str] = []
-        self.counts_processes = False
         wanted = {"memory": memory_bytes, "pids": processes_max}
         if not LINUX or not (memory_bytes or processes_max):
             return
@@ -492,7 +505,6 @@ class Cgroup:
             os.rmdir(folder)
             return
         self.folders.append(folder)
-        self.counts_processes = self.counts_processes or "pids.max" in wanted
 
     def add(self, pid: int) -> None:
         """Puts a process in, before it has had the time to start others."""
@@ -517,11 +529,7 @@ class Cgroup:
 
     def close(self) -> None:
         """Removes the group; what is not empty yet stays."""
-        for folder in self.folders:
-            try:
-                os.rmdir(folder)
-            except OSError:
-                pass
+        remove_folders(self.folders)
         self.folders = []
 
 
@@ -975,28 +983,33 @@ class Program:
             else:
                 read_end = os.open(stdin, os.O_RDONLY | os.O_CLOEXEC)
             pairs.append((-1, read_end))
+            self._make_cgroup()
             self.pid = spawn(self.argv, env, cwd, (read_end, pairs[0][1], pairs[1][1]))
         except (OSError, ValueError):
             for pair in pairs[: len(takers)]:
                 os.close(pair[0])
             self.close_stdin()
+            if self.cgroup is not None:
+                self.cgroup.close()
             raise
         finally:
             for pair in pairs:
                 os.close(pair[1])
         self.worker.program = self
-        self._confine()
+        if self.cgroup is not None:
+            self.cgroup.add(self.pid)
+        apply_limits(self.pid, self.limits)
         for (fd, _), (take, splitter) in zip(pairs, takers):
             os.set_blocking(fd, False)
             self.streams[fd] = (take, splitter)
             self.worker.listen(fd, select.POLLIN, self._on_output)
 
-    def _confine(self) -> None:
+    def _make_cgroup(self) -> None:
+        """Before the program starts: to make a group takes longer than a program needs to start others."""
         wanted = self.limits.get("memory_bytes"), self.limits.get("processes")
         if any(wanted):
-            self.cgroup = Cgroup("orchestra-%d-%d" % (os.getpid(), self.pid), *wanted)
-            self.cgroup.add(self.pid)
-        apply_limits(self.pid, self.limits)
+            self.worker.programs += 1
+            self.cgroup = Cgroup("orchestra-%d-%d" % (os.getpid(), self.worker.programs), *wanted)
 
     # hearing
 
@@ -1137,7 +1150,7 @@ class Program:
         found = descendants(os.getpid())
         resident = resident_bytes(found)
         self.rss_max = max(self.rss_max, resident)
-        too_many = limits.get("processes") and not (self.cgroup and self.cgroup.counts_processes) and len(found) > limits["processes"]
+        too_many = limits.get("processes") and len(found) > limits["processes"]
         too_large = limits.get("memory_bytes") and resident > limits["memory_bytes"]
         if too_many or too_large or (self.cgroup is not None and self.cgroup.out_of_memory()):
             self.end("memory", 0)
@@ -1277,7 +1290,7 @@ class Attempt:
                 program.reason = "spawn"
                 self.output.take_agent("err", [(("cannot start: %s" % problem).encode(), False, b"")])
         if program.pid:
-            start = self._note_child(program.pid, "agent")
+            start = self._note_child(program, "agent")
             self.worker.record("started", pid=program.pid, start=int(start), **self.names)
             program.wait()
         return self._agent_outcome(program)
@@ -1291,11 +1304,12 @@ class Attempt:
         outcome.update(last=output.last, tail=output.tail, rss_bytes_max=program.rss_max, cpu_ms=int(program.cpu_s * 1000))
         return fitted({"exit": outcome, "checks": []})["exit"]  # type: ignore[no-any-return]
 
-    def _note_child(self, pid: int, what: str) -> str:
+    def _note_child(self, program: Program, what: str) -> str:
         """Who runs, for a successor. The worker goes on without it if the disk is full: the environment names the folder too."""
-        facts = _stat(pid) if LINUX else process(pid)
-        start = facts[2] if facts else "0"
-        self.worker.child = {"pid": pid, "start": start, "what": what}
+        start = identity_of(program.pid).partition(":")[2]
+        self.worker.child = {"pid": program.pid, "start": start, "what": what}
+        if program.cgroup is not None:
+            self.worker.child["cgroups"] = program.cgroup.folders
         self.worker.write_child()
         return start
 
@@ -1333,7 +1347,7 @@ class Attempt:
             program.reason = "spawn"
             take([(("cannot start: %s" % problem).encode(), False, b"")])
         else:
-            self._note_child(program.pid, source)
+            self._note_child(program, source)
             program.wait()
         outcome = program.outcome()
         passed = outcome["reason"] == "exit" and outcome["code"] == 0
@@ -1388,6 +1402,7 @@ class Worker:
         self.inbox_rest = b""
         self.frames: list[bytes] = []  # records that the disk did not take yet, in order
         self.program: Program | None = None
+        self.programs = 0  # that had a control group
         self.folder = ""  # of the attempt in hand
         self.names: dict[str, Any] = {}
         self.child: dict[str, Any] = {}

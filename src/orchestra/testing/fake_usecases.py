@@ -238,7 +238,7 @@ class FakeCare:
     def __init__(self) -> None:
         self.problems: tuple[str, ...] = ()
         self.lost_first = 0
-        self.repaired: bool | None = None
+        self.repairs: list[bool] = []
 
     def verify(self) -> VerifyReport:
         """Returns what was scripted."""
@@ -246,11 +246,11 @@ class FakeCare:
 
     def plan_repair(self) -> RepairPlan:
         """Returns what was scripted."""
-        return RepairPlan(Mark(10, b"\x01\x02", 1, MOMENT_MS), self.lost_first, 12 if self.lost_first else 0, self.problems)
+        return RepairPlan(Mark(10, MOMENT_MS, 1, b"\x01\x02"), self.lost_first, 12 if self.lost_first else 0, self.problems)
 
     def repair(self, plan: RepairPlan, *, accept_data_loss: bool) -> Path | None:
         """Notes it."""
-        self.repaired = accept_data_loss
+        self.repairs.append(accept_data_loss)
         return Path("/damaged")
 
     def export(self, out: Path) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -87,7 +89,7 @@ async def hosted(root: Path, *, agents: int | None = None, flags: Mapping[str, s
     finally:
         await coordinator.stop()
         if end:
-            leftovers = processes_of(root)
+            leftovers = processes_left(root)
             end_processes(leftovers)
             assert not leftovers, f"left behind: {leftovers}"
     check_books(root)
@@ -119,6 +121,14 @@ def processes_of(root: Path) -> dict[int, str]:
                 found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
+    return found
+
+
+def processes_left(root: Path) -> dict[int, str]:
+    """Returns what is still there of a root after whatever was on its way out has gone: looks again for up to five seconds."""
+    deadline = time.monotonic() + 5
+    while (found := processes_of(root)) and time.monotonic() < deadline:
+        select.select([], [], [], 0.02)
     return found
 
 

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestra.edges.cli.fleet import wait_gone
 from orchestra.edges.cli.follow import Follower, make_screen
-from orchestra.edges.cli.run import Request, command_to_resume
-from orchestra.edges.cli.session import Session
+from orchestra.edges.cli.session import ROOT_DEFAULT, Session
 from orchestra.edges.cli.stops import Stops, unless
-from orchestra.edges.cli.summary import RunResult, collect, show_result
+from orchestra.edges.cli.summary import RunEnd, collect, show_end
 from orchestra.errors import BadInput, CoordinatorUnreachable, OrchestraError, Refused
 from orchestra.intake.request import InitParams, ScaleParams, ShutdownParams, StatusParams
 from orchestra.usecases import AttachParams, PlanParams, PlanReply, UseCases, WatchParams
 
 if TYPE_CHECKING:
     from orchestra.edges.cli.connect import Hosted
+    from orchestra.intake.planfile import PlanDocument
     from orchestra.settings import Settings
 
 EXIT_UNFINISHED: Final = 3
@@ -31,6 +32,22 @@ CLOSE_SECONDS: Final = 300.0
 """How long the end waits for tasks of other plans."""
 DOWN: Final = ("uninitialized", "terminated", "failed")
 POLL_MS: Final = 1000
+
+
+class Request(NamedTuple):
+    """What was asked for; the plan has been read and found sound."""
+
+    path: str
+    """As it was written, for messages."""
+    text: str
+    document: PlanDocument
+    directory: str
+    agents: int | None
+    keep: bool
+    attach: bool
+    resume: bool
+    running: bool
+    """A coordinator runs for the root already."""
 
 
 class Reached(NamedTuple):
@@ -138,7 +155,7 @@ def _without_tmux() -> dict[str, str]:
 async def _follow(session: Session, request: Request, reached: Reached, stops: Stops, reply: PlanReply, seq: int) -> int:
     screen = make_screen(session, reply, seq)
     follower, ending = Follower(reached.use_cases, reply.plan, screen, seq), Ending()
-    outcome: RunResult | OrchestraError
+    outcome: RunEnd | OrchestraError | BrokenPipeError
     async with asyncio.TaskGroup() as group:
         sides = [group.create_task(_obey(reached, stops, follower)), group.create_task(ending.watch(reached.hosted))]
         try:
@@ -151,16 +168,20 @@ async def _follow(session: Session, request: Request, reached: Reached, stops: S
                 await _close(session, reached, ending, keep=request.keep and finished)
         except OrchestraError as error:
             outcome = error
+        except BrokenPipeError as error:
+            outcome = error  # nobody reads any more, as after `| head`: end as on a second Ctrl-C
+            await _undo(reached)
         finally:
             for side in sides:
                 side.cancel()
-    if isinstance(outcome, OrchestraError):
+    if isinstance(outcome, Exception):
         raise outcome
     return _tell(session, request, outcome, follower, stops, ending)
 
 
-def _tell(session: Session, request: Request, result: RunResult, follower: Follower, stops: Stops, ending: Ending) -> int:
-    show_result(session, result)
+def _tell(session: Session, request: Request, end: RunEnd, follower: Follower, stops: Stops, ending: Ending) -> int:
+    result = end.result
+    show_end(session, end)
     if ending.error is not None:
         session.render.error(ending.error)
     if result.exit_code == EXIT_UNFINISHED and follower.left:
@@ -227,3 +248,9 @@ async def _close(session: Session, reached: Reached, ending: Ending, *, keep: bo
 def say_unfinished(session: Session, request: Request, why: str) -> None:
     """Tells on stderr that the plan is not finished, and how to go on."""
     session.render.error(Refused(f"{request.path} is not finished: {why}", hint=f"go on with `{command_to_resume(session, request.path)}`"))
+
+
+def command_to_resume(session: Session, path: str) -> str:
+    """Returns what to type to go on with a plan."""
+    root = [] if str(session.root) == ROOT_DEFAULT else ["--root", str(session.root)]
+    return shlex.join(["orchestra", "run", path, "--resume", *root])

@@ -63,6 +63,7 @@ def down(context: click.Context, drain: bool, now: bool, timeout: float, no_wait
 
     Running tasks finish; what is queued stays for the next start.
     """
+    from orchestra.bootstrap import wait_window_gone
     from orchestra.errors import BadInput
     from orchestra.intake.request import ShutdownParams
     from orchestra.usecases import ShutdownReply, WatchParams
@@ -78,6 +79,7 @@ def down(context: click.Context, drain: bool, now: bool, timeout: float, no_wait
             if reply.pending_tasks:
                 session.render.note(f"waiting for {reply.pending_tasks} tasks; Ctrl-C leaves them to finish")
             await wait_gone(use_cases, seen.seq)
+            await wait_window_gone(session.root)
         return reply
 
     reply = session.ask(end)

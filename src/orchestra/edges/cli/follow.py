@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Final
 
 import msgspec
 
-from orchestra.edges.cli.render import Face, Renderer, Styled, one_line
+from orchestra.edges.cli.render import Face
+from orchestra.edges.cli.screens import JsonScreen, LineScreen, News, QuietScreen, Screen
 from orchestra.edges.cli.session import Session
 from orchestra.edges.cli.stops import unless
 from orchestra.errors import CoordinatorUnreachable
 from orchestra.intake.request import StatusParams
-from orchestra.quantity import show_ms
 from orchestra.usecases import Empty, PlanNameParams, PlanReply, UseCases, WatchParams, WatchReply
-from orchestra.views import PlanView, StatusView
+from orchestra.views import PlanView
 
 FRAME_MS: Final = 500
 """How often a live view is drawn anew: a clock that counts seconds looks steady."""
@@ -24,37 +22,6 @@ IDLE_MS: Final = 10_000
 """How long one question for events waits where nothing is drawn."""
 DRAW_SHARE: Final = 5
 """Asking for a large plan takes long; it is done for at most a fifth of the time."""
-
-
-class News(NamedTuple):
-    """One event, read."""
-
-    seq: int
-    at_ms: int
-    raw: msgspec.Raw
-    event: dict[str, Any]
-
-    @property
-    def kind(self) -> str:
-        """Class name of the event."""
-        return str(self.event.get("type", ""))
-
-
-class Screen(Protocol):
-    """Where progress is shown; entered while there is any."""
-
-    wants_plan: bool
-    """It shows the whole plan, not only events."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None: ...
-
-    def on_news(self, news: Sequence[News]) -> None: ...
-
-    def draw(self, plan: PlanView, status: StatusView) -> None: ...
-
-    def say(self, text: str) -> None: ...
 
 
 class Follower:
@@ -132,97 +99,3 @@ def make_screen(session: Session, reply: PlanReply, seq: int) -> Screen:
 
         return LiveScreen()
     return LineScreen(render, reply)
-
-
-class QuietScreen:
-    """Shows nothing."""
-
-    wants_plan = False
-
-    def __init__(self, render: Renderer) -> None:
-        self._render = render
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        return None
-
-    def on_news(self, news: Sequence[News]) -> None:
-        return None
-
-    def draw(self, plan: PlanView, status: StatusView) -> None:
-        return None
-
-    def say(self, text: str) -> None:
-        self._render.note(text)
-
-
-class JsonScreen(QuietScreen):
-    """Every event of the ledger as a line of JSON, between a line about the plan and one about the result."""
-
-    def __init__(self, render: Renderer, reply: PlanReply) -> None:
-        super().__init__(render)
-        self._reply = reply
-
-    def __enter__(self) -> Self:
-        self._render.json({"type": "plan", **msgspec.structs.asdict(self._reply)})
-        return self
-
-    def on_news(self, news: Sequence[News]) -> None:
-        for each in news:
-            self._render.json({"type": "event", "seq": each.seq, "at_ms": each.at_ms, "event": each.raw})
-
-
-class LineScreen(QuietScreen):
-    """A line for each event that a reader of a log wants to see."""
-
-    def __init__(self, render: Renderer, reply: PlanReply) -> None:
-        super().__init__(render)
-        self._reply = reply
-        self._prefix = f"{reply.plan}/"
-        self._began_ms = 0
-        self._done = 0
-
-    def __enter__(self) -> Self:
-        verb = "going on with" if self._reply.resumed else "running"
-        self._render.line(f"{verb} {self._reply.plan}: {self._reply.tasks} tasks")
-        return self
-
-    def on_news(self, news: Sequence[News]) -> None:
-        for each in news:
-            self._began_ms = self._began_ms or each.at_ms
-            told = self._tell(each)
-            if told is not None:
-                at = show_ms(max(0, each.at_ms - self._began_ms))
-                self._render.line(Styled(f"{at:>8}  ", "dim"), *told)
-
-    def _tell(self, news: News) -> tuple[str | Styled, ...] | None:
-        """Returns what to say about an event; None where nothing."""
-        event = news.event
-        task = str(event.get("task", ""))
-        if task and not task.startswith(self._prefix):
-            return None
-        name = task.removeprefix(self._prefix)
-        reason = one_line(str(event.get("reason", "")))
-        match news.kind:
-            case "AttemptAssigned":
-                again = f", attempt {event['attempt']}" if event["attempt"] > 1 else ""
-                return (Styled("start", "cyan"), f"   {name} on agent #{event['agent']}{again}")
-            case "TaskCompleted":
-                self._done += 1
-                return (Styled("done", "green"), f"    {name} ({self._done} of {self._reply.tasks})")
-            case "TaskFailed":
-                return (Styled("failed", "red"), f"  {name}: {reason}")
-            case "TaskRetryScheduled":
-                return (Styled("retry", "yellow"), f"   {name} in {show_ms(max(0, event['ready_ms'] - news.at_ms))}: {reason}")
-            case "TaskCancelled":
-                return (Styled("skip", "yellow"), f"    {name}: {reason}")
-            case "AttemptLostSight":
-                return (Styled("unsure", "yellow"), f"  {name}: {reason}")
-            case "AgentLost" | "AgentSuspended":
-                return (Styled("agent", "yellow"), f"   #{event['agent']} is lost: {reason}")
-            case "NodeLost":
-                return (Styled("node", "red"), f"    {event['node']} is lost: {reason}")
-            case _:
-                return None

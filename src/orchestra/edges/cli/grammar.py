@@ -49,6 +49,14 @@ class Command(click.Command):
         self.example = example
         self.params.extend(shared_options())
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs it; an error in what was typed that names no remedy gets the help as one."""
+        try:
+            return super().invoke(ctx)
+        except BadInput as error:
+            error.hint = error.hint or f"`{ctx.command_path} --help` shows how it is written"
+            raise
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_example(formatter, self.example)
 

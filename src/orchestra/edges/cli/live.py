@@ -10,8 +10,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from orchestra.edges.cli.follow import News
 from orchestra.edges.cli.render import one_line
+from orchestra.edges.cli.screens import News
 from orchestra.edges.cli.summary import OVER, QUEUED, counts
 from orchestra.edges.cli.task_text import agents_of, doing
 from orchestra.quantity import show_ms

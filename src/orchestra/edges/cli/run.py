@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestra.edges.cli.grammar import Command, session_of
-from orchestra.edges.cli.session import Session
 from orchestra.errors import BadInput
 
 if TYPE_CHECKING:
     from orchestra.intake.planfile import PlanDocument
-
-
-class Request(NamedTuple):
-    """What was asked for; the plan has been read and found sound."""
-
-    path: str
-    """As it was written, for messages."""
-    text: str
-    document: PlanDocument
-    directory: str
-    agents: int | None
-    keep: bool
-    attach: bool
-    resume: bool
-    running: bool
-    """A coordinator runs for the root already."""
 
 
 @click.command("run", cls=Command, example="orchestra run plan.yaml --agents 10\norchestra run plan.yaml --resume")
@@ -47,7 +30,7 @@ def run(context: click.Context, plan: Path, agents: int | None, keep: bool, atta
     """
     import asyncio
 
-    from orchestra.edges.cli.conduct import EXIT_UNFINISHED, conduct, say_unfinished
+    from orchestra.edges.cli.conduct import EXIT_UNFINISHED, Request, conduct, say_unfinished
 
     session = session_of(context)
     if attach and not session.render.on_terminal:
@@ -70,6 +53,7 @@ def read_plan(path: Path) -> tuple[str, PlanDocument]:
         BadInput: It cannot be read.
         PlanInvalid: It cannot be run.
     """
+    from orchestra.agents.registry import check_runnable
     from orchestra.intake.planfile import parse_plan
 
     try:
@@ -80,14 +64,7 @@ def read_plan(path: Path) -> tuple[str, PlanDocument]:
         ) from exc
     except UnicodeDecodeError as exc:
         raise BadInput(f"the plan {path} is not UTF-8: byte {exc.start} cannot be read", field="PLAN", hint="save it as UTF-8") from exc
-    return text, parse_plan(text, source=str(path), directory=str(path.parent.absolute()))
-
-
-def command_to_resume(session: Session, path: str) -> str:
-    """Returns what to type to go on with a plan."""
-    import shlex
-
-    from orchestra.edges.cli.session import ROOT_DEFAULT
-
-    root = [] if str(session.root) == ROOT_DEFAULT else ["--root", str(session.root)]
-    return shlex.join(["orchestra", "run", path, "--resume", *root])
+    document = parse_plan(text, source=str(path), directory=str(path.parent.absolute()))
+    for draft in document.drafts:
+        check_runnable(draft)
+    return text, document

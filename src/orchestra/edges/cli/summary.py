@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -43,25 +43,38 @@ class RunResult(msgspec.Struct, frozen=True, tag_field="type", tag="result"):
     """Of tasks that failed; those that were blocked by them are only counted, as cancelled."""
     report: ReportReply | None
 
+
+class RunEnd(NamedTuple):
+    """The result, and for people what the first failures left."""
+
+    result: RunResult
     details: tuple[TaskDetail, ...] = ()
-    """Of the first failures, for people."""
 
 
-async def collect(use_cases: UseCases, plan: str, last: PlanView | None, *, finished: bool) -> RunResult:
-    """Returns the result; what an orchestra that is gone cannot tell any more is left out."""
+async def collect(use_cases: UseCases, plan: str, last: PlanView | None, *, finished: bool) -> RunEnd:
+    """Returns how it ended; what an orchestra that is gone cannot tell any more is left out."""
+    view = last
+    details: tuple[TaskDetail, ...] = ()
     try:
         view = await use_cases.plan(PlanNameParams(plan))
         details = tuple([await use_cases.task(TaskParams(task.task)) for task in _failed(view)[:FAILURES_SHOWN]])
-        report: ReportReply | None = await use_cases.report(PlanNameParams(plan))
     except OrchestraError:
-        if last is None:
-            return RunResult(plan, UNFINISHED, EXIT_CODES[UNFINISHED], TaskCounts(0, 0, 0, 0), 0, (), None)
-        view, details, report = last, (), None
+        if view is None:
+            return RunEnd(RunResult(plan, UNFINISHED, EXIT_CODES[UNFINISHED], TaskCounts(0, 0, 0, 0), 0, (), None))
     status = view.status if finished and view.status != "running" else UNFINISHED
     tails = {detail.task.task: detail.attempts[-1].tail for detail in details if detail.attempts}
     failures = tuple(Failure(task.task, task.status, task.reason, tails.get(task.task, ())[-TAIL_LINES:]) for task in _failed(view))
     duration = max(0, (view.closed_ms or view.now_ms) - view.submitted_ms)
-    return RunResult(plan, status, EXIT_CODES.get(status, 1), counts(view.tasks), duration, failures, report, details)
+    report = await _report(use_cases, plan)
+    return RunEnd(RunResult(plan, status, EXIT_CODES.get(status, 1), counts(view.tasks), duration, failures, report), details)
+
+
+async def _report(use_cases: UseCases, plan: str) -> ReportReply | None:
+    """A report that cannot be written must not hide how the run ended."""
+    try:
+        return await use_cases.report(PlanNameParams(plan))
+    except OrchestraError:
+        return None
 
 
 def _failed(view: PlanView) -> list[TaskView]:
@@ -75,18 +88,18 @@ def counts(tasks: tuple[TaskView, ...]) -> TaskCounts:
     return TaskCounts(queued, len(tasks) - queued - sum(over.values()), over["completed"], over["failed"], over["cancelled"])
 
 
-def show_result(session: Session, result: RunResult) -> None:
+def show_end(session: Session, end: RunEnd) -> None:
     """Shows how the run ended."""
-    render = session.render
+    render, result = session.render, end.result
     if render.face is Face.JSON:
-        render.json(msgspec.structs.replace(result, details=()) if result.details else result)
+        render.json(result)
     elif render.face is Face.QUIET:
         if result.failures:
             names = ", ".join(failure.task for failure in result.failures[:FAILURES_SHOWN])
             message = f"{len(result.failures)} of {_total(result)} tasks failed: {names}"
             render.error(Refused(message, hint=f"`orchestra task logs {result.failures[0].task}` shows what it wrote"))
     else:
-        _show_human(render, result)
+        _show_human(render, end)
 
 
 def _total(result: RunResult) -> int:
@@ -94,15 +107,16 @@ def _total(result: RunResult) -> int:
     return tasks.queued + tasks.in_progress + tasks.completed + tasks.failed + tasks.cancelled
 
 
-def _show_human(render: Renderer, result: RunResult) -> None:
+def _show_human(render: Renderer, end: RunEnd) -> None:
+    result = end.result
     render.line(Styled(result.plan, "bold"), " ", status_word(result.status), f": {_figures(result)} in {show_ms(result.duration_ms)}")
-    for detail in result.details:
+    for detail in end.details:
         render.line()
         render.line(Styled("✗", "red"), f" {detail.task.task}: {detail.task.reason}")
         if detail.attempts:
             show_evidence(render, detail.attempts[-1])
         render.line(Styled(f"    orchestra task logs {detail.task.task}", "dim"))
-    hidden = len(result.failures) - len(result.details)
+    hidden = len(result.failures) - len(end.details)
     if hidden > 0:
         render.line(f"and {hidden} more: `orchestra task list --plan {result.plan} --status failed`")
     if result.report is not None:

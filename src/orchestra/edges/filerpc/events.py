@@ -1,13 +1,16 @@
 """What a parent program is told without asking: a file an event in `<root>/queue/events/`, numbered in order, plus the pure rule what counts.
 
-Immediate ones are written with the append that caused them; completions are gathered for a moment and told together.
+Immediate ones are written right after the append that caused them; completions are gathered for a moment and told together. What was gathered is
+written before a later immediate one, so that the numbers only grow and a parent that goes on from the last one it saw misses nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +31,10 @@ BATCH_MS: Final = 1000
 """Completions are told together this often."""
 FILES_MAX: Final = 1000
 """Event files kept; a parent that is further behind reads the status instead."""
+DOWN: Final = (AgentStatus.OFFLINE, AgentStatus.ERROR)
+UP: Final = (AgentStatus.IDLE, AgentStatus.BUSY)
+RESTARTED: Final = "the coordinator was restarted"
+"""Reason of a node's loss that is none: we lose sight of every node while nobody runs."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -39,10 +46,17 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class ParentEvents:
-    """Turns what happened into what a parent wants to know. Remembers only when agents fell."""
+    """Turns what happened into what a parent wants to know. Remembers when agents fell, and what was told of a scaling.
 
-    def __init__(self) -> None:
-        self._fell: dict[int, int] = {}
+    Args:
+        fell: Agents that are down already, and since when.
+    """
+
+    def __init__(self, fell: Mapping[int, int] | None = None) -> None:
+        self._fell: dict[int, int] = dict(fell or {})
+        self._progress = ""
+        self._scaling: tuple[int, int] | None = None
+        """When the scaling began, and how many agents were up then."""
 
     def of(self, state: State, happened: Happened) -> Told | None:
         """Returns the event for the parent, or None."""
@@ -51,32 +65,55 @@ class ParentEvents:
                 self._fell.setdefault(agent, happened.at_ms)
                 return Told("agent_failure", "high", {"agent_id": agent, "reason": reason})
             case e.AgentSuspended(agent, reason):
-                return Told(
-                    "unrecoverable_error", "critical", {"agent_id": agent, "reason": reason, "remedy": f"orchestra agent restart {agent}"}
-                )
+                self._fell.setdefault(agent, happened.at_ms)
+                remedy = f"orchestra agent restart {agent}"
+                return Told("unrecoverable_error", "critical", {"agent_id": agent, "reason": reason, "remedy": remedy})
             case e.AgentReady(agent):
                 return self._ready(state, agent, happened.at_ms)
-            case e.NodeLost(node, reason) if not reason.startswith("the coordinator was restarted"):
+            case e.AgentRemoved(agent):
+                self._fell.pop(agent, None)
+                return None
+            case e.NodeLost(node, reason) if not reason.startswith(RESTARTED):
                 return Told("node_lost", "critical", {"node": node, "reason": reason})
             case e.TaskFailed(task, reason):
                 return Told("task_failed", "high", {"task_id": task, "reason": reason})
             case e.TaskCompleted(task):
                 return Told("task_completed", "info", {"task_id": task})
-            case e.ScaleCompleted(agents):
-                return Told("scaling", "info", {"status": "scaled", "progress": f"{agents}/{agents}", "eta_seconds": 0})
             case e.InitFailed(reason):
                 return Told("unrecoverable_error", "critical", {"reason": reason})
+            case e.ScaleStarted() | e.ScaleCompleted():
+                return self._scaled(state, happened)
             case _:
                 return None
+
+    def _scaled(self, state: State, happened: Happened) -> Told | None:
+        if isinstance(happened.event, e.ScaleStarted):
+            self._progress, self._scaling = "", (happened.at_ms, _up(state))
+            return None
+        self._progress, self._scaling = "", None
+        agents = happened.event.agents if isinstance(happened.event, e.ScaleCompleted) else 0
+        return Told("scaling", "info", {"status": "scaled", "progress": f"{agents}/{agents}", "eta_seconds": 0})
 
     def _ready(self, state: State, agent: int, at_ms: int) -> Told | None:
         fell = self._fell.pop(agent, None)
         if fell is not None:
-            return Told("agent_recovered", "medium", {"agent_id": agent, "downtime_seconds": (at_ms - fell) // 1000})
+            return Told("agent_recovered", "medium", {"agent_id": agent, "downtime_seconds": max(0, at_ms - fell) // 1000})
         if state.lifecycle is not Lifecycle.SCALING:
             return None
-        ready = sum(each.status in (AgentStatus.IDLE, AgentStatus.BUSY) for each in state.agents.values())
-        return Told("scaling", "info", {"status": "scaling", "progress": f"{ready}/{state.scale_target}"})
+        up = _up(state)
+        progress = f"{up}/{state.scale_target}"
+        if progress == self._progress:
+            return None  # several came up in one append
+        self._progress = progress
+        values: dict[str, Any] = {"status": "scaling", "progress": progress}
+        if self._scaling is not None and up > self._scaling[1]:
+            began_ms, before = self._scaling
+            values["eta_seconds"] = -(-(at_ms - began_ms) * max(0, state.scale_target - up) // (up - before) // 1000)
+        return Told("scaling", "info", values)
+
+
+def _up(state: State) -> int:
+    return sum(each.status in UP for each in state.agents.values())
 
 
 class EventFiles:
@@ -85,31 +122,33 @@ class EventFiles:
     def __init__(self, loop: Loop, root: Root, clock: Clock) -> None:
         self._root = root
         self._clock = clock
-        self._rule = ParentEvents()
-        self._queue: asyncio.Queue[tuple[int, int, Told]] = asyncio.Queue()
-        self._completed: list[tuple[int, int, Told]] = []
+        self._rule = ParentEvents({agent.id: agent.since_ms for agent in loop.state.agents.values() if agent.status in DOWN})
+        self._pending: list[tuple[int, int, Told]] = []
+        self._urgent = asyncio.Event()
+        self._kept: deque[str] | None = None
         loop.listen(self._on_events)
 
     def _on_events(self, state: State, happened: Sequence[Happened]) -> None:
         for each in happened:
             told = self._rule.of(state, each)
-            if told is None:
-                continue
-            if told.event == "task_completed":
-                self._completed.append((each.seq, each.at_ms, told))
-            else:
-                self._queue.put_nowait((each.seq, each.at_ms, told))
+            if told is not None:
+                self._pending.append((each.seq, each.at_ms, told))
+                if told.event != "task_completed":
+                    self._urgent.set()
 
     async def run(self) -> None:
-        """Writes until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._write_immediate())
-            group.create_task(self._write_batches())
+        """Writes until cancelled, and then what is left."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write_urgent())
+                group.create_task(self._write_batches())
+        finally:
+            self.flush()
 
-    async def _write_immediate(self) -> None:
+    async def _write_urgent(self) -> None:
         while True:
-            seq, at_ms, told = await self._queue.get()
-            self._write(seq, {"event": told.event, "severity": told.severity, "timestamp": rfc3339(at_ms), **told.values})
+            await self._urgent.wait()
+            self.flush()
 
     async def _write_batches(self) -> None:
         while True:
@@ -117,19 +156,36 @@ class EventFiles:
             self.flush()
 
     def flush(self) -> None:
-        """Tells gathered completions now."""
-        gathered, self._completed = self._completed, []
-        if gathered:
-            seq, at_ms, _ = gathered[-1]
-            tasks = [told.values["task_id"] for _, _, told in gathered]
-            self._write(seq, {"event": "task_completed", "severity": "info", "timestamp": rfc3339(at_ms), "task_ids": tasks})
+        """Tells everything gathered now."""
+        self._urgent.clear()
+        pending, self._pending = self._pending, []
+        for is_completion, group in groupby(pending, key=lambda each: each[2].event == "task_completed"):
+            run = list(group)
+            if is_completion:
+                seq, at_ms, told = run[-1]
+                self._write(seq, at_ms, Told(told.event, told.severity, {"task_ids": [each.values["task_id"] for _, _, each in run]}))
+            else:
+                for seq, at_ms, told in run:
+                    self._write(seq, at_ms, told)
 
-    def _write(self, seq: int, values: dict[str, Any]) -> None:
-        name = f"{seq:012}-{values['event']}.json"
+    def _write(self, seq: int, at_ms: int, told: Told) -> None:
+        name = f"{seq:012}-{told.event}.json"
+        values = {"seq": seq, "event": told.event, "severity": told.severity, "timestamp": rfc3339(at_ms), **told.values}
+        path = self._root.events / name
         try:
-            write_atomically(self._root.events / name, msgspec.json.encode({"seq": seq, **values}) + b"\n")
-            names = sorted(path.name for path in self._root.events.iterdir() if path.name[:1].isdigit())
-            for old in names[:-FILES_MAX]:
-                (self._root.events / old).unlink(missing_ok=True)
+            try:
+                write_atomically(path, msgspec.json.encode(values) + b"\n")
+            except FileNotFoundError:  # somebody removed the folder
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                write_atomically(path, msgspec.json.encode(values) + b"\n")
+            self._forget_oldest(name)
         except OSError as error:
-            log.warning("event-not-written", extra={"event": values["event"], "reason": str(error)})
+            log.warning("event-not-written", extra={"event": told.event, "seq": seq, "reason": str(error)})
+
+    def _forget_oldest(self, name: str) -> None:
+        if self._kept is None:
+            found = (path.name for path in self._root.events.iterdir())
+            self._kept = deque(sorted(each for each in found if each[:1].isdigit() and each != name))
+        self._kept.append(name)
+        while len(self._kept) > FILES_MAX:
+            (self._root.events / self._kept.popleft()).unlink(missing_ok=True)

@@ -1,0 +1,215 @@
+"""What a node's driver does, without the waiting: each duty is a generator that says what it needs next and is handed the answer.
+
+Whoever runs a duty carries out its steps in order and sends the results in; a step that failed with `PortFailed` is thrown in. `NodeDriver` does that
+with a real node under asyncio, the simulated world with a pretended one on its own time. What is decided here is therefore decided once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import msgspec
+
+from orchestra.core import commands as c
+from orchestra.core.effects import CloseAgent, Effect, OpenAgents, ReapAttempt, RemoveWindow, StartAttempt, StopAttempt
+from orchestra.core.model import Outcome, OutcomeKind
+from orchestra.core.state import State
+from orchestra.engine.board import Board
+from orchestra.engine.failpoints import hit
+from orchestra.engine.orders import OrderMaker
+from orchestra.engine.reconcile import expected_attempts, reconcile
+from orchestra.engine.translate import Translator
+from orchestra.errors import BadInput, NodeFailed
+from orchestra.ids import AgentId, AttemptId, NodeId
+from orchestra.node import AgentWindow, AttemptOrder, JournalBatch, Notice, OrderFailure, Report
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Hand these commands to the loop, in one append. The answer is None."""
+
+    commands: Sequence[c.Command]
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """Ask the durable state. The answer is the question's."""
+
+    question: Callable[[State], Any]
+
+
+class Peek(msgspec.Struct, frozen=True):
+    """Read parts of the state that never change. The answer comes at once, also while an append is under way."""
+
+    question: Callable[[State], Any]
+
+
+class Call(msgspec.Struct, frozen=True):
+    """Call a method of the node's port. The answer is what it returns."""
+
+    method: str
+    arguments: tuple[Any, ...] = ()
+    options: dict[str, Any] = {}
+
+
+class Act(msgspec.Struct, frozen=True):
+    """Put these effects behind those that wait. The answer is None."""
+
+    effects: Sequence[Effect]
+
+
+class WantSweep(msgspec.Struct, frozen=True):
+    """Something odd was seen: look at everything soon. The answer is None."""
+
+
+class Remark(msgspec.Struct, frozen=True):
+    """Write a line to the log. The answer is None."""
+
+    action: str
+    facts: dict[str, Any]
+    warn: bool = True
+
+
+Step = Tell | Ask | Peek | Call | Act | WantSweep | Remark
+Duty = Generator[Step, Any, None]
+
+
+class Duties:
+    """The duties towards one node."""
+
+    def __init__(self, node: NodeId, translator: Translator, board: Board, orders: OrderMaker) -> None:
+        self.node = node
+        self._translator = translator
+        self._board = board
+        self._orders = orders
+
+    # --- what is seen ------------------------------------------------------------------------------------------------
+
+    def take(self, report: Report) -> Duty:
+        """Tells the core what a report says.
+
+        Raises:
+            NodeFailed: The report says that the connection is over.
+        """
+        return self._take_notice(report) if isinstance(report, Notice) else self._take_journal(report)
+
+    def _take_journal(self, batch: JournalBatch) -> Duty:
+        commands: list[c.Command] = []
+        for record in batch.records:
+            found = self._translator.signal(record) if record.kind == "signal" else None
+            if found is not None:
+                self._board.post(*found)
+            commands += self._translator.commands(record)
+        hit("before-journal")
+        yield Tell([*commands, c.JournalAt(self.node, batch.offset)])
+
+    def _take_notice(self, notice: Notice) -> Duty:
+        facts = {"node": self.node, "kind": notice.kind, "agent": notice.agent, "detail": notice.detail}
+        yield Remark("node-notice", facts, warn=False)
+        match notice.kind:
+            case "worker-gone":
+                yield Tell([c.WorkerFell(notice.agent, notice.worker, notice.detail or "its worker died")])
+            case "channel-lost":
+                raise NodeFailed(notice.detail or "the channel to the node was lost")
+            case _:
+                yield WantSweep()
+
+    def sweep(self) -> Duty:
+        """Looks at everything on the node and settles the differences."""
+        wanted = yield Ask(lambda state: expected_attempts(state, self.node))
+        found = yield Call("inventory", (wanted,))
+        difference = yield Ask(lambda state: reconcile(state, self.node, found, self._translator))
+        yield Tell(difference.commands)
+        hit("after-sweep")
+        yield Act(difference.effects)
+
+    # --- what is wanted ----------------------------------------------------------------------------------------------
+
+    def carry_out(self, effects: Sequence[Effect]) -> Duty:
+        """Does what the effects ask for: first windows, then new attempts, then everything else in order."""
+        yield from self._open([agent for effect in effects if isinstance(effect, OpenAgents) for agent in effect.agents])
+        yield from self._order([effect for effect in effects if isinstance(effect, StartAttempt)])
+        for effect in effects:
+            if not isinstance(effect, StartAttempt | OpenAgents):
+                yield from self._do(effect)
+
+    def _do(self, effect: Effect) -> Duty:
+        try:
+            match effect:
+                case StopAttempt(_, _, agent, task, number):
+                    yield Call("stop_attempt", (AttemptId(task, number), agent, self._orders.options.grace_ms))
+                case ReapAttempt(_, _, task, number):
+                    yield from self._reap(AttemptId(task, number))
+                case CloseAgent(_, _, agent, now):
+                    yield Call("close_agents", ([agent],), {"now": now})
+                case RemoveWindow(_, _, agent):
+                    yield Call("remove_windows", ([agent],))
+                case _:
+                    pass
+        except NodeFailed as error:
+            facts = {"node": self.node, "effect": type(effect).__name__, "seq": effect.seq, "reason": str(error)}
+            yield Remark("effect-failed", facts)
+            yield WantSweep()
+
+    def _reap(self, attempt: AttemptId) -> Duty:
+        hit("before-reap")
+        found = yield Call("reap", (attempt,))
+        hit("after-reap")
+        match found:
+            case "alive":
+                yield Tell([c.AttemptSeen(attempt.task, attempt.number)])
+            case "done":
+                yield WantSweep()
+            case _:
+                pass  # its `lost` record is on the way
+
+    def _open(self, agents: Sequence[AgentId]) -> Duty:
+        if not agents:
+            return
+        names = yield Ask(lambda state: window_names(state, agents))
+        hit("before-open")
+        try:
+            yield Call("open_windows", (names,))
+        except NodeFailed as error:
+            yield Remark("windows-failed", {"node": self.node, "agents": len(agents), "reason": str(error)})
+            yield Tell([c.WorkerFell(agent, None, f"no window: {error}") for agent in agents])
+        hit("after-open")
+
+    def _order(self, effects: Sequence[StartAttempt]) -> Duty:
+        if not effects:
+            return
+        specs = yield Peek(lambda state: [state.tasks[effect.task].spec for effect in effects])
+        orders: list[AttemptOrder] = []
+        for effect, spec in zip(effects, specs, strict=True):
+            attempt = AttemptId(effect.task, effect.attempt)
+            try:
+                orders.append(self._orders.make(spec, attempt, effect.agent))
+            except BadInput as error:
+                yield Tell([refused(attempt, str(error))])
+        hit("before-order")
+        failures = yield Call("order", (orders,))
+        hit("after-order")
+        for failure in failures:
+            yield Remark("order-failed", {"node": self.node, "attempt": str(failure.attempt), "code": failure.code})
+            yield Tell([order_failed(failure)])
+
+
+def order_failed(failure: OrderFailure) -> c.Command:
+    """Returns what an order that could not be delivered means to the core."""
+    if failure.code == "no-worker":
+        return c.WorkerFell(failure.agent, None, "its worker does not listen")
+    return refused(failure.attempt, failure.message)
+
+
+def refused(attempt: AttemptId, reason: str) -> c.Command:
+    """Returns the end of an attempt that could not be carried out at all."""
+    return c.AttemptFinished(attempt.task, attempt.number, Outcome(OutcomeKind.REFUSED, reason))
+
+
+def window_names(state: State, agents: Sequence[AgentId]) -> list[AgentWindow]:
+    """Returns the windows of the slots that still exist."""
+    found: list[AgentWindow] = []
+    for number in dict.fromkeys(agents):
+        agent = state.agents.get(number)
+        if agent is not None:
+            found.append(AgentWindow(number, agent.spec.name or f"agent-{number:03}"))
+    return found

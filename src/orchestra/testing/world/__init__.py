@@ -1,0 +1,1 @@
+"""The simulated world: the real core, scheduler, kernel, codec and duties among pretended machines, on time that only events move."""

@@ -1,0 +1,113 @@
+"""Which events a parent is told of, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestra.core import commands as c
+from orchestra.core import events as e
+from orchestra.core.model import AgentSpec, OutcomeKind, Worker
+from orchestra.core.state import State
+from orchestra.edges.filerpc.events import ParentEvents, Told
+from orchestra.engine.kernel import Happened
+from orchestra.ids import AgentId, TaskId
+from orchestra.testing.builders import NODE, Bench, make_agents, make_task
+
+
+class Teller:
+    """A bench whose events go through the rule as the loop would hand them over: after each append, with the state then."""
+
+    def __init__(self, agents: int) -> None:
+        self.bench = Bench(make_agents(agents))
+        self.rule = ParentEvents()
+
+    def do(self, *commands: c.Command) -> list[Told]:
+        events = self.bench.do(*commands)
+        at_ms = self.bench.now_ms
+        found = [self.rule.of(self.bench.state, Happened(index, at_ms, event)) for index, event in enumerate(events)]
+        return [told for told in found if told is not None]
+
+
+def fell(agent: int, reason: str = "its window is gone") -> c.WorkerFell:
+    return c.WorkerFell(AgentId(agent), None, reason)
+
+
+def seen(agent: int, pid: int = 900) -> c.WorkerSeen:
+    return c.WorkerSeen(AgentId(agent), Worker(pid + agent, 1))
+
+
+def test_an_agent_that_falls_and_comes_back() -> None:
+    teller = Teller(2)
+    assert teller.do(fell(2)) == [Told("agent_failure", "high", {"agent_id": 2, "reason": "its window is gone"})]
+    teller.bench.now_ms += 45_999
+    assert teller.do(seen(2)) == [Told("agent_recovered", "medium", {"agent_id": 2, "downtime_seconds": 45})]
+
+
+def test_an_agent_that_fell_before_the_coordinator_was_restarted() -> None:
+    teller = Teller(1)
+    teller.do(fell(1))
+    teller.rule = ParentEvents({1: teller.bench.now_ms - 60_000})
+    assert teller.do(seen(1)) == [Told("agent_recovered", "medium", {"agent_id": 1, "downtime_seconds": 60})]
+
+
+def test_the_downtime_counts_from_the_first_fall() -> None:
+    rule = ParentEvents()
+    agent = AgentId(1)
+    for at_ms in (1000, 5000):
+        rule.of(State(), Happened(1, at_ms, e.AgentLost(agent, "x")))
+    told = rule.of(State(), Happened(2, 11_000, e.AgentReady(agent, Worker(1, 1))))
+    assert told is not None
+    assert told.values["downtime_seconds"] == 10
+
+
+def test_an_agent_beyond_recovery_is_an_error_with_a_remedy() -> None:
+    told = ParentEvents().of(State(), Happened(1, 0, e.AgentSuspended(AgentId(3), "4 times in a row")))
+    assert told is not None
+    assert (told.event, told.severity) == ("unrecoverable_error", "critical")
+    assert told.values == {"agent_id": 3, "reason": "4 times in a row", "remedy": "orchestra agent restart 3"}
+
+
+def test_an_agent_that_was_removed_is_forgotten() -> None:
+    rule = ParentEvents({1: 0})
+    rule.of(State(), Happened(1, 0, e.AgentRemoved(AgentId(1), NODE)))
+    assert rule.of(State(), Happened(2, 0, e.AgentReady(AgentId(1), Worker(1, 1)))) is None
+
+
+def test_a_lost_node_is_told_but_not_our_own_restart() -> None:
+    teller = Teller(1)
+    told = teller.do(c.NodeDown(NODE, "the connection broke"))
+    assert told == [Told("node_lost", "critical", {"node": "local", "reason": "the connection broke"})]
+    assert [each.event for each in Teller(1).do(c.TakeLead(9, 1, "host", "0"))] == []
+
+
+@pytest.mark.parametrize("kind,event,severity", [(OutcomeKind.DONE, "task_completed", "info"), (OutcomeKind.FAILED, "task_failed", "high")])
+def test_a_task_that_ends(kind: OutcomeKind, event: str, severity: str) -> None:
+    teller = Teller(1)
+    teller.bench.submit(make_task("a", plan=None, retries=0), plan=None)
+    teller.bench.begin("a")
+    outcome = teller.bench.finish("a", kind=kind)
+    told = [teller.rule.of(teller.bench.state, Happened(1, 0, each)) for each in outcome]
+    found = [each for each in told if each is not None]
+    assert [(each.event, each.severity, each.values["task_id"]) for each in found] == [(event, severity, TaskId("a"))]
+
+
+def test_scaling_is_told_as_it_goes() -> None:
+    teller = Teller(2)
+    added = tuple(AgentSpec(AgentId(number), NODE) for number in range(3, 7))
+    assert teller.do(c.Scale(6, "gradual", added)) == []
+    teller.bench.now_ms += 1000
+    assert teller.do(seen(3)) == [Told("scaling", "info", {"status": "scaling", "progress": "3/6", "eta_seconds": 3})]
+    assert teller.do(seen(4), seen(5)) == [Told("scaling", "info", {"status": "scaling", "progress": "5/6", "eta_seconds": 1})]
+    assert teller.do(seen(6)) == [Told("scaling", "info", {"status": "scaled", "progress": "6/6", "eta_seconds": 0})]
+
+
+def test_a_fleet_that_comes_up_the_first_time_tells_nothing() -> None:
+    bench = Bench()
+    rule = ParentEvents()
+    bench.start_fleet(make_agents(2))
+    assert rule.of(bench.state, Happened(1, 0, e.AgentReady(AgentId(1), Worker(1, 1)))) is None
+
+
+def test_a_failed_start_is_an_error() -> None:
+    told = ParentEvents().of(State(), Happened(1, 0, e.InitFailed("no worker came up")))
+    assert told == Told("unrecoverable_error", "critical", {"reason": "no worker came up"})

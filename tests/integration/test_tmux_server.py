@@ -65,7 +65,7 @@ async def tmux(folder: Path, options: TmuxOptions | None = None, *, session: boo
             yield server
         finally:
             await server.kill_server()
-    assert not Path(CANARY).exists()
+    assert not was_executed()
 
 
 async def client(folder: Path, *words: str) -> str:
@@ -81,6 +81,10 @@ def content_of(path: Path | str) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError:
         return b""
+
+
+def was_executed() -> bool:
+    return Path(CANARY).exists()
 
 
 def is_alive(pid: int) -> bool:

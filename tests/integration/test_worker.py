@@ -98,6 +98,20 @@ def test_an_order_delivered_twice_runs_once(stage: Stage) -> None:
     assert [entry["line"] for entry in stage.output(spec)] == ["ran"]
 
 
+def test_an_order_delivered_again_while_it_runs_is_refused_at_once(stage: Stage) -> None:
+    stage.worker()
+    spec = stage.python("import signal; print('up', flush=True); signal.pause()")
+    stage.wait_output(spec, "up")
+    stage.poke({"op": "run", "dir": "attempts/demo/one/1"})
+    assert stage.wait_record("refused", spec)["reason"] == "claimed"
+    waiting = stage.order(["/bin/true"], attempt=2)
+    stage.poke({"op": "stop", "task": "demo/one", "attempt": 2})  # still waits in the inbox
+    stage.poke({"op": "stop", "task": "demo/one", "attempt": 1})
+    assert stage.wait_record("done", spec)["exit"]["reason"] == "stopped"
+    assert stage.wait_record("done", waiting)["exit"]["reason"] == "stopped"
+    assert len(stage.records("started")) == 1
+
+
 def test_the_environment_is_clean_and_tagged(stage: Stage) -> None:
     stage.worker(env={"SECRET": "no", "WANTED": "yes", "LANG": "C.UTF-8"})
     spec = stage.order(
@@ -661,6 +675,32 @@ def test_a_tree_that_takes_too_much_memory_is_ended(stage: Stage) -> None:
     spec = stage.python(HOG, limits={"memory_bytes": 100 << 20})
     done = stage.wait_record("done", spec)
     assert done["exit"]["reason"] == "memory"
+    assert [pid for pid in pids_printed(stage, spec, 1) if is_alive(pid)] == []
+
+
+@LINUX_ONLY
+@pytest.mark.parametrize("limits", [{"memory_bytes": 100 << 20}, {"processes": 1}])
+def test_limits_hold_by_measuring_where_no_control_group_can_be_made(stage: Stage, limits: dict[str, int]) -> None:
+    program = stage.programs / "worker.py"
+    program.write_text(program.read_text().replace('"/sys/fs/cgroup', '"/nowhere'))
+    stage.worker()
+    spec = stage.python(HOG, limits=limits)
+    done = stage.wait_record("done", spec)
+    assert done["exit"]["reason"] == "memory"
+    assert [pid for pid in pids_printed(stage, spec, 1) if is_alive(pid)] == []
+
+
+@LINUX_ONLY
+def test_a_node_without_proc_lists_of_children_or_without_proc(stage: Stage) -> None:
+    """What a Mac has is `ps`; and a kernel may be built without lists of children."""
+    program = stage.programs / "worker.py"
+    program.write_text(
+        program.read_text().replace('LINUX = sys.platform.startswith("linux")', "LINUX = False").replace("/children", "/none")
+    )
+    stage.worker()
+    spec = stage.python("import os, signal; print('pid', os.getpid(), flush=True); os.fork(); signal.pause()", timeout_ms=1500, grace_ms=50)
+    done = stage.wait_record("done", spec)
+    assert done["exit"]["reason"] == "timeout"
     assert [pid for pid in pids_printed(stage, spec, 1) if is_alive(pid)] == []
 
 

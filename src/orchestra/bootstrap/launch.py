@@ -30,6 +30,7 @@ RESTART_PAUSE_S: Final = (0.2, 1.0, 5.0, 15.0, 30.0)
 FINAL_CODES: Final = (0, 2, 130, 143)
 """Exit codes after which a coordinator is not started again: it ended as asked, or would fail the same way."""
 STOP_TIMEOUT_S: Final = 300
+CONTROL_SOCKET: Final = "control.sock"
 WINDOW_GONE_S: Final = 10.0
 WINDOW_SESSION: Final = "coordinator"
 
@@ -162,6 +163,8 @@ def supervise(argv: Sequence[str]) -> int:
         child = subprocess.Popen(list(argv), start_new_session=True)
         code = child.wait()
         if received or code in FINAL_CODES or failures >= len(RESTART_PAUSE_S) * 4:
+            if code == 0:
+                _close_own_window()
             return code
         pause = RESTART_PAUSE_S[min(failures, len(RESTART_PAUSE_S) - 1)]
         failures += 1
@@ -169,6 +172,13 @@ def supervise(argv: Sequence[str]) -> int:
         time.sleep(pause)
         if received:
             return code
+
+
+def _close_own_window() -> None:
+    """Closes the window that `start_in_window` made. It stays open after a failure, so that its last words can be read."""
+    server = os.environ.get("TMUX", "").partition(",")[0]
+    if Path(server).name == CONTROL_SOCKET and Path(server).parent.name.startswith("orchestra-"):
+        subprocess.run(["tmux", "-S", server, "kill-session", "-t", f"={WINDOW_SESSION}"], timeout=10, check=False, capture_output=True)
 
 
 async def start_in_window(root: Path, settings: Settings, agents: int | None) -> None:
@@ -185,7 +195,7 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
             raise LedgerLocked(
                 f"an orchestra is running for {place.path} already", hint="`orchestra status` shows it, `orchestra down` ends it"
             )
-    tmux = ["tmux", "-S", str(place.runtime_folder() / "control.sock"), "-f", "/dev/null"]
+    tmux = ["tmux", "-S", str(place.runtime_folder() / CONTROL_SOCKET), "-f", "/dev/null"]
     argv = [sys.executable, "-m", "orchestra", "--root", str(place.path), "coordinator", "--supervise"]
     if agents is not None:
         argv += ["--agents", str(agents)]
@@ -207,7 +217,7 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
         "set-option",
         "-w",
         "remain-on-exit",
-        "failed",
+        "on",
     )
     deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
     while asyncio.get_running_loop().time() < deadline:
@@ -227,7 +237,7 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
 
 async def wait_window_gone(root: Path) -> None:
     """Waits, for a moment at most, until the coordinator's own window has closed behind it. One that failed stays, to be read."""
-    tmux = ["tmux", "-S", str(Root(root).runtime_folder() / "control.sock"), "-f", "/dev/null"]
+    tmux = ["tmux", "-S", str(Root(root).runtime_folder() / CONTROL_SOCKET), "-f", "/dev/null"]
     deadline = asyncio.get_running_loop().time() + WINDOW_GONE_S
     while asyncio.get_running_loop().time() < deadline:
         if (await _tmux(tmux, "display-message", "-p", "-t", f"={WINDOW_SESSION}:", "#{pane_dead}", may_fail=True)).strip() != "0":

@@ -44,7 +44,8 @@ _PANE_ID: Final = re.compile(r"%[0-9]{1,9}")
 _WINDOW_ID: Final = re.compile(r"@[0-9]{1,9}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEY: Final = re.compile(
-    r"(?:[CMS]-){0,3}(?:[!-~]|F[1-9]|F1[0-2]|Enter|Escape|Space|Tab|BTab|BSpace|DC|IC|Home|End|NPage|PPage|PageUp|PageDown|Up|Down|Left|Right)"
+    r"(?:[CMS]-){0,3}(?:[!-~]|F[1-9]|F1[0-2]|Enter|Escape|Space|Tab|BTab|BSpace|DC|IC|Home|End"
+    r"|NPage|PPage|PageUp|PageDown|Up|Down|Left|Right)"
 )
 _STRAY_RUN: Final = re.compile(r"#+(\[?)")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -314,8 +315,9 @@ class PaneFacts(msgspec.Struct, frozen=True):
 
 
 _PANE_FIELDS: Final = (
-    "#{pane_id}:#{window_id}:#{pane_pid}:#{pane_dead}:#{pane_dead_status}:#{pane_dead_signal}:#{pane_in_mode}"
-    ":#{pane_width}:#{pane_height}:#{?#{m/r:^[0-9]+$,#{@IDENTITY}},#{@IDENTITY},}:#{session_group}:#{session_name}:#{q:pane_current_command}"
+    "#{pane_id}:#{window_id}:#{pane_pid}:#{pane_dead}:#{pane_dead_status}:#{pane_dead_signal}"
+    ":#{pane_in_mode}:#{pane_width}:#{pane_height}:#{?#{m/r:^[0-9]+$,#{@IDENTITY}},#{@IDENTITY},}"
+    ":#{session_group}:#{session_name}:#{q:pane_current_command}"
 )
 _PANE: Final = re.compile(
     r"(?P<pane>%\d+):(?P<window>@\d+):(?P<pid>-?\d*):(?P<dead>[01]?):(?P<status>\d*):(?P<signal>\w*):(?P<mode>\d*)"
@@ -324,12 +326,27 @@ _PANE: Final = re.compile(
 
 
 _BSD_SIGNALS: Final = {
-    name: number
-    for number, name in enumerate(
-        "HUP INT QUIT ILL TRAP ABRT EMT FPE KILL BUS SEGV SYS PIPE ALRM TERM URG STOP TSTP CONT CHLD TTIN TTOU IO XCPU XFSZ VTALRM PROF "
-        "WINCH INFO USR1 USR2".split(),
-        start=1,
-    )
+    "HUP": 1,
+    "INT": 2,
+    "QUIT": 3,
+    "ILL": 4,
+    "TRAP": 5,
+    "ABRT": 6,
+    "EMT": 7,
+    "FPE": 8,
+    "KILL": 9,
+    "BUS": 10,
+    "SEGV": 11,
+    "SYS": 12,
+    "PIPE": 13,
+    "ALRM": 14,
+    "TERM": 15,
+    "XCPU": 24,
+    "XFSZ": 25,
+    "VTALRM": 26,
+    "PROF": 27,
+    "USR1": 30,
+    "USR2": 31,
 }
 """Where the C library can name signals (macOS, the BSDs) tmux gives the name; elsewhere the number."""
 

@@ -281,14 +281,13 @@ def _ps(*which: str) -> dict[int, tuple[int, int, str, str]]:
     """The same by `ps`, where there is no /proc. The group stands for the session, which `ps` of macOS does not tell."""
     import subprocess
 
-    argv = ["ps", *(which or ("-ax",)), "-o", "pid=,ppid=,pgid=,stat=,lstart="]
-    text = subprocess.run(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PATH": "/bin:/usr/bin", "LC_ALL": "C"}, check=False
-    )
+    argv = ["/bin/ps", *(which or ("-ax",)), "-o", "pid=,ppid=,pgid=,stat=,lstart="]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"LC_ALL": "C"}) as asked:
+        text = asked.communicate()[0].decode("ascii", "replace")
     table = {}
-    for line in text.stdout.decode("ascii", "replace").splitlines():
+    for line in text.splitlines():
         fields = line.split()
-        if len(fields) == 9:
+        if len(fields) == 9 and int(fields[0]) != asked.pid:  # it is a child of ours for as long as it looks
             start = int(time.mktime(time.strptime(" ".join(fields[4:]), "%a %b %d %H:%M:%S %Y")))
             table[int(fields[0])] = (int(fields[1]), int(fields[2]), str(start), fields[3][:1])
     return table
@@ -1426,7 +1425,10 @@ class Worker:
             self.poller.unregister(fd)
 
     def turn(self, until: float | None = None) -> None:
-        """Waits until something is heard, a beat is due or `until` has come, and deals with it."""
+        """Shows what there is to show, waits until something is heard, a beat is due or `until` has come, and deals with it."""
+        self.view.tick()
+        self.view.flush()
+        self._watch_pane()
         moment = time.monotonic()
         wake = self.beat_due if self.beat_fd >= 0 else moment + BEAT_S
         for other in (until, self.view.due):
@@ -1448,9 +1450,6 @@ class Worker:
         self.interrupts = 0
         if self.beat_fd >= 0 and time.monotonic() >= self.beat_due:
             self._beat()
-        self.view.tick()
-        self.view.flush()
-        self._watch_pane()
 
     def _beat(self) -> None:
         self.beat_due = time.monotonic() + BEAT_S
@@ -1606,7 +1605,10 @@ class Worker:
     def _take_order(self, order: dict[str, Any]) -> None:
         op = order.get("op")
         if op == "run":
-            self.orders.append(order)
+            if self.folder and self.folder == "%s/%s" % (self.base, order.get("dir")):
+                self.record("refused", reason="claimed", **self.names)
+            else:
+                self.orders.append(order)
         elif op == "leave":
             self.leaving = True
             self.stopping_all = self.stopping_all or bool(order.get("now"))
@@ -1658,7 +1660,7 @@ class Worker:
             Attempt(self, folder, spec).perform()
             self.settle()
             self.folder, self.names = "", {}
-            self.stops = []
+            self.stops = [asked for asked in self.stops if asked != (names["task"], names["attempt"])]
         unlink_quietly(self.slot + "/current")
 
     def _become_reaper(self) -> None:
@@ -1719,8 +1721,6 @@ class Worker:
         self.listen(inbox, select.POLLIN, self._on_inbox)
         self._ready(boot)
         self._tell_waiting()
-        self.view.flush()
-        self._watch_pane()
 
     def _ready(self, boot: str) -> None:
         """Written by hand: the JSON codec is loaded with the first order."""

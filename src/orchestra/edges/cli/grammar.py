@@ -147,9 +147,13 @@ def guarded(session: Session, args: Sequence[str], work: Callable[[], object]) -
         session.render.note("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader is gone (`orchestra task list | head`); Python must not try to write the rest when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return EXIT_PIPE
+
+
+def drop_output() -> None:
+    """The reader is gone, as after `| head`: Python must not try to write the rest when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage_error(error: click.UsageError) -> BadInput:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from orchestra.clock import Clock
-from orchestra.core.model import Lifecycle, PlanStatus, TaskStatus
+from orchestra.core.model import Lifecycle, PlanStatus, TaskDefaults, TaskStatus
 from orchestra.core.state import State
 from orchestra.engine.loop import Loop
 from orchestra.errors import BadInput
@@ -47,11 +47,16 @@ def _known_task(state: State, loop: Loop, params: SubmitTaskParams) -> SubmitRep
     task = state.tasks.get(TaskId(params.task_id or ""))
     if task is None:
         return None
+    # What the submission leaves open is taken from the task itself, so that other defaults since then make no other task of it.
+    known = task.spec
+    defaults = TaskDefaults(
+        timeout_ms=known.timeout_ms, retries=known.retries, backoff_ms=known.backoff_ms, backoff_max_ms=known.backoff_max_ms
+    )
     try:
-        spec = to_spec(params, task_id=task.id, default_kind=task.spec.kind, workspace=task.spec.workspace)
+        spec = to_spec(params, task_id=task.id, default_kind=known.kind, workspace=known.workspace, defaults=defaults)
     except BadInput:
         return None
-    if spec != task.spec:
+    if spec != known:
         return None
     done_ms = task.ended_ms if task.over else loop.now_ms() + eta_ms(state, loop.kernel.scheduler, task)
     return SubmitReply(task.id, "queued", tuple(int(attempt.agent) for attempt in task.live_attempts()), rfc3339(done_ms))

@@ -29,6 +29,9 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "orchestra" / "stage"
 DEADLINE_S = 20.0
 PYTHON = os.environ.get("STAGE_PYTHON", sys.executable)
 
+IMPORTING_START = "import sys; sys.path.insert(0, sys.argv[1]); import worker; sys.exit(worker.main(sys.argv[1:]))"
+"""The start that uses compiled bytecode; see docs/node.md."""
+
 Record = dict[str, Any]
 
 
@@ -270,7 +273,9 @@ class Stage:
 
     # starting
 
-    def worker(self, agent: int = 7, *, env: dict[str, str] | None = None, reads: bool = True, wait: bool = True) -> Pane:
+    def worker(
+        self, agent: int = 7, *, env: dict[str, str] | None = None, reads: bool = True, wait: bool = True, start: str = "script"
+    ) -> Pane:
         before = len(self.records("ready"))
         own = {
             "PATH": os.environ["PATH"],
@@ -280,7 +285,8 @@ class Stage:
             "TMUX_PANE": "%1",
             **(env or {}),
         }
-        pane = Pane([PYTHON, "-I", "-S", str(self.programs / "worker.py"), str(self.folder), str(agent)], own, reads=reads)
+        program = [str(self.programs / "worker.py")] if start == "script" else ["-c", IMPORTING_START, str(self.programs)]
+        pane = Pane([PYTHON, "-I", "-S", *program, str(self.folder), str(agent)], own, reads=reads)
         self.panes.append(pane)
         if wait:
             wait_until(lambda: len(self.records("ready")) > before, lambda: f"ready; the pane shows {pane.pull()!r}", on=pane.fd)

@@ -585,7 +585,7 @@ async def test_a_file_that_cannot_be_moved_is_passed_over_until_it_changes(
     def no_rename(*args: object, **more: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(intake.os, "rename", no_rename)
+    monkeypatch.setattr("os.rename", no_rename)
     for _ in range(3):
         await fleet.rpc.look()
     assert caplog.text.count("rpc-file-refused") == caplog.text.count("rpc-quarantine-failed") == 1

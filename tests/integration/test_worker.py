@@ -65,8 +65,9 @@ AFTER
 # --- the plain way
 
 
-def test_runs_an_order_and_tells_everything(stage: Stage) -> None:
-    pane = stage.worker()
+@pytest.mark.parametrize("start", ["script", "import"])
+def test_runs_an_order_and_tells_everything(stage: Stage, start: str) -> None:
+    pane = stage.worker(start=start)
     spec = stage.order(["/bin/sh", "-c", "echo hello; echo trouble >&2; exit 3"])
     done = stage.wait_record("done", spec)
     assert [record["k"] for record in stage.records()] == ["ready", "started", "done"]

@@ -25,7 +25,7 @@ from orchestra.root import Root
 from orchestra.settings import Settings
 from orchestra.views import EventView, HealthCheck
 
-TMUX_MIN: Final = (3, 0)
+TMUX_MIN: Final = (3, 2)
 PYTHON_MIN: Final = (3, 11)
 DISK_FREE_BYTES_MIN: Final = 1 << 30
 """Below this a fleet of agents fills the disk within minutes."""

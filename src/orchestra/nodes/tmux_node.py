@@ -95,7 +95,7 @@ class TmuxNode:
         done = await self._transport.run(["tmux", "-V"], timeout_ms=self._options.request_timeout_ms)
         self._tmux_version = done.out.decode(errors="replace").strip().removeprefix("tmux ")
         if done.code != 0:
-            raise NodeFailed(f"node {self.id} has no tmux", hint="install tmux 3.0 or newer there")
+            raise NodeFailed(f"node {self.id} has no tmux", hint="install tmux 3.2 or newer there")
 
     async def _push_stage(self) -> str:
         """Puts the stage files into a folder named by their content; one that is there already is complete (it is renamed into place)."""

@@ -1270,6 +1270,7 @@ class Attempt:
         result = fitted({"exit": dict(outcome, dropped_bytes=self.output.log.dropped_bytes), "checks": checks})
         self.worker.keep(self.folder + "/exit.json", dict(self.names, **result))
         self.worker.record("done", **self.names, **result)
+        self.worker.settle()
         view.close_attempt(self._told(result))
 
     def _program(self, argv: list[str], timeout_ms: int | None) -> Program:
@@ -1658,7 +1659,6 @@ class Worker:
             self._become_reaper()
             self.folder, self.names, self.child = folder, names, {}
             Attempt(self, folder, spec).perform()
-            self.settle()
             self.folder, self.names = "", {}
             self.stops = [asked for asked in self.stops if asked != (names["task"], names["attempt"])]
         unlink_quietly(self.slot + "/current")

@@ -22,22 +22,26 @@ SHUTDOWN_SECONDS: Final = 300.0
 
 @click.command("up", cls=Command, example="orchestra up --agents 10")
 @click.option("--agents", type=click.IntRange(1), metavar="N", help="Agents in all; default is the setting agents.count.")
+@click.option("--bare", is_flag=True, help="Start no agents: a parent program says `orchestra.init`.")
 @click.option("--foreground", is_flag=True, help="Stay in this terminal; Ctrl-C ends the orchestra.")
 @click.pass_context
-def up(context: click.Context, agents: int | None, foreground: bool) -> int:
+def up(context: click.Context, agents: int | None, bare: bool, foreground: bool) -> int:
     """Start an orchestra and leave it running.
 
     Returns when every agent is ready. `orchestra agent attach` shows the windows, `orchestra down` ends it.
     """
     import asyncio
 
+    from orchestra.errors import BadInput
     from orchestra.intake.request import StatusParams
 
+    if bare and agents is not None:
+        raise BadInput("--bare and --agents contradict each other", hint="give one of them")
     session = session_of(context)
     settings = session.wiring.load_settings(session.root, {})
-    count = agents if agents is not None else settings.agents.count
+    count = None if bare else agents or settings.agents.count
     if foreground:
-        session.render.note(f"starting {count} agents for {session.root}; Ctrl-C lets running tasks finish, a second one stops them")
+        session.render.note(f"starting {count or 'no'} agents for {session.root}; Ctrl-C lets running tasks finish, a second one stops them")
         return session.wiring.serve_forever(session.root, settings, count)
     asyncio.run(session.wiring.start_in_window(session.root, settings, count))
     status = session.ask(lambda use_cases: use_cases.status(StatusParams()))

@@ -1,0 +1,151 @@
+"""A node's driver in the simulated world: the production duties, carried out on the world's time. Mirrors `engine.driver.NodeDriver`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestra.core import commands as c
+from orchestra.core.effects import Effect
+from orchestra.engine.duties import Act, Ask, Call, Duties, Duty, Peek, Remark, Tell, WantSweep
+from orchestra.errors import PortFailed, ProtocolBroken
+from orchestra.node import NodeFacts
+from orchestra.testing.world.net import SimPort
+from orchestra.testing.world.timeline import Process, Promise
+
+if TYPE_CHECKING:
+    from orchestra.testing.world.coordinator import SimCoordinator
+
+SWEEP_MS: Final = 60_000
+SWEEP_AGAIN_MS: Final = 500
+RECONNECT_FIRST_MS: Final = 200
+RECONNECT_MAX_MS: Final = 30_000
+EFFECTS_MAX: Final = 4096
+
+Steps = Generator[Promise, Any, Any]
+
+
+class SimDriver:
+    """Runs one node for one coordinator."""
+
+    def __init__(self, owner: SimCoordinator, port: SimPort) -> None:
+        self.port = port
+        self._owner = owner
+        self._line = owner.line
+        self._duties = Duties(port.id, owner.translator, owner.board, owner.orders)
+        self._effects: list[Effect] = []
+        self._effects_wanted: Promise | None = None
+        self._sweep_wanted = False
+        self._sweep_promise: Promise | None = None
+        self.connected = False
+
+    def begin(self) -> None:
+        """Connects and reconnects for ever."""
+        self._owner.spawn(self._run())
+
+    def act(self, effects: Sequence[Effect]) -> None:
+        """See `NodeDriver.act`."""
+        if self.connected:
+            self._put_effects(effects)
+
+    def _put_effects(self, effects: Sequence[Effect]) -> None:
+        self._effects += effects
+        wanted, self._effects_wanted = self._effects_wanted, None
+        if wanted is not None and effects:
+            wanted.keep(None)
+        elif wanted is not None:
+            self._effects_wanted = wanted
+
+    def _run(self) -> Steps:
+        pause_ms = RECONNECT_FIRST_MS
+        while True:
+            reason = "the connection ended"
+            try:
+                yield from self._session()
+                pause_ms = RECONNECT_FIRST_MS
+            except (PortFailed, ProtocolBroken) as error:
+                reason = str(error)
+            self.connected = False
+            self._owner.report([c.NodeDown(self.port.id, reason)])
+            self.port.stop()
+            yield self._line.sleep(pause_ms)
+            pause_ms = min(pause_ms * 2, RECONNECT_MAX_MS)
+
+    def _session(self) -> Steps:
+        offset = yield self._owner.ask(lambda state: state.nodes[self.port.id].journal_offset)
+        facts: NodeFacts = yield self.port.start(offset)
+        self._effects.clear()
+        self.connected = True
+        self._owner.report([c.NodeUp(self.port.id, facts.boot, facts.session)])
+        self._sweep_wanted = True
+        parts = [self._owner.spawn(each) for each in (self._read(), self._carry_out(), self._sweep_now_and_then())]
+        first = Promise(self._line)
+        for part in parts:
+            part.ended.then(lambda part=part: _pass_on(part, first))  # type: ignore[misc]
+        try:
+            yield first
+        finally:
+            for part in parts:
+                part.cancel()
+
+    def _read(self) -> Steps:
+        while True:
+            report = yield self.port.next_report()
+            yield from self._perform(self._duties.take(report))
+
+    def _carry_out(self) -> Steps:
+        while True:
+            if not self._effects:
+                self._effects_wanted = Promise(self._line)
+                yield self._effects_wanted
+            effects, self._effects = self._effects[:EFFECTS_MAX], self._effects[EFFECTS_MAX:]
+            yield from self._perform(self._duties.carry_out(effects))
+
+    def _sweep_now_and_then(self) -> Steps:
+        while True:
+            if not self._sweep_wanted:
+                self._sweep_promise = self._line.sleep(SWEEP_MS)
+                yield self._sweep_promise
+            self._sweep_wanted = False
+            yield from self._perform(self._duties.sweep())
+            yield self._line.sleep(SWEEP_AGAIN_MS)
+
+    def _want_sweep(self) -> None:
+        self._sweep_wanted = True
+        if self._sweep_promise is not None:
+            self._sweep_promise.keep(None)
+
+    def _perform(self, duty: Duty) -> Steps:
+        try:
+            step = next(duty)
+            while True:
+                answer: Any = None
+                try:
+                    match step:
+                        case Tell(commands):
+                            self._owner.report(commands)
+                        case Ask(question):
+                            answer = yield self._owner.ask(question)
+                        case Peek(question):
+                            answer = question(self._owner.kernel.state)
+                        case Call(method, arguments, options):
+                            answer = yield self.port.call(method, *arguments, **options)
+                        case Act(effects):
+                            self._put_effects(effects)
+                        case WantSweep():
+                            self._want_sweep()
+                        case Remark():
+                            pass
+                except PortFailed as error:
+                    step = duty.throw(error)
+                else:
+                    step = duty.send(answer)
+        except StopIteration:
+            return
+
+
+def _pass_on(part: Process, first: Promise) -> None:
+    if part.ended.error is not None:
+        first.fail(part.ended.error)
+    else:
+        first.keep(None)

@@ -37,6 +37,8 @@ def reconcile(state: State, node: NodeId, found: Inventory, translator: Translat
     missing: list[AgentId] = []
     for agent in state.agents_on(node):
         commands += _worker_news(agent, workers.get(agent.id))
+        if agent.status is AgentStatus.ERROR:
+            continue  # it fell too often: it gets no worker until somebody asks
         if agent.id not in found.windows or (agent.id not in workers and agent.status is AgentStatus.STARTING):
             missing.append(agent.id)
     facts = {each.attempt: each for each in found.attempts}

@@ -141,7 +141,8 @@ class SimCoordinator:
         self.time = LedgerTime(self.clock, self.kernel.state.at_ms)
         self.term = ledger.claim_term()
         self._snapshot_ms, self._snapshot_seq = self.clock.steady_ms(), self.kernel.state.seq
-        self.spawn(self._run())
+        loop = self.spawn(self._run())
+        loop.ended.then(lambda: self.end(f"stopped: {loop.ended.error}"))
         self.request(c.TakeLead(self.term, 1, self.name, "0"))
         self.spawn(self._reconnect())
 

@@ -64,6 +64,7 @@ class SimPort:
         self._connection: Connection | None = None
         self._reports: list[Report] = []
         self._reader: Promise | None = None
+        self._starts = 0
 
     def start(self, journal_offset: int) -> Promise:
         """See `Node.start`."""
@@ -72,9 +73,11 @@ class SimPort:
         deadline = self.line.now_ms + REQUEST_TIMEOUT_MS
         self._reports.clear()
         self._reader = None
+        self._starts += 1
+        this = self._starts
 
         def connect() -> None:
-            if answer.done:
+            if answer.done or this != self._starts:
                 return
             connection = self._connection = Connection(self, journal_offset)
             facts = NodeFacts(boot=self.node.boot, host=self.id, python="3", tmux="3", session=f"session-{self.id}")
@@ -88,6 +91,7 @@ class SimPort:
 
     def stop(self) -> None:
         """See `Node.stop`."""
+        self._starts += 1
         if self._connection is not None:
             self._connection.close(NodeUnreachable("the courier was closed"))
             self._connection = None

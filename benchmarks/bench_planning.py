@@ -26,7 +26,9 @@ def plan_text(tasks: int) -> str:
     for number in range(tasks):
         above = range(max(0, (number // 100 - 1) * 100), number // 100 * 100)
         needs = ", ".join(f"t{need}" for need in sorted(draw.sample(above, min(len(above), draw.randint(0, 3)))))
-        lines.append(f"  - {{id: t{number}, run: 'true', description: task {number}, estimate: {draw.randint(1, 900)}, needs: [{needs}]}}")
+        lines.append(
+            f"  - {{id: t{number}, run: 'true', description: task {number}, estimated_seconds: {draw.randint(1, 900)}, needs: [{needs}]}}"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from support import arguments, median, scratch, show, wait_quiet
 
 from orchestra.bootstrap.coordinator import restore_kernel
+from orchestra.clocks.system import SystemClock
 from orchestra.core import commands as c
 from orchestra.core.model import AgentSpec, NodeSpec, Outcome, OutcomeKind, Payload, TaskSpec, Worker
 from orchestra.engine.kernel import Kernel
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
-from orchestra.ledgers.sqlite import SqliteLedger
+from orchestra.ledgers.sqlite import SqliteLedger, SqliteOptions
 
 BARS_S = {"replay": 5.0, "snapshot": 1.0}
 NODE = NodeId("local")
@@ -24,11 +25,16 @@ PLAN_TASKS = 1000
 APPEND_EVENTS = 20_000
 
 
+def open_ledger(path: Path) -> SqliteLedger:
+    """The ledger as the coordinator opens it."""
+    return SqliteLedger.open(path, SqliteOptions(), SystemClock())
+
+
 class Author:
     """Writes the ledger of an orchestra that has been at work for long: plan after plan, every task assigned, begun and finished."""
 
     def __init__(self, path: Path, policy: c.Policy) -> None:
-        self.ledger = SqliteLedger.open(path)
+        self.ledger = open_ledger(path)
         self.term = self.ledger.claim_term()
         self.kernel = Kernel(policy)
         self.now_ms = 1_700_000_000_000
@@ -85,7 +91,7 @@ def start(path: Path, *, keep: bool) -> tuple[float, int]:
     """Seconds to open the ledger and have the state, in a process that has done nothing else; with `keep` a snapshot is left."""
     gc.collect()
     started = time.perf_counter()
-    ledger = SqliteLedger.open(path)
+    ledger = open_ledger(path)
     kernel = restore_kernel(ledger, c.Policy())
     took = time.perf_counter() - started
     if keep:
@@ -104,7 +110,9 @@ def in_new_process(path: Path, keep: bool) -> tuple[float, int]:
 
 def main() -> None:
     options = arguments(
-        __doc__, ("--start", {"type": Path, "help": "only start from this ledger"}), ("--keep", {"action": "store_true", "help": "and leave a snapshot"})
+        __doc__,
+        ("--start", {"type": Path, "help": "only start from this ledger"}),
+        ("--keep", {"action": "store_true", "help": "and leave a snapshot"}),
     )
     if options.start:
         print(json.dumps(start(options.start, keep=options.keep)))
@@ -117,7 +125,7 @@ def main() -> None:
         replay = [in_new_process(path, False)[0] for _ in range(rounds)]
         in_new_process(path, True)
         snapshot = [in_new_process(path, False)[0] for _ in range(rounds)]
-        size = path.stat().st_size
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     own = {"replay": median(replay), "snapshot": median(snapshot)}
     share = count / 1_000_000
     show(

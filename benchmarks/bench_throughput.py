@@ -28,7 +28,9 @@ BAR = 2.0
 
 def plan_of(tasks: int) -> str:
     """A plan file of independent tasks."""
-    return "name: throughput\ntasks:\n" + "".join(f"  - {{id: t{number}, run: 'true', description: number {number}}}\n" for number in range(tasks))
+    return "name: throughput\ntasks:\n" + "".join(
+        f"  - {{id: t{number}, run: 'true', description: number {number}}}\n" for number in range(tasks)
+    )
 
 
 async def ours(tasks: int, agents: int) -> tuple[float, float]:

@@ -86,7 +86,9 @@ def debian_program(program: str, package: str) -> str:
     return found
 
 
-def run_peer(requirement: str, script: str, *arguments: object, timeout_s: float = 600, environment: Mapping[str, str] | None = None) -> Any:
+def run_peer(
+    requirement: str, script: str, *arguments: object, timeout_s: float = 600, environment: Mapping[str, str] | None = None
+) -> Any:
     """Runs a script of `benchmarks/peers` with the peer's interpreter; returns the JSON value in the last line it prints."""
     argv = [str(peer_python(requirement)), "-I", str(PEERS / script), *map(str, arguments)]
     done = subprocess.run(argv, capture_output=True, timeout=timeout_s, env={**os.environ, **(environment or {})}, check=False)
@@ -176,7 +178,9 @@ def wait_quiet() -> float:
 
 def machine() -> dict[str, Any]:
     """What this ran on."""
-    model = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
+    )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cores": os.cpu_count(),

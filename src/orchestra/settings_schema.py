@@ -120,7 +120,9 @@ class Limits(Section, frozen=True, kw_only=True):
         65_536
     )
     agent_memory_mb: Annotated[Count, Meta(description="MiB a process of an agent may use unless its task says; 0 means no limit.")] = 0
-    results_keep: Annotated[Count, Meta(description="Result folders kept, newest first; 0 keeps all.")] = 1000
+    attempts_keep: Annotated[
+        Count, Meta(description="Folders of attempts kept on the nodes, newest tasks first; 0 keeps all. Results stay.")
+    ] = 10_000
 
 
 class Tmux(Section, frozen=True, kw_only=True):

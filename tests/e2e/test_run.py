@@ -87,7 +87,7 @@ def test_a_missing_plan_file_is_exit_2(sh: Shell) -> None:
     assert "no-such-plan.yaml" in done.stderr
 
 
-HOSTILE = "it's \"quoted\" $(touch pwned) `touch pwned` ; touch pwned; #{pane_id} #(touch pwned) \x1b]0;t\x07 \x1b[201~ \u202e"
+HOSTILE = 'it\'s "quoted" $(touch pwned) `touch pwned` ; touch pwned; #{pane_id} #(touch pwned) \x1b]0;t\x07 \x1b[201~ \u202e'
 
 
 def test_hostile_text_is_only_ever_data(sh: Shell) -> None:
@@ -107,7 +107,7 @@ def test_hostile_text_is_only_ever_data(sh: Shell) -> None:
     done = sh.run("run", sh.plan(json.dumps(plan), "plan.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert next(sh.folder.rglob("got.txt")).read_text() == HOSTILE
-    assert not [path for path in sh.folder.rglob("pwned")]
+    assert not list(sh.folder.rglob("pwned"))
     assert "\x1b]0;" not in done.stdout
 
 
@@ -146,7 +146,10 @@ def held_plan(tasks: int, held: int) -> str:
 def wait_for_log(sh: Shell, count: int) -> None:
     """Waits until so many tasks have begun. `inotifywait` would be another package; this polls the kernel's own view of the file."""
     subprocess.run(
-        ["sh", "-c", f'until [ -e log ] && [ "$(grep -c begin log)" -ge {count} ]; do sleep 0.02; done'], cwd=sh.folder, check=True, timeout=60
+        ["sh", "-c", f'until [ -e log ] && [ "$(grep -c begin log)" -ge {count} ]; do sleep 0.02; done'],
+        cwd=sh.folder,
+        check=True,
+        timeout=60,
     )
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from orchestra.core.state import State
-from orchestra.errors import NodeFailed
+from orchestra.errors import OrchestraError
 from orchestra.root import Root
-from orchestra.testing.hosted import Stage, check_books, hosted, processes_of
+from orchestra.testing.hosted import Stage, check_books, hosted, is_gone, processes_of, wait_until
+from orchestra.usecases import AgentsParams
 
 BEGIN = 'printf "begin %s %s\\n" "$ORCHESTRA_TASK" "$ORCHESTRA_ATTEMPT" >> log'
 END = 'printf "end %s %s\\n" "$ORCHESTRA_TASK" "$ORCHESTRA_ATTEMPT" >> log'
@@ -73,9 +74,7 @@ async def running(stage: Stage, count: int) -> dict[str, tuple[int, int]]:
 
 async def began(folder: Path, count: int) -> None:
     """Waits until so many tasks have written their first line: they are at the gate, or about to be."""
-    async with asyncio.timeout(60):
-        while sum(line.startswith("begin") for line in log_of(folder)) < count:
-            await asyncio.sleep(0)
+    await wait_until(lambda: sum(line.startswith("begin") for line in log_of(folder)) >= count)
 
 
 def check_exactly_once(folder: Path, root: Path, tasks: int) -> State:
@@ -101,7 +100,7 @@ async def test_kill_a_worker(folder: Path) -> None:
         os.kill(worker.pid, signal.SIGKILL)
         retried = await stage.wait(lambda state: True if len(state.tasks["p/t0"].attempts) > 1 else None)  # type: ignore[index]
         assert retried
-        assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().rpartition(")")[2]
+        assert is_gone(child)
         await open_gate(folder)
         assert await stage.wait_plan(name) == "completed"
     state = check_exactly_once(folder, root, 12)
@@ -128,7 +127,9 @@ async def test_kill_an_agents_process(folder: Path) -> None:
 def tmux_server(root: Path) -> int:
     """Returns the pid of the tmux server of that root's node."""
     socket = Root(root).runtime_folder() / "local" / "tmux.sock"
-    done = subprocess.run(["tmux", "-S", str(socket), "display-message", "-p", "#{pid}"], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        ["tmux", "-S", str(socket), "display-message", "-p", "#{pid}"], capture_output=True, text=True, check=True, timeout=30
+    )
     return int(done.stdout)
 
 
@@ -145,9 +146,7 @@ async def test_kill_or_stop_the_tmux_server(folder: Path, number: signal.Signals
         await open_gate(folder)
         assert await stage.wait_plan(name) == "completed"
         await stage.wait(lambda state: True if all(agent.status.value == "idle" for agent in state.agents.values()) else None)
-        async with asyncio.timeout(60):
-            while len(await windows(stage)) < 4:
-                await asyncio.sleep(0)
+        await wait_until(lambda: all_windows(stage, 4))
         assert tmux_server(root) != before
     state = check_exactly_once(folder, root, 12)
     again = [attempt for task in state.tasks.values() for attempt in task.attempts if attempt.number != task.primary]
@@ -155,11 +154,12 @@ async def test_kill_or_stop_the_tmux_server(folder: Path, number: signal.Signals
     assert sum(line.startswith("begin") for line in log_of(folder)) == 12
 
 
-async def windows(stage: Stage) -> tuple[int, ...]:
+async def all_windows(stage: Stage, count: int) -> bool:
+    """Tells whether every agent has a window again."""
     try:
-        return tuple((await stage.coordinator._drivers["local"].node.inventory([])).windows)  # type: ignore[index]
-    except NodeFailed:
-        return ()
+        return len((await stage.app.screens(AgentsParams())).screens) == count
+    except OrchestraError:
+        return False
 
 
 async def test_crash_of_the_coordinator_while_tasks_run_and_while_they_end(folder: Path) -> None:
@@ -184,13 +184,9 @@ async def test_kill_the_courier(folder: Path) -> None:
     async with hosted(root, agents=2) as stage:
         name = await stage.submit(plan(8, 1), folder)
         await running(stage, 1)
-        courier = next(pid for pid, command in _processes(root).items() if "courier.py" in command)
+        courier = next(pid for pid, command in processes_of(root).items() if "courier.py" in command)
         os.kill(courier, signal.SIGKILL)
         await open_gate(folder)
         assert await stage.wait_plan(name) == "completed"
     state = check_exactly_once(folder, root, 8)
     assert all(len(task.attempts) == 1 for task in state.tasks.values())
-
-
-def _processes(root: Path) -> dict[int, str]:
-    return processes_of(root)

@@ -130,7 +130,12 @@ def test_kinds_and_nodes_are_obeyed() -> None:
 
 
 def test_ranks_and_the_critical_path() -> None:
-    specs = [make_task("a", estimate_ms=1), make_task("b", "a", estimate_ms=10), make_task("c", "a", estimate_ms=5), make_task("d", "b", "c", estimate_ms=2)]
+    specs = [
+        make_task("a", estimate_ms=1),
+        make_task("b", "a", estimate_ms=10),
+        make_task("c", "a", estimate_ms=5),
+        make_task("d", "b", "c", estimate_ms=2),
+    ]
     ranks = upward_ranks(specs, lambda spec: spec.estimate_ms)
     assert [ranks[spec.id] for spec in specs] == [13, 12, 7, 2]
     tasks = {spec.id: spec for spec in specs}

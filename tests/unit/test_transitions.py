@@ -32,8 +32,8 @@ def test_every_pair_leads_somewhere_or_is_refused(name: str) -> None:
 
 
 def test_a_step_that_is_not_in_the_table_is_a_bug() -> None:
+    table = TABLES["orchestra"]
     with pytest.raises(InvariantBroken, match="WorkBegan cannot happen to one that is terminated"):
-        table = TABLES["orchestra"]
         move(table, statuses(table)["TERMINATED"], e.WorkBegan())
 
 

@@ -37,7 +37,7 @@ def policy(settings: Settings) -> c.Policy:
     limits = settings.limits
     return c.Policy(
         losses_max=limits.losses_max,
-        falls_max=settings.recovery.max_recovery_attempts,
+        falls_max=settings.recovery.max_recovery_attempts if settings.recovery.auto_recovery_enabled else 0,
         unknown_grace_ms=milliseconds(limits.unknown_grace_seconds),
         init_timeout_ms=milliseconds(limits.init_timeout_seconds),
         tasks_max=limits.tasks,

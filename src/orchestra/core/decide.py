@@ -279,6 +279,8 @@ def _worker_fell(s: State, cmd: c.WorkerFell, now: int, policy: c.Policy) -> Eve
         return []
     if cmd.worker is not None and agent.worker is not None and agent.worker != cmd.worker:
         return []  # an earlier worker of the slot; the present one is another
+    if cmd.worker is not None and cmd.worker == agent.fallen:
+        return []  # the same fall, told by another way: a death counts once
     if agent.status is AgentStatus.DRAINING:
         return _drop_agent(s, cmd.agent, cmd.reason)
     if agent.falls + 1 > policy.falls_max:

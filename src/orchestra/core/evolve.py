@@ -133,6 +133,7 @@ def _agent_ready(s: State, ev: e.AgentReady, at: int) -> None:
 def _agent_lost(s: State, ev: e.AgentLost, at: int) -> None:
     agent = s.agents[ev.agent]
     agent.status = t.move(t.AGENT, agent.status, ev)
+    agent.fallen = agent.worker or agent.fallen
     agent.worker, agent.since_ms, agent.reason = None, at, ev.reason
     agent.falls += 1
 

@@ -30,7 +30,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -109,6 +109,8 @@ class AgentState(msgspec.Struct, omit_defaults=True):
     status: AgentStatus = AgentStatus.STARTING
     since_ms: int = 0
     worker: Worker | None = None
+    fallen: Worker | None = None
+    """The last worker whose fall was counted; word of it may come by several ways."""
     task: TaskId | None = None
     attempt: int = 0
     falls: int = 0

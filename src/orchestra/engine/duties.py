@@ -13,7 +13,7 @@ import msgspec
 
 from orchestra.core import commands as c
 from orchestra.core.effects import CloseAgent, Effect, OpenAgents, ReapAttempt, RemoveWindow, StartAttempt, StopAttempt
-from orchestra.core.model import Outcome, OutcomeKind
+from orchestra.core.model import Outcome, OutcomeKind, Worker
 from orchestra.core.state import State
 from orchestra.engine.board import Board
 from orchestra.engine.failpoints import hit
@@ -38,7 +38,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Peek(msgspec.Struct, frozen=True):
-    """Read parts of the state that never change. The answer comes at once, also while an append is under way."""
+    """Read what never changes, or what may be ahead of the ledger. The answer comes at once, also while an append is under way."""
 
     question: Callable[[State], Any]
 
@@ -178,6 +178,7 @@ class Duties:
         if not effects:
             return
         specs = yield Peek(lambda state: [state.tasks[effect.task].spec for effect in effects])
+        workers = yield Peek(lambda state: {each.id: each.worker for effect in effects if (each := state.agents.get(effect.agent))})
         orders: list[AttemptOrder] = []
         for effect, spec in zip(effects, specs, strict=True):
             attempt = AttemptId(effect.task, effect.attempt)
@@ -190,13 +191,13 @@ class Duties:
         hit("after-order")
         for failure in failures:
             yield Remark("order-failed", {"node": self.node, "attempt": str(failure.attempt), "code": failure.code})
-            yield Tell([order_failed(failure)])
+            yield Tell([order_failed(failure, workers.get(failure.agent))])
 
 
-def order_failed(failure: OrderFailure) -> c.Command:
-    """Returns what an order that could not be delivered means to the core."""
+def order_failed(failure: OrderFailure, worker: Worker | None) -> c.Command:
+    """Returns what an order that could not be delivered means to the core; `worker` is who was to get it."""
     if failure.code == "no-worker":
-        return c.WorkerFell(failure.agent, None, "its worker does not listen")
+        return c.WorkerFell(failure.agent, worker, "its worker does not listen")
     return refused(failure.attempt, failure.message)
 
 

@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -73,7 +73,9 @@ def _closed(state: State, plan: str) -> str | None:
 
 
 @asynccontextmanager
-async def hosted(root: Path, *, agents: int | None = None, flags: Mapping[str, str] | None = None, end: bool = True) -> AsyncIterator[Stage]:
+async def hosted(
+    root: Path, *, agents: int | None = None, flags: Mapping[str, str] | None = None, end: bool = True
+) -> AsyncIterator[Stage]:
     """Runs a coordinator; with `agents`, initialised. Ends the orchestra and checks its books unless told not to."""
     coordinator = Coordinator(Root(root), load_settings(root, dict(flags or {})), SystemClock())
     await coordinator.start()
@@ -93,6 +95,24 @@ async def hosted(root: Path, *, agents: int | None = None, flags: Mapping[str, s
             end_processes(leftovers)
             assert not leftovers, f"left behind: {leftovers}"
     check_books(root)
+
+
+async def wait_until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:
+    """Waits until the condition holds. For what cannot be waited on: files and processes outside the orchestra."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            holds = condition()
+            if await holds if isinstance(holds, Awaitable) else holds:
+                return
+            await asyncio.sleep(0.01)
+
+
+def is_gone(pid: int) -> bool:
+    """Tells whether a process has ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def check_books(root: Path) -> State:

@@ -226,6 +226,23 @@ class Checker:
         """Only noted in the trace."""
         self.world.trace(node.id, "worker-ended", worker.agent, worker.identity)
 
+    def check_owned(self) -> None:
+        """INV-LEAK while the orchestra runs: after some quiet, every process and window belongs to a slot, and none works on what is over."""
+        for node in self.world.nodes.values():
+            ours = {agent.id: agent for agent in self.shadow.agents_on(node.id)}
+            for worker in node.live_workers():
+                if worker.agent not in ours:
+                    raise broken("INV-LEAK", f"{node.id} has a worker of agent {worker.agent}, which does not exist")
+                if ours[worker.agent].worker != worker.identity:
+                    raise broken("INV-LEAK", f"agent {worker.agent} has worker {worker.identity}, the ledger knows {ours[worker.agent].worker}")
+            for agent in node.windows:
+                if agent not in ours:
+                    raise broken("INV-LEAK", f"{node.id} has a window of agent {agent}, which does not exist")
+            for program in node.programs.values():
+                raise broken("INV-LEAK", f"an agent still works on {program.attempt}, which is over")
+            if self.shadow.nodes[node.id].journal_offset != len(node.journal) and ours:
+                raise broken("INV-JOURNAL", f"{node.id} has {len(node.journal)} records, {self.shadow.nodes[node.id].journal_offset} were read")
+
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def check_end(self) -> None:

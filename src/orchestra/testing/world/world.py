@@ -34,6 +34,8 @@ from orchestra.testing.world.work import draw_script
 CARE_MS: Final = 5_000
 """How often somebody looks after the orchestra."""
 RESTART_MS: Final = 2_000
+QUIET_MS: Final = 130_000
+"""Two sweeps: after that everything on the nodes is known."""
 LATE_MS: Final = 3_000
 ACCEPTING: Final = (Lifecycle.READY, Lifecycle.RUNNING, Lifecycle.SCALING)
 STARTABLE: Final = (Lifecycle.UNINITIALIZED, Lifecycle.TERMINATED, Lifecycle.FAILED)
@@ -256,8 +258,11 @@ class World:
         self._until(lambda: self.line.now_ms >= self._calm_after_ms, self._calm_after_ms * 2, "INV-LIVE: time stands still")
         self._calm_down()
         self._until(self._all_over, self.line.now_ms + self.options.live_ms, "INV-LIVE: not everything came to its end")
+        quiet_ms = self.line.now_ms + QUIET_MS
+        self._until(lambda: self.line.now_ms >= quiet_ms and self._all_over(), self.line.now_ms + self.options.live_ms, "INV-LIVE: no quiet")
+        self.checker.check_owned()
         self._shut_down()
-        self._until(lambda: not self._all, self.line.now_ms + self.options.live_ms, "INV-LIVE: the shutdown did not end")
+        self._until(self._ended, self.line.now_ms + self.options.live_ms, "INV-LIVE: the shutdown did not end")
         self._settle()
         self.checker.check_end()
 
@@ -301,6 +306,9 @@ class World:
         if self._plans or state.queued or state.waiting or state.live or state.lifecycle not in ACCEPTING:
             return False
         return state.totals.completed + state.totals.failed + state.totals.cancelled == len(state.tasks)
+
+    def _ended(self) -> bool:
+        return not self._all and self.checker.shadow.lifecycle is Lifecycle.TERMINATED
 
     def _shut_down(self) -> None:
         for coordinator in self._all:

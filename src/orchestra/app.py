@@ -50,7 +50,7 @@ from orchestra.intake.request import (
 )
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
-from orchestra.scheduling.scheduler import eta_ms
+from orchestra.scheduling.scheduler import eta_ms, work_by_priority
 from orchestra.usecases import (
     AgentParams,
     AgentsParams,
@@ -144,11 +144,15 @@ class App:
         self._recent: deque[Happened] = deque(maxlen=EVENTS_KEPT)
         self._news = asyncio.Event()
         bench.loop.listen(self._on_events)
+        bench.loop.when_ended(self._wake)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     def _on_events(self, state: State, happened: Sequence[Happened]) -> None:
         self._recent.extend(happened)
+        self._wake()
+
+    def _wake(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 
@@ -229,7 +233,12 @@ class App:
         load = {node.id: len(state.agents_on(node.id)) for node in nodes}
         found: list[AgentSpec] = []
         for _, number in zip(range(wanted), numbers, strict=False):
-            node = min((node for node in nodes if load[node.id] < node.max_agents), key=lambda each: load[each.id] / each.max_agents)
+            roomy = [node for node in nodes if load[node.id] < node.max_agents]
+            if not roomy:
+                raise Refused(
+                    f"{target} agents do not fit beside those that are leaving", field="target_count", hint="wait until those are gone"
+                )
+            node = min(roomy, key=lambda each: load[each.id] / each.max_agents)
             load[node.id] += 1
             found.append(AgentSpec(AgentId(number), node.id, kind))
         return tuple(found), len(staying)
@@ -247,19 +256,25 @@ class App:
         return ShutdownReply("shutdown_initiated", pending, rfc3339(min(now + timeout_ms, now + (self._rest_ms(state) if pending else 0))))
 
     def _rest_ms(self, state: State) -> int:
-        return max((eta_ms(state, self._loop.kernel.scheduler, state.tasks[task]) for task in state.live), default=0)
+        work = work_by_priority(state)
+        return max((eta_ms(state, self._loop.kernel.scheduler, state.tasks[task], work) for task in state.live), default=0)
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def submit_task(self, params: SubmitTaskParams) -> SubmitReply:
         spec = self._spec(params, "")
         await self._loop.request(c.Submit((spec,)))
-        return await self._loop.ask(lambda state: self._submit_reply(state, spec.id))
+        return await self._loop.ask(lambda state: self._submit_reply(state, spec.id, work_by_priority(state)))
 
     async def submit_batch(self, params: SubmitBatchParams) -> SubmitBatchReply:
         specs = tuple(self._spec(each, f"tasks[{index}].") for index, each in enumerate(params.tasks))
         await self._loop.request(c.Submit(specs))
-        return await self._loop.ask(lambda state: SubmitBatchReply(tuple(self._submit_reply(state, spec.id) for spec in specs)))
+
+        def answer(state: State) -> SubmitBatchReply:
+            work = work_by_priority(state)
+            return SubmitBatchReply(tuple(self._submit_reply(state, spec.id, work) for spec in specs))
+
+        return await self._loop.ask(answer)
 
     def _spec(self, params: SubmitTaskParams, prefix: str) -> TaskSpec:
         task_id = TaskId(params.task_id) if params.task_id else TaskId(f"TASK-{uuid.uuid4()}")
@@ -268,9 +283,9 @@ class App:
         check_runnable(spec, where=prefix)
         return spec
 
-    def _submit_reply(self, state: State, task_id: TaskId) -> SubmitReply:
+    def _submit_reply(self, state: State, task_id: TaskId, work: Mapping[int, int]) -> SubmitReply:
         task = state.task(task_id)
-        done = self._loop.now_ms() + eta_ms(state, self._loop.kernel.scheduler, task)
+        done = self._loop.now_ms() + eta_ms(state, self._loop.kernel.scheduler, task, work)
         return SubmitReply(task_id, "queued", tuple(attempt.agent for attempt in task.live_attempts()), rfc3339(done))
 
     async def submit_plan(self, params: PlanParams) -> PlanReply:
@@ -437,7 +452,7 @@ class App:
                 case _:
                     return status_view(state, lens)
 
-        return await self._loop.ask(answer)
+        return await self._look(answer)
 
     async def nodes(self, params: Empty) -> NodesReply:
         facts = {node: driver.facts for node, driver in self._bench.drivers.items()}
@@ -450,6 +465,10 @@ class App:
 
     async def plan(self, params: PlanNameParams) -> PlanView:
         return await self._loop.ask(lambda state: plan_view(state, find_plan(state, params.plan), self._bench.lens()))
+
+    async def _look(self, question: Callable[[State], T]) -> T:
+        """Answers also while nothing can be made durable, when questions wait for the append that hangs. The state may then be one turn ahead of the ledger."""
+        return question(self._loop.state) if self._loop.ledger_trouble else await self._loop.ask(question)
 
     async def health(self, params: Empty) -> HealthView:
         facts = {node: driver.facts for node, driver in self._bench.drivers.items()}
@@ -469,7 +488,7 @@ class App:
                 uptime_seconds=uptime_ms(state, lens.now_ms) // 1000,
             )
 
-        return await self._loop.ask(answer)
+        return await self._look(answer)
 
     async def watch(self, params: WatchParams) -> WatchReply:
         after = await self._loop.ask(lambda state: state.seq) if params.after_seq < 0 else params.after_seq

@@ -175,7 +175,7 @@ FACES: Final[dict[str, Face]] = {
     "ledger_failed": Face(74, -32011, 503),
     "ledger_conflict": Face(74, -32012, 503),
     "ledger_unknown": Face(74, -32013, 503),
-    "ledger_damaged": Face(74, -32014, 503),
+    "ledger_damaged": Face(65, -32014, 503),
     "ledger_locked": Face(75, -32015, 409),
     "node_failed": Face(69, -32020, 503),
     "node_unreachable": Face(69, -32021, 503),
@@ -188,4 +188,4 @@ FACES: Final[dict[str, Face]] = {
     "protocol_broken": Face(76, -32600, 400),
     "invariant_broken": Face(70, -32603, 500),
 }
-"""Exit codes follow sysexits.h where one fits: 69 unavailable, 70 software, 74 I/O, 75 temporary, 76 protocol; 2 is bad input."""
+"""Exit codes follow sysexits.h where one fits: 65 bad data, 69 unavailable, 70 software, 74 I/O, 75 temporary, 76 protocol; 2 is bad input."""

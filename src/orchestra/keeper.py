@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -45,10 +46,10 @@ class Keeper:
             self._queue.put_nowait(effect.task)
 
     async def catch_up(self) -> None:
-        """Takes every task that is over and has no result."""
-        missing = await self._loop.ask(lambda state: [task.id for task in state.tasks.values() if task.over])
-        for task in missing:
-            if not (self._root.results_of(task) / "result.json").exists():
+        """Takes every task that is over and has no result, or one from before it was retried."""
+        over = await self._loop.ask(lambda state: [(task.id, task.ended_ms) for task in state.tasks.values() if task.over])
+        for task, ended_ms in over:
+            if _written_ms(self._root.results_of(task) / "result.json") < ended_ms:
                 self._queue.put_nowait(task)
 
     async def run(self) -> None:
@@ -96,6 +97,13 @@ class Keeper:
             log.info("no-output", extra={"task": task_id, "attempt": number, "reason": str(error)})
         lines = [line for line in map(_readable, "".join(pieces).split("\n")) if line]
         write_atomically(self._root.results_of(task_id) / "execution.log", "".join(lines).encode())
+
+
+def _written_ms(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns // 1_000_000
+    except OSError:
+        return -1
 
 
 def _shown_attempt(state: State, task_id: TaskId) -> tuple[int, NodeId] | None:

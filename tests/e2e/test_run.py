@@ -178,7 +178,7 @@ def test_kill_the_run_and_resume_it(sh: Shell) -> None:
     wait_for_log(sh, 2)
     process.kill()
     process.communicate(timeout=60)
-    workers = {pid for pid, command in processes_of(sh.root).items() if "worker.py" in command}
+    workers = {pid for pid, command in processes_of(sh.root).items() if "orchestra_stage.worker" in command}
     assert workers, "agents live on without their coordinator"
     open_gate(sh)
     done = sh.run("run", path, "--resume")

@@ -13,7 +13,6 @@ import json
 import os
 import pty
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,12 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).resolve().parents[2] / "src" / "orchestra" / "stage"
+from orchestra.nodes.tmux_node import STAGE_PACKAGE, stage_argv, stage_files
+
 DEADLINE_S = 20.0
 PYTHON = os.environ.get("STAGE_PYTHON", sys.executable)
-
-IMPORTING_START = "import sys; sys.path.insert(0, sys.argv[1]); import worker; sys.exit(worker.main(sys.argv[1:]))"
-"""The start that uses compiled bytecode; see docs/node.md."""
 
 Record = dict[str, Any]
 
@@ -158,9 +155,9 @@ class Pane:
 class Courier:
     """A courier with its wire in our hands."""
 
-    def __init__(self, folder: Path, program: Path, *options: str, noise: str = "") -> None:
+    def __init__(self, folder: Path, stage: Path, *options: str, noise: str = "") -> None:
         self.nonce = uuid.uuid4().hex[:8]
-        argv = [PYTHON, "-I", "-S", str(program), str(folder), "--nonce", self.nonce, *options]
+        argv = [*stage_argv(PYTHON, str(stage), "courier", str(folder)), "--nonce", self.nonce, *options]
         if noise:
             argv = ["/bin/sh", "-c", 'printf "%s" "$NOISE"; exec "$@"', "sh", *argv]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "NOISE": noise})
@@ -259,14 +256,15 @@ class Courier:
 
 
 class Stage:
-    """A node's folder with the two programs in it."""
+    """A node's folder with the package in it, as it is pushed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        self.programs = self.folder / "stage" / "0123456789abcdef"
+        self.pushed = self.folder / "stage" / "0123456789abcdef"
+        self.programs = self.pushed / STAGE_PACKAGE
         self.programs.mkdir(parents=True)
-        for name in ("worker.py", "courier.py"):
-            shutil.copy(SOURCE / name, self.programs / name)
+        for name, body in stage_files().items():
+            (self.programs / name).write_bytes(body)
         self.panes: list[Pane] = []
         self.couriers: list[Courier] = []
         self.others: list[tuple[int, str | None]] = []
@@ -274,8 +272,9 @@ class Stage:
     # starting
 
     def worker(
-        self, agent: int = 7, *, env: dict[str, str] | None = None, reads: bool = True, wait: bool = True, start: str = "script"
+        self, agent: int = 7, *, env: dict[str, str] | None = None, reads: bool = True, wait: bool = True, options: tuple[str, ...] = ()
     ) -> Pane:
+        """`options` are for the interpreter."""
         before = len(self.records("ready"))
         own = {
             "PATH": os.environ["PATH"],
@@ -285,15 +284,15 @@ class Stage:
             "TMUX_PANE": "%1",
             **(env or {}),
         }
-        program = [str(self.programs / "worker.py")] if start == "script" else ["-c", IMPORTING_START, str(self.programs)]
-        pane = Pane([PYTHON, "-I", "-S", *program, str(self.folder), str(agent)], own, reads=reads)
+        program, *arguments = stage_argv(PYTHON, str(self.pushed), "worker", str(self.folder), str(agent))
+        pane = Pane([program, *options, *arguments], own, reads=reads)
         self.panes.append(pane)
         if wait:
             wait_until(lambda: len(self.records("ready")) > before, lambda: f"ready; the pane shows {pane.pull()!r}", on=pane.fd)
         return pane
 
     def courier(self, *options: str, noise: str = "") -> Courier:
-        courier = Courier(self.folder, self.programs / "courier.py", *options, noise=noise)
+        courier = Courier(self.folder, self.pushed, *options, noise=noise)
         self.couriers.append(courier)
         return courier
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.stage_support import Courier, Stage, is_alive, parse_journal, staged, start_of, wait_until
+from orchestra.nodes.tmux_node import stage_argv
+from tests.integration.stage_support import PYTHON, Courier, Stage, is_alive, parse_journal, staged, start_of, wait_until
 
 LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import os, signal; print('pid', os.getpid(), flush=True); signal.pause()"]
@@ -420,15 +421,12 @@ def test_a_dead_courier_is_replaced_without_anyone_noticing(stage: Stage) -> Non
     assert start_of(pid) is None
 
 
-def test_both_files_are_in_the_grammar_of_python_3_8(stage: Stage) -> None:
-    """And they run without the package: isolated, without site-packages, from a folder of their own."""
-    for name in ("worker.py", "courier.py"):
-        argv = [
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            "import ast, sys; ast.parse(open(sys.argv[1]).read(), feature_version=(3, 8))",
-            str(stage.programs / name),
-        ]
-        assert subprocess.run(argv, capture_output=True, check=False).stderr == b""
+def test_both_programs_run_from_bytecode_without_the_house(stage: Stage) -> None:
+    """Isolated, without site-packages, from a folder of their own; and what the first one compiled is there for the next."""
+    for program in ("worker", "courier"):
+        argv = stage_argv(PYTHON, str(stage.pushed), program)
+        done = subprocess.run(argv, capture_output=True, check=False, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("usage: ")
+    compiled = {path.name.partition(".")[0] for path in (stage.programs / "__pycache__").iterdir()}
+    assert {"worker", "slot", "courier", "courier_ops"} <= compiled

@@ -791,7 +791,8 @@ async def test_only_the_newest_events_are_kept_and_a_removed_folder_comes_back(h
 
 
 async def fail_agents(house: House, agent: int) -> None:
-    await house.loop.report([c.WorkerFell(AgentId(agent), None, "gone")])
+    worker = await house.loop.ask(lambda state: state.agents[AgentId(agent)].worker)
+    await house.loop.report([c.WorkerFell(AgentId(agent), worker, "gone")])
 
     def nothing(state: State) -> None:
         return None

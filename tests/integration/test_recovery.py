@@ -184,7 +184,7 @@ async def test_kill_the_courier(folder: Path) -> None:
     async with hosted(root, agents=2) as stage:
         name = await stage.submit(plan(8, 1), folder)
         await running(stage, 1)
-        courier = next(pid for pid, command in processes_of(root).items() if "courier.py" in command)
+        courier = next(pid for pid, command in processes_of(root).items() if "orchestra_stage.courier" in command)
         os.kill(courier, signal.SIGKILL)
         await open_gate(folder)
         assert await stage.wait_plan(name) == "completed"

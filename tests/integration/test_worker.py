@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration import stage_support as support
+from orchestra.nodes.tmux_node import STAGE_PACKAGE
 from tests.integration.stage_support import Pane, Stage, is_alive, staged, wait_until
 
 LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
@@ -62,12 +62,18 @@ AFTER
 """Prints four pids: three orphaned grandchildren, two of them in other sessions, one of those without our environment; and its own."""
 
 
+def change(file: Path, text: str, other: str) -> None:
+    """Makes a program of the stage behave as on another machine, before it is started."""
+    program = file.read_text()
+    assert text in program
+    file.write_text(program.replace(text, other))
+
+
 # --- the plain way
 
 
-@pytest.mark.parametrize("start", ["script", "import"])
-def test_runs_an_order_and_tells_everything(stage: Stage, start: str) -> None:
-    pane = stage.worker(start=start)
+def test_runs_an_order_and_tells_everything(stage: Stage) -> None:
+    pane = stage.worker()
     spec = stage.order(["/bin/sh", "-c", "echo hello; echo trouble >&2; exit 3"])
     done = stage.wait_record("done", spec)
     assert [record["k"] for record in stage.records()] == ["ready", "started", "done"]
@@ -239,7 +245,8 @@ def test_stop_ends_the_attempt_it_names_and_no_other(stage: Stage) -> None:
 
 def test_the_grace_of_a_stop_is_given(stage: Stage) -> None:
     stage.worker()
-    script = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(4))); print('up', flush=True); signal.pause()"
+    # Blocked and waited for, not handled: a handler could come in the middle of printing `up`.
+    script = "import sys; from signal import *; pthread_sigmask(SIG_BLOCK, {SIGTERM}); print('up', flush=True); sigwait({SIGTERM}); print('saved', flush=True); sys.exit(4)"
     spec = stage.python(script, grace_ms=0)
     stage.wait_output(spec, "up")
     stage.poke({"op": "stop", "task": spec["task"], "attempt": 1, "grace_ms": 20_000})
@@ -549,7 +556,10 @@ def test_stdin_from_the_pane(stage: Stage) -> None:
 
 def test_ctrl_c_in_the_pane_interrupts_the_agent_only(stage: Stage) -> None:
     pane = stage.worker()
-    spec = stage.python("import signal; print('up', flush=True)\ntry: signal.pause()\nexcept KeyboardInterrupt: print('interrupted')")
+    # Blocked and waited for, not handled: a handler could come in the middle of printing `up`.
+    spec = stage.python(
+        "from signal import *; pthread_sigmask(SIG_BLOCK, {SIGINT}); print('up', flush=True); sigwait({SIGINT}); print('interrupted')"
+    )
     stage.wait_output(spec, "up")
     pane.type(b"\x1a\x1c")  # Ctrl-Z and Ctrl-\ do nothing
     pane.type(b"\x03")
@@ -682,8 +692,7 @@ def test_a_tree_that_takes_too_much_memory_is_ended(stage: Stage) -> None:
 @LINUX_ONLY
 @pytest.mark.parametrize("limits", [{"memory_bytes": 100 << 20}, {"processes": 1}])
 def test_limits_hold_by_measuring_where_no_control_group_can_be_made(stage: Stage, limits: dict[str, int]) -> None:
-    program = stage.programs / "worker.py"
-    program.write_text(program.read_text().replace('"/sys/fs/cgroup', '"/nowhere'))
+    change(stage.programs / "cgroup.py", '"/sys/fs/cgroup', '"/nowhere')
     stage.worker()
     spec = stage.python(HOG, limits=limits)
     done = stage.wait_record("done", spec)
@@ -694,10 +703,8 @@ def test_limits_hold_by_measuring_where_no_control_group_can_be_made(stage: Stag
 @LINUX_ONLY
 def test_a_node_without_proc_lists_of_children_or_without_proc(stage: Stage) -> None:
     """What a Mac has is `ps`; and a kernel may be built without lists of children."""
-    program = stage.programs / "worker.py"
-    program.write_text(
-        program.read_text().replace('LINUX = sys.platform.startswith("linux")', "LINUX = False").replace("/children", "/none")
-    )
+    change(stage.programs / "processes.py", 'LINUX = sys.platform.startswith("linux")', "LINUX = False")
+    change(stage.programs / "processes.py", "/children", "/none")
     stage.worker()
     spec = stage.python("import os, signal; print('pid', os.getpid(), flush=True); os.fork(); signal.pause()", timeout_ms=1500, grace_ms=50)
     done = stage.wait_record("done", spec)
@@ -812,15 +819,29 @@ def test_a_worker_beats_while_it_ends_a_stubborn_program(stage: Stage) -> None:
     assert stage.wait_record("done", spec)["exit"]["signal"] == signal.SIGKILL
 
 
-def test_start_up_imports_nothing_heavy() -> None:
-    argv = [support.PYTHON, "-I", "-S", "-X", "importtime", str(support.SOURCE / "worker.py")]
-    text = subprocess.run(argv, capture_output=True, text=True, check=False).stderr
-    names = {line.rpartition("|")[2].strip() for line in text.splitlines() if line.startswith("import time")}
-    assert (
-        names & {"enum", "re", "json", "subprocess", "threading", "collections", "typing", "ctypes", "resource", "signal", "contextlib"}
-        == set()
-    )
-    assert "zlib" in names
+HEAVY = {"enum", "re", "json", "subprocess", "threading", "collections", "typing", "ctypes", "resource", "signal", "contextlib"}
+
+
+def test_start_up_imports_nothing_heavy(stage: Stage) -> None:
+    """Two hundred workers start at once: what an attempt needs is loaded with the first order."""
+    pane = stage.worker(options=("-X", "importtime"))
+    pane.wait_text("agent 7 waits")
+    before = imported(pane.lines())
+    assert before & HEAVY == set()
+    assert "zlib" in before
+    ours = {name for name in before if name.startswith(STAGE_PACKAGE)}
+    assert f"{STAGE_PACKAGE}.slot" in ours
+    assert {f"{STAGE_PACKAGE}.{name}" for name in ("orders", "attempt", "program", "output", "recovery", "telling")} & ours == set()
+    spec = stage.order(["/bin/true"])
+    pane.wait_text(spec["marker"])
+    after = imported(pane.lines())
+    assert after & HEAVY <= {"resource"}  # os.wait4 loads it
+    assert f"{STAGE_PACKAGE}.attempt" in after
+
+
+def imported(lines: list[str]) -> set[str]:
+    """The modules that `-X importtime` told of."""
+    return {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time")}
 
 
 def test_pane_helper_closes(stage: Stage) -> None:

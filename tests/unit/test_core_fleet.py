@@ -45,10 +45,10 @@ def test_requests_before_init_name_the_state(command: c.Command) -> None:
 
 def test_a_worker_that_falls_too_often_is_left_alone_until_asked() -> None:
     bench = Bench(make_agents(1), c.Policy(falls_max=2))
-    for pid in (102, 103):
-        bench.do(c.WorkerFell(AgentId(1), None, "gone"))
-        bench.do(c.WorkerSeen(AgentId(1), Worker(pid, 1)))
-    bench.do(c.WorkerFell(AgentId(1), None, "gone"))
+    for pid in (101, 102):
+        bench.do(c.WorkerFell(AgentId(1), Worker(pid, 1), "gone"))
+        bench.do(c.WorkerSeen(AgentId(1), Worker(pid + 1, 1)))
+    bench.do(c.WorkerFell(AgentId(1), Worker(103, 1), "gone"))
     assert bench.state.agents[AgentId(1)].status.value == "error"
     bench.do(c.RestartAgent(AgentId(1)))
     assert isinstance(bench.effects[-1], OpenAgents)
@@ -58,11 +58,11 @@ def test_a_worker_that_falls_too_often_is_left_alone_until_asked() -> None:
 
 def test_a_finished_attempt_forgives_earlier_falls() -> None:
     bench = Bench(make_agents(1), c.Policy(falls_max=1))
-    bench.do(c.WorkerFell(AgentId(1), None, "gone"))
+    bench.do(c.WorkerFell(AgentId(1), Worker(101, 1), "gone"))
     bench.do(c.WorkerSeen(AgentId(1), Worker(102, 1)))
     bench.submit(make_task("a"))
     bench.finish("p/a")
-    bench.do(c.WorkerFell(AgentId(1), None, "gone"))
+    bench.do(c.WorkerFell(AgentId(1), Worker(102, 1), "gone"))
     assert bench.state.agents[AgentId(1)].status.value == "starting"
 
 

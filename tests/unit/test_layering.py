@@ -219,10 +219,24 @@ def test_pure_rooms_open_and_print_nothing() -> None:
     assert calls == []
 
 
-def test_stage_imports_the_standard_library_only() -> None:
+def test_stage_imports_the_standard_library_and_itself_only() -> None:
     allowed = sys.stdlib_module_names - NEWER_THAN_NODE_PYTHON
-    stage = [edge for edge in IMPORTS if room_of(edge.importer) == "stage"]
+    stage = [edge for edge in IMPORTS if room_of(edge.importer) == "stage" and room_of(edge.imported) != "stage"]
     assert [str(edge) for edge in stage if edge.imported.partition(".")[0] not in allowed] == []
+
+
+def test_stage_modules_know_each_other_by_relative_names() -> None:
+    """On a node the package has another name. What is run by its path is no part of a package there, and stands alone."""
+    imports = [(path, node) for path in STAGE_FILES for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ImportFrom)]
+    assert any(node.level for _, node in imports)
+    assert [path.name for path, node in imports if node.level > 1 or (node.level and path.name == "rehearsal.py")] == []
+    named = [edge for edge in IMPORTS if room_of(edge.importer) == "stage" and in_house(edge.imported)]
+    lines = {(module_name(path, SRC), node.lineno) for path, node in imports if node.level}
+    assert [str(edge) for edge in named if (edge.importer, edge.line) not in lines] == []
+
+
+def test_stage_modules_shadow_nothing() -> None:
+    assert {path.stem for path in STAGE_FILES} & sys.stdlib_module_names == set()
 
 
 def test_stage_is_written_in_the_grammar_of_the_oldest_node_python() -> None:

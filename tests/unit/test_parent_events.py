@@ -29,7 +29,7 @@ class Teller:
 
 
 def fell(agent: int, reason: str = "its window is gone") -> c.WorkerFell:
-    return c.WorkerFell(AgentId(agent), None, reason)
+    return c.WorkerFell(AgentId(agent), Worker(100 + agent, 1), reason)
 
 
 def seen(agent: int, pid: int = 900) -> c.WorkerSeen:

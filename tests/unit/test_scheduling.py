@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestra.core import commands as c
 from orchestra.core.graph import parallel_groups
 from orchestra.core.model import AgentSpec, Priority, Strategy
 from orchestra.ids import AgentId, TaskId
+from orchestra.scheduling import place
 from orchestra.scheduling.explain import explain
 from orchestra.scheduling.rank import critical_path, upward_ranks
 from orchestra.scheduling.scheduler import eta_ms
@@ -74,6 +77,76 @@ def test_the_most_capable_free_agent_takes_it() -> None:
     bench = Bench(fleet(100, 300, 200))
     bench.submit(make_task("a"))
     assert agent_of(bench, "p/a") == 2
+
+
+def test_a_long_task_waits_for_a_fast_agent_and_a_short_one_does_not() -> None:
+    bench = Bench(fleet(100, 400))
+    bench.submit(make_task("first", estimate_ms=10_000), make_task("long", estimate_ms=9_000), make_task("short", estimate_ms=1_000))
+    assert agent_of(bench, "p/first") == 2, "2.5 s on the fast one"
+    assert bench.status("p/long") == "queued", "4.75 s by waiting for the fast one, 9 s on the slow one"
+    assert agent_of(bench, "p/short") == 1
+    bench.now_ms += 2_500
+    bench.finish("p/first")
+    assert agent_of(bench, "p/long") == 2
+
+
+def test_nobody_waits_for_ever_for_an_agent_that_is_late() -> None:
+    bench = Bench(fleet(100, 400))
+    bench.submit(make_task("first", estimate_ms=10_000), make_task("long", estimate_ms=9_000))
+    bench.pass_time(2_600)
+    assert bench.status("p/long") == "queued"
+    bench.pass_time(2_400)
+    bench.pass_time(6_000)
+    assert agent_of(bench, "p/long") == 1
+
+
+def test_what_soon_is_ready_keeps_the_fast_agent() -> None:
+    bench = Bench(fleet(100, 400))
+    bench.submit(
+        make_task("gate", estimate_ms=4_000),
+        make_task("urgent", "gate", estimate_ms=40_000),
+        make_task("other", estimate_ms=10_000),
+    )
+    assert agent_of(bench, "p/gate") == 2
+    assert bench.status("p/other") == "assigned", "it would be finished later behind the urgent one"
+    assert agent_of(bench, "p/other") == 1
+
+
+def test_an_even_fleet_never_waits() -> None:
+    bench = Bench(make_agents(2))
+    bench.submit(make_task("long", estimate_ms=10**7), make_task("a", estimate_ms=1), make_task("b", estimate_ms=1))
+    assert assigned(bench) == ["long", "a"]
+
+
+def test_replicas_and_other_rules_do_not_look_ahead() -> None:
+    bench = Bench(fleet(100, 400))
+    bench.submit(make_task("first", estimate_ms=10_000), make_task("turn", estimate_ms=9_000, strategy=Strategy.ROUND_ROBIN))
+    assert agent_of(bench, "p/turn") == 1
+
+
+def test_an_outlook_that_is_exhausted_leaves_nobody_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "LOOKS_MAX", 2)
+    bench = Bench(fleet(100, 400))
+    bench.submit(make_task("first", estimate_ms=10_000), make_task("long", estimate_ms=9_000), make_task("longer", estimate_ms=9_500))
+    assert len(assigned(bench)) == 2
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50_000), st.integers(0, 3)), min_size=1, max_size=25),
+    st.lists(st.integers(10, 500), min_size=1, max_size=6),
+)
+def test_any_plan_ends_on_any_fleet_with_no_task_given_twice(tasks: list[tuple[int, int]], weights: list[int]) -> None:
+    bench = Bench(fleet(*weights))
+    names = [f"t{n}" for n in range(len(tasks))]
+    bench.submit(*(make_task(names[n], *names[max(0, n - needs) : n], estimate_ms=ms) for n, (ms, needs) in enumerate(tasks)))
+    for _ in tasks:
+        running = min(
+            (a.assigned_ms + bench.task(i.task).spec.estimate_ms * 100 // weights[a.agent - 1], i.task)
+            for i, a in bench.state.live_attempts()
+        )
+        bench.now_ms = max(bench.now_ms, running[0])
+        bench.finish(running[1])
+    assert bench.plan().open == 0
 
 
 def test_round_robin_goes_round() -> None:

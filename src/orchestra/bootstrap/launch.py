@@ -18,7 +18,16 @@ from orchestra.bootstrap.coordinator import Coordinator
 from orchestra.client import Client
 from orchestra.clocks.system import SystemClock
 from orchestra.core.model import Lifecycle
-from orchestra.errors import CoordinatorUnreachable, IllegalMove, LedgerLocked, NodeFailed, OrchestraError, SettingsInvalid
+from orchestra.errors import (
+    FACES,
+    CoordinatorUnreachable,
+    IllegalMove,
+    LedgerDamaged,
+    LedgerLocked,
+    NodeFailed,
+    OrchestraError,
+    SettingsInvalid,
+)
 from orchestra.intake.request import InitParams, ShutdownParams, StatusParams
 from orchestra.root import Root
 from orchestra.settings import Settings, load
@@ -27,8 +36,14 @@ from orchestra.usecases import UseCases
 START_TIMEOUT_S: Final = 90.0
 """A coordinator that folds a long ledger on a loaded machine may take its time; a broken one says so much earlier."""
 RESTART_PAUSE_S: Final = (0.2, 1.0, 5.0, 15.0, 30.0)
-FINAL_CODES: Final = (0, 2, 130, 143)
+STEADY_S: Final = 300.0
+"""A coordinator that ran for so long is no longer the one that fails at once: it is started again as after the first failure."""
+SETTLED_S: Final = 600.0
+"""One that ran for so long did start: what ends it now is a new trouble, and the pauses begin anew."""
+FINAL_CODES: Final = (0, 2, FACES[LedgerDamaged.code].exit_code, 130, 143)
 """Exit codes after which a coordinator is not started again: it ended as asked, or would fail the same way."""
+AGENTS_BACK_S: Final = 20.0
+"""Longest that `up` waits for the first agent of an orchestra that was running already when its machine or its agents died."""
 STOP_TIMEOUT_S: Final = 300
 CONTROL_SOCKET: Final = "control.sock"
 WINDOW_GONE_S: Final = 10.0
@@ -160,15 +175,22 @@ def supervise(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     failures = 0
     while True:
+        began = time.monotonic()
+        started = time.monotonic()
         child = subprocess.Popen(list(argv), start_new_session=True)
         code = child.wait()
+        if time.monotonic() - started >= SETTLED_S:
+            failures = 0
+        failures = 0 if time.monotonic() - began >= STEADY_S else failures
         if received or code in FINAL_CODES or failures >= len(RESTART_PAUSE_S) * 4:
             if code == 0:
                 _close_own_window()
             return code
         pause = RESTART_PAUSE_S[min(failures, len(RESTART_PAUSE_S) - 1)]
         failures += 1
-        sys.stderr.write(f"the coordinator ended with {code}; starting it again in {pause} s\n")
+        with contextlib.suppress(OSError):  # its window may be gone
+            sys.stderr.write(f"the coordinator ended with {code}; starting it again in {pause} s\n")
+            sys.stderr.flush()
         time.sleep(pause)
         if received:
             return code
@@ -247,9 +269,13 @@ async def wait_window_gone(root: Path) -> None:
 
 async def _wait_settled(use_cases: UseCases, initialising: bool) -> None:
     """With agents asked for, `up` is done when they are up, or have failed to come up."""
+    deadline = asyncio.get_running_loop().time() + AGENTS_BACK_S
     while initialising:
         status = await use_cases.status(StatusParams())
-        if status.status not in (Lifecycle.UNINITIALIZED.value, Lifecycle.INITIALIZING.value, Lifecycle.TERMINATED.value):
+        agents_back = status.agents.running or not status.agents.total or status.status == Lifecycle.FAILED.value
+        if status.status not in (Lifecycle.UNINITIALIZED.value, Lifecycle.INITIALIZING.value, Lifecycle.TERMINATED.value) and (
+            agents_back or asyncio.get_running_loop().time() > deadline
+        ):
             return
         await asyncio.sleep(0.05)
 

@@ -16,7 +16,7 @@ from orchestra.core.events import AnyEvent, Event
 from orchestra.errors import LedgerDamaged
 
 VERSION: Final = 1
-_PREFIX: Final = b'{"v":1,'
+_PREFIX: Final = b'{"v":%d,' % VERSION
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(AnyEvent)
@@ -41,7 +41,7 @@ def decode(body: bytes) -> Event:
         if body.startswith(_PREFIX):
             return _decoder.decode(body)
         return _decode_old(body)
-    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise LedgerDamaged(f"an event cannot be read: {exc}: {body[:200]!r}", hint="a newer version of orchestra may have written it") from exc
 
 

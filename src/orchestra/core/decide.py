@@ -16,6 +16,7 @@ from typing import Any, Final
 from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core import transitions as t
+from orchestra.core.fleet import check_fits, check_room, fleet_changes
 from orchestra.core.graph import topological_order
 from orchestra.core.model import (
     AgentStatus,
@@ -27,7 +28,7 @@ from orchestra.core.model import (
     TaskSpec,
     TaskStatus,
 )
-from orchestra.core.state import AttemptState, PlanState, State, TaskState, better
+from orchestra.core.state import AttemptState, State, TaskState, better
 from orchestra.errors import DuplicateId, IllegalMove, InvariantBroken, PlanInvalid, Refused
 from orchestra.ids import AgentId, NodeId, TaskId
 
@@ -56,28 +57,18 @@ def follow(state: State, event: e.Event, now_ms: int, policy: c.Policy) -> Itera
 
 def _take_lead(s: State, cmd: c.TakeLead, now: int, policy: c.Policy) -> Events:
     lost: Events = [
-        e.NodeLost(node.spec.id, "the coordinator was restarted") for node in s.nodes.values() if node.status is NodeStatus.READY
+        e.NodeLost(node.spec.id, "the coordinator was restarted")  # said of lost ones too: nobody has looked for them meanwhile
+        for node in s.nodes.values()
+        if node.status is not NodeStatus.ADDED
     ]
     return [e.CoordinatorStarted(cmd.term, cmd.pid, cmd.host, cmd.version), *lost]
 
 
 def _init(s: State, cmd: c.Init, now: int, policy: c.Policy) -> Events:
     _require(s, e.InitStarted, "initialise")
-    known = {node.id for node in cmd.nodes}
-    for index, agent in enumerate(cmd.agents):
-        if agent.node not in known:
-            raise Refused(f"agent #{agent.id} names the unknown node {agent.node!r}", field=f"agents[{index}].node")
-    for node in cmd.nodes:
-        wanted = sum(agent.node == node.id for agent in cmd.agents)
-        if wanted > node.max_agents:
-            raise Refused(
-                f"{wanted} agents do not fit on node {node.id}, which takes {node.max_agents}",
-                field="agent_count",
-                hint="raise the node's max_agents or add a node",
-            )
+    check_fits(cmd.nodes, cmd.agents)
     nodes: Events = [e.NodeAdded(node) for node in cmd.nodes]
-    agents: Events = [e.AgentAdded(agent) for agent in cmd.agents if agent.id not in s.agents]
-    return [e.InitStarted(cmd.name, cmd.phase), *nodes, *agents]
+    return [e.InitStarted(cmd.name, cmd.phase), *nodes, *fleet_changes(s, cmd.agents)]
 
 
 def _require(s: State, event: type[e.Event], verb: str) -> None:
@@ -100,6 +91,7 @@ def _scale(s: State, cmd: c.Scale, now: int, policy: c.Policy) -> Events:
         for index, agent in enumerate(cmd.additions):
             if agent.id in s.agents:
                 raise DuplicateId(f"there is an agent #{agent.id} already", field=f"additions[{index}]")
+        check_room(s, cmd.additions)
         return [*events, *(e.AgentAdded(agent) for agent in cmd.additions)]
     # The idle and the youngest go first, so that no work is touched and the numbers stay dense.
     leaving = sorted(staying, key=lambda agent: (agent.task is not None, -agent.id))[: len(staying) - cmd.target]
@@ -208,24 +200,28 @@ def _retry_task(s: State, cmd: c.RetryTask, now: int, policy: c.Policy) -> Event
         raise IllegalMove(f"task {cmd.task} is {task.status.value}", field="task_id", hint="only a failed or cancelled task can be retried")
     if s.lifecycle not in ACCEPTING:
         _require(s, e.WorkBegan, "retry")
-    if task.blocked_by is not None and s.tasks[task.blocked_by].status is not TaskStatus.COMPLETED:
-        raise Refused(f"{cmd.task} waits for {task.blocked_by}, which did not complete", hint=f"retry {task.blocked_by} instead")
+    for need in task.spec.needs:
+        if s.tasks[need].status in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+            raise Refused(f"{cmd.task} waits for {need}, which did not complete", hint=f"retry {need} instead")
     revived = [task.id, *_blocked_behind(s, task.id)]
-    reopened: Events = []
-    if task.spec.plan is not None and s.plans[task.spec.plan].status is not PlanStatus.RUNNING:
-        reopened = [e.PlanReopened(task.spec.plan)]
+    plans = dict.fromkeys(
+        plan for each in revived if (plan := s.tasks[each].spec.plan) is not None
+    )  # what it blocked may be another plan's
+    reopened = [e.PlanReopened(plan) for plan in plans if s.plans[plan].status is not PlanStatus.RUNNING]
     return [*reopened, *(e.TaskRevived(each) for each in reversed(revived))]
 
 
 def _blocked_behind(s: State, root: TaskId) -> list[TaskId]:
-    """Tasks that were cancelled because `root`, or one of themselves, did not complete."""
+    """Tasks that were cancelled because a need did not complete, and that nothing blocks any more once `root` and they are revived."""
     found: dict[TaskId, None] = {}
     stack = [root]
     while stack:
-        current = stack.pop()
-        for dependent in s.tasks[current].dependents:
+        for dependent in s.tasks[stack.pop()].dependents:
             task = s.tasks[dependent]
-            if dependent not in found and task.status is TaskStatus.CANCELLED and task.blocked_by == current:
+            if dependent in found or task.status is not TaskStatus.CANCELLED or task.blocked_by is None:
+                continue
+            dead = [need for need in task.spec.needs if s.tasks[need].status in (TaskStatus.FAILED, TaskStatus.CANCELLED)]
+            if all(need == root or need in found for need in dead):
                 found[dependent] = None
                 stack.append(dependent)
     return list(found)
@@ -281,6 +277,8 @@ def _worker_fell(s: State, cmd: c.WorkerFell, now: int, policy: c.Policy) -> Eve
         return []  # an earlier worker of the slot; the present one is another
     if cmd.worker is not None and cmd.worker == agent.fallen:
         return []  # the same fall, told by another way: a death counts once
+    if cmd.worker is None and agent.worker is not None and agent.status in (AgentStatus.IDLE, AgentStatus.BUSY):
+        return []  # a window that could not be opened says nothing about the worker we know
     if agent.status is AgentStatus.DRAINING:
         return _drop_agent(s, cmd.agent, cmd.reason)
     if agent.falls + 1 > policy.falls_max:
@@ -289,8 +287,10 @@ def _worker_fell(s: State, cmd: c.WorkerFell, now: int, policy: c.Policy) -> Eve
 
 
 def _drop_agent(s: State, agent: AgentId, reason: str) -> Events:
-    """A leaving slot is removed at once, or after its attempt has been accounted for."""
-    return _lose_attempt(s, agent, reason) or [e.AgentRemoved(agent, s.agents[agent].spec.node)]
+    """A leaving slot whose worker is gone is removed at once, or after its attempt has been accounted for."""
+    if s.agents[agent].task is None:
+        return [e.AgentRemoved(agent, s.agents[agent].spec.node)]
+    return [e.AgentLost(agent, reason)] if s.agents[agent].worker is not None else _lose_attempt(s, agent, reason)
 
 
 def _lose_attempt(s: State, agent_id: AgentId, reason: str) -> Events:
@@ -354,31 +354,43 @@ def _attempt_finished(s: State, cmd: c.AttemptFinished, now: int, policy: c.Poli
 
 def _tick(s: State, cmd: c.Tick, now: int, policy: c.Policy) -> Events:
     due: Events = [e.TaskQueued(task) for task in s.waiting if s.tasks[task].ready_ms <= now]
-    return [*due, *_given_up(s, now, policy), *_init_overdue(s, now, policy), *_shutdown_overdue(s, now)]
+    given_up = list(_given_up(s, now, policy))  # what follows from those comes first: the next tick sees to a shutdown
+    return [*due, *_init_settled(s, now, policy), *(given_up or _shutdown_overdue(s, now, policy))]
 
 
 def _given_up(s: State, now: int, policy: c.Policy) -> Iterable[e.Event]:
     for attempt_id, attempt in s.live_attempts():
         node = s.nodes[attempt.node]
-        if attempt.lost_sight_ms and node.status is NodeStatus.LOST and now - attempt.lost_sight_ms > policy.unknown_grace_ms:
+        since_ms = max(attempt.lost_sight_ms, node.since_ms)
+        if attempt.lost_sight_ms and node.status is NodeStatus.LOST and now - since_ms > policy.unknown_grace_ms:
             reason = f"node {attempt.node} was out of sight for {policy.unknown_grace_ms // 1000} s: {node.reason}"
             yield e.AttemptEnded(attempt_id.task, attempt_id.number, Outcome(OutcomeKind.LOST, reason))
 
 
-def _init_overdue(s: State, now: int, policy: c.Policy) -> Events:
-    if s.lifecycle is not Lifecycle.INITIALIZING or now - s.started_ms < policy.init_timeout_ms:
+def _init_settled(s: State, now: int, policy: c.Policy) -> Events:
+    """The start is over when no agent is awaited any more, or its time is up."""
+    if s.lifecycle is not Lifecycle.INITIALIZING:
+        return []
+    overdue = now - s.started_ms >= policy.init_timeout_ms
+    if not overdue and any(agent.status in (AgentStatus.STARTING, AgentStatus.OFFLINE) for agent in s.agents.values()):
         return []
     ready = sum(agent.status in UP for agent in s.agents.values())
     if ready:
         return [e.InitCompleted(ready)]
-    why = next((node.reason for node in s.nodes.values() if node.reason), "no worker came up")
-    return [e.InitFailed(f"no agent was ready within {policy.init_timeout_ms // 1000} s: {why}")]
+    why = next(filter(None, (*(n.reason for n in s.nodes.values()), *(a.reason for a in s.agents.values()))), "no worker came up")
+    return [e.InitFailed(f"no agent was ready within {policy.init_timeout_ms // 1000} s: {why}" if overdue else f"no agent came up: {why}")]
 
 
-def _shutdown_overdue(s: State, now: int) -> Events:
+def _shutdown_overdue(s: State, now: int, policy: c.Policy) -> Events:
     if s.shutdown is None or now < s.shutdown.deadline_ms:
         return []
-    return _stop_all(s, "the shutdown's time was up") if s.live else [e.Terminated()]
+    if not s.live:
+        return [e.Terminated()]
+    if now - s.shutdown.deadline_ms <= policy.unknown_grace_ms:
+        return _stop_all(s, "the shutdown's time was up")
+    # Asked to stop and never heard of again. Closing the windows that follows ends what is left of it.
+    lost = Outcome(OutcomeKind.LOST, f"it did not stop within {policy.unknown_grace_ms // 1000} s of the shutdown's end")
+    return [e.AttemptEnded(attempt_id.task, attempt_id.number, lost) for attempt_id, _ in s.live_attempts()]
 
 
 # --- consequences ----------------------------------------------------------------------------------------------------
@@ -428,22 +440,17 @@ def _after_task_failed(s: State, ev: e.TaskFailed | e.TaskCancelled, now: int, p
 def _after_task_over(s: State, task: TaskState) -> Iterator[e.Event]:
     if task.spec.plan is not None:
         plan = s.plans[task.spec.plan]
-        if not plan.open and plan.status is PlanStatus.RUNNING:
-            yield e.PlanClosed(plan.id, _closing_status(plan))
+        if not plan.open and len(plan.tasks) == plan.size and plan.status is PlanStatus.RUNNING:
+            yield e.PlanClosed(plan.id, plan.closing_status())
     yield from _maybe_terminated(s)
-
-
-def _closing_status(plan: PlanState) -> PlanStatus:
-    if plan.failed:
-        return PlanStatus.FAILED
-    return PlanStatus.CANCELLED if plan.cancelled else PlanStatus.COMPLETED
 
 
 def _maybe_terminated(s: State) -> Events:
     """A shutdown is complete when nothing runs, and nothing will (or, without drain, whatever waits)."""
     if s.lifecycle is not Lifecycle.DRAINING or s.shutdown is None or s.live:
         return []
-    if s.shutdown.drain and s.shutdown.graceful and (s.queued or s.waiting) and any(a.status in UP for a in s.agents.values()):
+    hope = any(agent.status not in (AgentStatus.ERROR, AgentStatus.DRAINING) for agent in s.agents.values())
+    if s.shutdown.drain and s.shutdown.graceful and (s.queued or s.waiting) and hope:
         return []
     return [e.Terminated()]
 
@@ -508,7 +515,7 @@ def _after_agent_ready(s: State, ev: e.AgentReady | e.AgentSuspended, now: int, 
     if s.lifecycle is Lifecycle.INITIALIZING and not starting:
         ready = sum(agent.status in UP for agent in s.agents.values())
         return [e.InitCompleted(ready)] if ready else [e.InitFailed(f"no agent came up: {s.agents[ev.agent].reason}")]
-    return _maybe_scaled(s)
+    return [*_maybe_scaled(s), *_maybe_terminated(s)]
 
 
 def _after_init_completed(s: State, ev: e.InitCompleted, now: int, policy: c.Policy) -> Events:
@@ -522,12 +529,18 @@ def _maybe_scaled(s: State) -> Events:
     return [e.ScaleCompleted(len(s.agents))] if settled else []
 
 
+def _after_agent_draining(s: State, ev: e.AgentDraining, now: int, policy: c.Policy) -> Events:
+    """Nobody is there who could be asked to leave, and nothing has to be accounted for."""
+    agent = s.agents[ev.agent]
+    return [e.AgentRemoved(agent.id, agent.spec.node)] if agent.worker is None and agent.task is None else []
+
+
 def _after_scale_started(s: State, ev: e.ScaleStarted, now: int, policy: c.Policy) -> Events:
     return _maybe_scaled(s) if len(s.agents) == ev.target else []
 
 
 def _after_agent_removed(s: State, ev: e.AgentRemoved, now: int, policy: c.Policy) -> Events:
-    return _maybe_scaled(s)
+    return [*_maybe_scaled(s), *_maybe_terminated(s)]
 
 
 def _after_shutdown_started(s: State, ev: e.ShutdownStarted, now: int, policy: c.Policy) -> Events:
@@ -575,6 +588,7 @@ CONSEQUENCES: Final[dict[type[e.Event], Consequence]] = {
     e.AgentLost: _after_agent_lost,
     e.AgentReady: _after_agent_ready,
     e.AgentSuspended: _after_agent_ready,
+    e.AgentDraining: _after_agent_draining,
     e.AgentRemoved: _after_agent_removed,
     e.NodeLost: _after_node_lost,
     e.InitCompleted: _after_init_completed,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestra.core import events as e
-from orchestra.core.model import NodeStatus
+from orchestra.core.model import AgentStatus, NodeStatus
 from orchestra.core.state import State
 from orchestra.ids import AgentId, NodeId, TaskId
 
@@ -94,12 +94,17 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
             agent_state = state.agents.get(agent_id)
             if agent_state is None:
                 return ()
+            if agent_state.status is AgentStatus.DRAINING:
+                return ()  # it is leaving and gets no other worker
             node = agent_state.spec.node
-            close = (CloseAgent(seq, node, agent_id, now=True),) if isinstance(event, e.AgentRestarted) else ()
+            restarted = isinstance(event, e.AgentRestarted) and agent_state.worker is not None
+            close = (CloseAgent(seq, node, agent_id, now=True),) if restarted else ()
             return (*close, OpenAgents(seq, node, (agent_id,)))
-        case e.AgentDraining(agent_id):
+        case e.AgentReady(agent_id) | e.AgentDraining(agent_id):
             draining = state.agents.get(agent_id)
-            return (CloseAgent(seq, draining.spec.node, agent_id, now=False),) if draining else ()
+            return (
+                (CloseAgent(seq, draining.spec.node, agent_id, now=False),) if draining and draining.status is AgentStatus.DRAINING else ()
+            )
         case e.AgentRemoved(agent_id, node):
             return (RemoveWindow(seq, node, agent_id),)
         case e.Terminated():

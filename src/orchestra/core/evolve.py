@@ -119,7 +119,11 @@ def _journal_read(s: State, ev: e.JournalRead, at: int) -> None:
 
 
 def _agent_added(s: State, ev: e.AgentAdded, at: int) -> None:
-    s.agents[ev.agent.id] = AgentState(ev.agent, since_ms=at)
+    known = s.agents.get(ev.agent.id)
+    if known is None:
+        s.agents[ev.agent.id] = AgentState(ev.agent, since_ms=at)
+    else:
+        known.spec = ev.agent
 
 
 def _agent_ready(s: State, ev: e.AgentReady, at: int) -> None:
@@ -128,6 +132,8 @@ def _agent_ready(s: State, ev: e.AgentReady, at: int) -> None:
     if agent.status is t.G.IDLE and agent.task is not None:
         agent.status = t.G.BUSY  # found again with its attempt still in hand
     agent.worker, agent.since_ms, agent.reason = ev.worker, at, ""
+    if agent.fallen == ev.worker:
+        agent.fallen = None  # it was not dead after all; when it dies, that counts
 
 
 def _agent_lost(s: State, ev: e.AgentLost, at: int) -> None:
@@ -141,7 +147,8 @@ def _agent_lost(s: State, ev: e.AgentLost, at: int) -> None:
 def _agent_suspended(s: State, ev: e.AgentSuspended, at: int) -> None:
     agent = s.agents[ev.agent]
     agent.status = t.move(t.AGENT, agent.status, ev)
-    agent.since_ms, agent.reason = at, ev.reason
+    agent.fallen = agent.worker or agent.fallen
+    agent.worker, agent.since_ms, agent.reason = None, at, ev.reason
 
 
 def _agent_restarted(s: State, ev: e.AgentRestarted, at: int) -> None:
@@ -164,7 +171,7 @@ def _agent_removed(s: State, ev: e.AgentRemoved, at: int) -> None:
 
 
 def _plan_submitted(s: State, ev: e.PlanSubmitted, at: int) -> None:
-    s.plans[ev.plan] = PlanState(ev.plan, ev.name, ev.digest, at, source=ev.source)
+    s.plans[ev.plan] = PlanState(ev.plan, ev.name, ev.digest, at, source=ev.source, size=ev.tasks)
 
 
 def _plan_closed(s: State, ev: e.PlanClosed, at: int) -> None:

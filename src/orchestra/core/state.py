@@ -30,7 +30,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -145,6 +145,8 @@ class PlanState(msgspec.Struct, omit_defaults=True):
     digest: str
     submitted_ms: int
     source: str = ""
+    size: int = 0
+    """Tasks it was submitted with; fewer are in `tasks` while they are being taken in."""
     status: PlanStatus = PlanStatus.RUNNING
     tasks: list[TaskId] = []
     open: int = 0
@@ -152,6 +154,12 @@ class PlanState(msgspec.Struct, omit_defaults=True):
     failed: int = 0
     cancelled: int = 0
     closed_ms: int = 0
+
+    def closing_status(self) -> PlanStatus:
+        """Returns what the plan has come to once all its tasks are over."""
+        if self.failed:
+            return PlanStatus.FAILED
+        return PlanStatus.CANCELLED if self.cancelled else PlanStatus.COMPLETED
 
 
 class Answer(msgspec.Struct, frozen=True):

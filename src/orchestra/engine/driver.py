@@ -81,10 +81,11 @@ class NodeDriver:
             reason = "the connection ended"
             try:
                 await self._session()
-                pause_ms = self._options.reconnect_first_ms
             except (PortFailed, ProtocolBroken) as error:
                 reason = str(error)
                 log.warning("node-lost", extra={"node": self.node.id, "reason": reason})
+            if self._connected.is_set():
+                pause_ms = self._options.reconnect_first_ms  # it was there: this is a new trouble, not the old one going on
             self._connected.clear()
             await self._tools.loop.report([c.NodeDown(self.node.id, reason)])
             with contextlib.suppress(PortFailed, ProtocolBroken):

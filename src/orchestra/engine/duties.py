@@ -13,7 +13,7 @@ import msgspec
 
 from orchestra.core import commands as c
 from orchestra.core.effects import CloseAgent, Effect, OpenAgents, ReapAttempt, RemoveWindow, StartAttempt, StopAttempt
-from orchestra.core.model import Outcome, OutcomeKind, Worker
+from orchestra.core.model import AgentStatus, Outcome, OutcomeKind, Worker
 from orchestra.core.state import State
 from orchestra.engine.board import Board
 from orchestra.engine.failpoints import hit
@@ -94,13 +94,18 @@ class Duties:
 
     def _take_journal(self, batch: JournalBatch) -> Duty:
         commands: list[c.Command] = []
+        doubtful = False
         for record in batch.records:
             found = self._translator.signal(record) if record.kind == "signal" else None
             if found is not None:
                 self._board.post(*found)
-            commands += self._translator.commands(record)
+            told = self._translator.commands(record)
+            commands += told
+            doubtful = doubtful or (record.kind == "ready" and not told)
         hit("before-journal")
         yield Tell([*commands, c.JournalAt(self.node, batch.offset)])
+        if doubtful:
+            yield WantSweep()
 
     def _take_notice(self, notice: Notice) -> Duty:
         facts = {"node": self.node, "kind": notice.kind, "agent": notice.agent, "detail": notice.detail}
@@ -168,7 +173,8 @@ class Duties:
         names = yield Ask(lambda state: window_names(state, agents))
         hit("before-open")
         try:
-            yield Call("open_windows", (names,))
+            if names:
+                yield Call("open_windows", (names,))
         except NodeFailed as error:
             yield Remark("windows-failed", {"node": self.node, "agents": len(agents), "reason": str(error)})
             yield Tell([c.WorkerFell(agent, None, f"no window: {error}") for agent in agents])
@@ -207,10 +213,10 @@ def refused(attempt: AttemptId, reason: str) -> c.Command:
 
 
 def window_names(state: State, agents: Sequence[AgentId]) -> list[AgentWindow]:
-    """Returns the windows of the slots that still exist."""
+    """Returns the windows of the slots that still exist and have not been given up meanwhile."""
     found: list[AgentWindow] = []
     for number in dict.fromkeys(agents):
         agent = state.agents.get(number)
-        if agent is not None:
+        if agent is not None and agent.status is not AgentStatus.ERROR:
             found.append(AgentWindow(number, agent.spec.name or f"agent-{number:03}"))
     return found

@@ -7,7 +7,9 @@ on it before `committed`; if the append fails, the kernel is thrown away and bui
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -31,6 +33,22 @@ class Happened(msgspec.Struct, frozen=True, gc=False):
     event: Event
 
 
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Keeps the collector of cycles still.
+
+    A state is a million objects that all stay and form no cycle. Looking through them again and again while they are made took most of the time: a
+    snapshot of 140,000 tasks is decoded in 0.30 s instead of 1.35 s.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class Kernel:
     """State, scheduler and the events that wait for their append."""
 
@@ -43,12 +61,19 @@ class Kernel:
     @classmethod
     def restore(cls, policy: c.Policy, snapshot: Snapshot | None, events: Iterable[StoredEvent]) -> Kernel:
         """Builds the kernel from a snapshot and the events after it (or all events)."""
-        state = None if snapshot is None else decode_state(snapshot.body, snapshot.format)
-        kernel = cls(policy, state)
-        for stored in events:
-            if stored.seq > kernel.state.seq:
-                evolve(kernel.state, decode(stored.body), stored.seq, stored.at_ms)
-        kernel.scheduler.rebuild(kernel.state)
+        with collection_paused():
+            state = None if snapshot is None else decode_state(snapshot.body, snapshot.format)
+            return cls.fold(policy, state, events)
+
+    @classmethod
+    def fold(cls, policy: c.Policy, state: State | None, events: Iterable[StoredEvent]) -> Kernel:
+        """Builds the kernel from a state, which becomes the kernel's own, and the events after it; from all events where there is none."""
+        with collection_paused():
+            kernel = cls(policy, state)
+            for stored in events:
+                if stored.seq > kernel.state.seq:
+                    evolve(kernel.state, decode(stored.body), stored.seq, stored.at_ms)
+            kernel.scheduler.rebuild(kernel.state)
         return kernel
 
     def take(self, command: c.Command, now_ms: int) -> list[Event]:

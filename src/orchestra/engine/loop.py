@@ -66,6 +66,7 @@ class Loop:
         self._term = term
         self._queue: asyncio.Queue[_Request | _Reports | _Question] = asyncio.Queue(QUEUE_ITEMS_MAX)
         self._listeners: list[Listener] = []
+        self._ended: list[Callable[[], None]] = []
         self._sink: EffectSink = lambda effects: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._run_id = os.urandom(8).hex()
@@ -104,24 +105,33 @@ class Loop:
         """
         answer: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
         self._check_open()
-        await self._queue.put(_Request(command, answer))
+        await self._put(_Request(command, answer))
         return await answer
 
     async def report(self, commands: Sequence[c.Command]) -> None:
         """Hands in what was seen; all of it lands in one append. Waits only if the queue is full."""
         if commands and not self._closed:
-            await self._queue.put(_Reports(commands))
+            await self._put(_Reports(commands))
 
     async def ask(self, question: Callable[[State], R]) -> R:
         """Returns what `question` makes of the durable state. It must not keep or change the state."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._check_open()
-        await self._queue.put(_Question(question, answer))
+        await self._put(_Question(question, answer))
         return await answer
+
+    async def _put(self, item: _Request | _Reports | _Question) -> None:
+        await self._queue.put(item)
+        if self._closed:
+            self._refuse_rest()  # it ended while the queue was full: nobody else takes this out again, or makes room for the next
 
     def _check_open(self) -> None:
         if self._closed:
             raise CoordinatorUnreachable("the coordinator has stopped", hint="start it again: `orchestra up`")
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` when no turn will be taken any more, so that nobody waits for news that cannot come."""
+        self._ended.append(callback)
 
     async def run(self) -> None:
         """Takes turns until cancelled."""
@@ -136,6 +146,8 @@ class Loop:
         finally:
             self._closed = True
             self._refuse_rest()
+            for callback in self._ended:
+                callback()
 
     async def _turn(self, items: Sequence[_Request | _Reports | _Question]) -> None:
         now = self.now_ms()

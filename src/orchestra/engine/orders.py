@@ -9,7 +9,8 @@ import msgspec
 
 from orchestra.agents.adapter import Context, Launch
 from orchestra.core.model import Check, Limits, TaskSpec
-from orchestra.engine.translate import Finder
+from orchestra.engine.translate import KIND_ERRORS, Finder
+from orchestra.errors import BadInput
 from orchestra.ids import AgentId, AttemptId
 from orchestra.node import AttemptOrder
 
@@ -42,7 +43,12 @@ class OrderMaker:
         Raises:
             BadInput: The task's kind cannot run its payload.
         """
-        launch = self._find(spec.kind).launch(spec, Context(attempt.number, agent))
+        try:
+            launch = self._find(spec.kind).launch(spec, Context(attempt.number, agent))
+        except BadInput:
+            raise
+        except KIND_ERRORS as exc:  # one task of a kind that is broken must not end the coordinator
+            raise BadInput(f"agent kind {spec.kind!r} failed: {exc!r}", hint="tell whoever made it") from exc
         return AttemptOrder(attempt, agent, self._values(spec, attempt, agent, launch), launch.files)
 
     def _values(self, spec: TaskSpec, attempt: AttemptId, agent: AgentId, launch: Launch) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestra.core import commands as c
-from orchestra.core.effects import Effect, OpenAgents, ReapAttempt, StartAttempt, StopAttempt
+from orchestra.core.effects import CloseAgent, Effect, OpenAgents, ReapAttempt, RemoveWindow, StartAttempt, StopAttempt
 from orchestra.core.model import AgentStatus
 from orchestra.core.state import AgentState, AttemptState, State
 from orchestra.engine.translate import Translator
@@ -33,12 +33,18 @@ def reconcile(state: State, node: NodeId, found: Inventory, translator: Translat
     """Compares the state with what was found on the node."""
     commands: list[c.Command] = []
     effects: list[Effect] = []
+    seen = {worker.agent: worker for worker in found.workers}
     workers = {worker.agent: worker for worker in found.workers if worker.alive}
     missing: list[AgentId] = []
-    for agent in state.agents_on(node):
-        commands += _worker_news(agent, workers.get(agent.id))
+    slots = state.agents_on(node)
+    for agent in slots:
+        commands += _worker_news(agent, seen.get(agent.id))
         if agent.status is AgentStatus.ERROR:
             continue  # it fell too often: it gets no worker until somebody asks
+        if agent.status is AgentStatus.DRAINING and agent.id in workers:
+            effects.append(CloseAgent(state.seq, node, agent.id, now=False))  # the worker that was asked may have died of something else
+        if agent.status is AgentStatus.DRAINING:
+            continue  # what it has goes on without a window, and nothing more comes
         if agent.id not in found.windows or (agent.id not in workers and agent.status is AgentStatus.STARTING):
             missing.append(agent.id)
     facts = {each.attempt: each for each in found.attempts}
@@ -48,14 +54,19 @@ def reconcile(state: State, node: NodeId, found: Inventory, translator: Translat
     for worker in workers.values():
         if worker.attempt is not None and not _is_live(state, worker.attempt):
             effects.append(StopAttempt(state.seq, node, worker.agent, *worker.attempt, "superseded"))  # noqa: PERF401 - reads as the others
+    ours = {agent.id for agent in slots}
+    effects += [CloseAgent(state.seq, node, number, now=True) for number in workers if number not in ours]
+    effects += [RemoveWindow(state.seq, node, number) for number in found.windows if number not in ours]
     if missing:
         effects.append(OpenAgents(state.seq, node, tuple(missing)))
     return Difference(tuple(commands), tuple(effects))
 
 
 def _worker_news(agent: AgentState, worker: WorkerFacts | None) -> list[c.Command]:
-    if worker is not None and worker.worker is not None:
+    if worker is not None and worker.alive and worker.worker is not None:
         return [c.WorkerSeen(agent.id, worker.worker)]
+    if worker is not None and agent.worker is not None and worker.worker not in (None, agent.worker):
+        return []  # what was found is an earlier worker: the present one came after we looked
     if agent.status in (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.OFFLINE, AgentStatus.DRAINING):
         return [c.WorkerFell(agent.id, agent.worker, "its worker is gone")]
     return []

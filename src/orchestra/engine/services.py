@@ -52,11 +52,13 @@ class ServiceGroup:
 
     def __init__(self, services: Sequence[Service]) -> None:
         self._services = list(services)
+        self._grown = asyncio.Event()
 
     def add(self, service: Service) -> None:
         """Adds one and starts it."""
         self._services.append(service)
         service.start()
+        self._grown.set()
 
     def start(self) -> None:
         for service in self._services:
@@ -67,13 +69,19 @@ class ServiceGroup:
             await service.stop()
 
     async def wait_failed(self) -> None:
-        """Returns when a service has ended by itself; raises the error of one that failed."""
-        waits = {asyncio.ensure_future(service.wait_ended()) for service in self._services}
-        try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for each in done:
-                each.result()
-        finally:
-            for each in waits:
-                each.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        """Returns when a service has ended; raises the error of one that failed. Services that are added meanwhile count."""
+        while True:
+            self._grown.clear()
+            grown = asyncio.ensure_future(self._grown.wait())
+            waits = [asyncio.ensure_future(service.wait_ended()) for service in self._services]
+            try:
+                await asyncio.wait([grown, *waits], return_when=asyncio.FIRST_COMPLETED)
+                ended = [each for each in waits if each.done()]
+                for each in ended:
+                    each.result()
+                if ended:
+                    return
+            finally:
+                for wait in (grown, *waits):
+                    wait.cancel()
+                await asyncio.gather(grown, *waits, return_exceptions=True)

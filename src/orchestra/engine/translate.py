@@ -7,15 +7,18 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestra.agents.adapter import Adapter, Exit, Signal
+from orchestra.agents.adapter import Adapter, Exit, Signal, Verdict
 from orchestra.agents.ending import outcome
 from orchestra.core import commands as c
-from orchestra.core.model import CheckResult, Outcome, OutcomeKind
+from orchestra.core.model import CheckResult, Outcome, OutcomeKind, TaskSpec
 from orchestra.core.state import State
+from orchestra.errors import OrchestraError
 from orchestra.ids import AttemptId, TaskId
 from orchestra.node import Record
 
 Finder = Callable[[str], Adapter]
+KIND_ERRORS: Final = (OrchestraError, LookupError, TypeError, ValueError)
+"""What a kind may raise that is missing, or that reads what an agent said and did not expect it."""
 
 
 class Translator:
@@ -36,7 +39,13 @@ class Translator:
         task = self._state().tasks.get(TaskId(record.task))
         if record.kind != "signal" or task is None or not isinstance(line, dict):
             return None
-        found = self._find(task.spec.kind).signal(line)
+        attempt = task.attempt(record.attempt)
+        if attempt is None or not attempt.live:
+            return None  # of something that is over: nobody would ever take it off the board
+        try:
+            found = self._find(task.spec.kind).signal(line)
+        except KIND_ERRORS:
+            return None
         return None if found is None else (AttemptId(task.id, record.attempt), found)
 
     def finished(self, attempt: AttemptId, done: dict[str, Any]) -> c.Command | None:
@@ -49,7 +58,7 @@ class Translator:
         if end is None:
             broken = Outcome(OutcomeKind.FAILED, "the worker's account of the end cannot be read")
             return c.AttemptFinished(attempt.task, attempt.number, broken)
-        verdict = self._find(task.spec.kind).verdict(task.spec, end)
+        verdict = self._verdict(task.spec, end)
         missing = verdict.kind is OutcomeKind.DONE and len(checks) < len(task.spec.checks)
         result = outcome(verdict, end, checks)
         if missing:
@@ -57,7 +66,18 @@ class Translator:
             result = msgspec.structs.replace(result, kind=OutcomeKind.UNVERIFIED, reason="said done, but its checks were not run")
         return c.AttemptFinished(attempt.task, attempt.number, result)
 
+    def _verdict(self, spec: TaskSpec, end: Exit) -> Verdict:
+        """Asks the kind. It may have been uninstalled since, or be broken: the end is told all the same, or no restart would get past it."""
+        try:
+            return self._find(spec.kind).verdict(spec, end)
+        except KIND_ERRORS as error:
+            return Verdict(OutcomeKind.FAILED, f"agent kind {spec.kind!r} could not judge the end: {error}")
+
     def _ready(self, record: Record) -> list[c.Command]:
+        """Old news must not bring back a worker that is known to be gone, or push out the present one: if it is new, a sweep finds it."""
+        agent = self._state().agents.get(record.agent)
+        if agent is not None and (record.worker == agent.fallen or agent.worker not in (None, record.worker)):
+            return []
         return [c.WorkerSeen(record.agent, record.worker)]
 
     def _started(self, record: Record) -> list[c.Command]:

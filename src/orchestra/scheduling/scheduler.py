@@ -1,7 +1,7 @@
 """The queue of ready tasks and the decision who gets what, made anew after every batch of events.
 
 Order: priority first; within a priority the plan with the fewest running attempts (fairness); within a plan the longest remaining path, then
-the order of submission. A queued task can always be overtaken by a more urgent one; a running one is never touched.
+the order of submission. In a fleet of unequal agents a task may be passed over: it finishes sooner on a better agent that is still busy. A queued task can always be overtaken by a more urgent one; a running one is never touched.
 
 The queue is derived from the state (`rebuild`) and follows it (`note`); entries that no longer hold are dropped when they come up. One decision costs
 time in the number of free agents and of distinct needs (kind, node), not in the number of waiting tasks.
@@ -9,7 +9,7 @@ time in the number of free agents and of distinct needs (kind, node), not in the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 
 from orchestra.core import commands as c
@@ -18,11 +18,11 @@ from orchestra.core.decide import suits
 from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Strategy, TaskStatus
 from orchestra.core.state import AgentState, State, TaskState
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
-from orchestra.scheduling.place import RULES, Moment
+from orchestra.scheduling.place import RULES, Moment, Outlook, affinity_key, is_uneven
 from orchestra.scheduling.rank import estimate_ms, upward_ranks
 
-Pool = tuple[str, NodeId | None]
-"""What a task asks of an agent: kind and node."""
+Pool = tuple[str, NodeId | None, str]
+"""What a task asks of an agent: kind, node, and the key it has affinity to. Where the first of a key has to wait, so do the others."""
 Entry = tuple[int, int, TaskId]
 """Negated rank, order of arrival, task."""
 
@@ -73,23 +73,34 @@ class Scheduler:
         skipped: list[tuple[Pool, int, PlanId | None, Entry]] = []
         held: set[Pool] = set()
         free = [agent for agent in state.agents.values() if is_free(state, agent)]
+        outlook = self._outlook(state, now_ms) if free else None
         while free:
             found = self._next(state, free, held)
             if found is None:
                 break
             pool, priority, plan, entry = found
             task = state.tasks[entry[2]]
-            chosen = self._place(state, task, free, now_ms)
+            ahead = outlook if _may_wait(task) and not (outlook is not None and outlook.exhausted) else None
+            chosen = self._place(state, task, free, now_ms) if ahead is None else _first_to_finish(ahead, task)
             if chosen:
                 self._last = chosen[-1]
                 free = [agent for agent in free if agent.id not in chosen]
                 yield c.Assign(task.id, chosen)
+                if outlook is not None and ahead is None:
+                    for attempt in task.live_attempts():
+                        outlook.begin(task, attempt)
             else:
                 skipped.append(found)
-                if task.spec.strategy is not Strategy.AFFINITY:
-                    held.add(pool)  # it waits for more agents: what is free is kept for it
+                if ahead is None:
+                    held.add(pool)  # it waits for more agents, for which what is free is kept, or for the one it is at home with
         for pool, priority, plan, entry in skipped:
-            heappush(self._heaps[pool][priority].setdefault(plan, []), entry)
+            self._put(pool, priority, plan, entry)
+
+    def _outlook(self, state: State, now_ms: int) -> Outlook | None:
+        """Returns what to look ahead with, or None where all agents are equal: then who is free first is as good as anybody."""
+        if not self._heaps or not is_uneven(state):
+            return None
+        return Outlook(state, now_ms, lambda task: self.rank_ms(state, task))
 
     def _place(self, state: State, task: TaskState, free: list[AgentState], now_ms: int) -> tuple[AgentId, ...]:
         """Returns as many agents as the task has replicas, or none."""
@@ -109,13 +120,16 @@ class Scheduler:
         """Takes the most urgent task that some free agent could run."""
         best: tuple[tuple[int, int, int, int], Pool, int, PlanId | None] | None = None
         running: dict[PlanId | None, int] | None = None
-        for pool, priorities in self._heaps.items():
+        for pool, priorities in list(self._heaps.items()):
+            if not priorities:
+                del self._heaps[pool]
             if pool in held or not any(_fits(agent, pool) for agent in free):
                 continue
             for priority in sorted(priorities):
                 plans = priorities[priority]
                 self._prune(state, plans)
                 if not plans:
+                    del priorities[priority]
                     continue
                 if running is None and len(plans) > 1:
                     running = _running_by_plan(state)
@@ -144,18 +158,31 @@ class Scheduler:
     def _push(self, state: State, task: TaskState) -> None:
         spec = task.spec
         self._arrivals += 1
-        heap = self._heaps.setdefault((spec.kind, spec.node), {}).setdefault(spec.priority, {}).setdefault(spec.plan, [])
-        heappush(heap, (-self.rank_ms(state, task), self._arrivals, task.id))
+        pool = (spec.kind, spec.node, affinity_key(spec) if spec.strategy is Strategy.AFFINITY else "")
+        self._put(pool, spec.priority, spec.plan, (-self.rank_ms(state, task), self._arrivals, task.id))
+
+    def _put(self, pool: Pool, priority: int, plan: PlanId | None, entry: Entry) -> None:
+        heappush(self._heaps.setdefault(pool, {}).setdefault(priority, {}).setdefault(plan, []), entry)
 
     def _rank_plan(self, state: State, plan: PlanId) -> None:
         specs = [state.tasks[task].spec for task in state.plans[plan].tasks if not state.tasks[task].over]
         self._ranks.update(upward_ranks(specs, lambda spec: estimate_ms(state, spec)))
 
 
+def _may_wait(task: TaskState) -> bool:
+    return task.spec.strategy is Strategy.PRIORITY and task.spec.replicas == 1
+
+
+def _first_to_finish(outlook: Outlook, task: TaskState) -> tuple[AgentId, ...]:
+    agent = outlook.take(task)
+    return () if agent is None else (agent.id,)
+
+
 def may_assign(state: State) -> bool:
     """Tells whether new attempts may start at all in this phase of the orchestra's life."""
     if state.lifecycle is Lifecycle.DRAINING and state.shutdown is not None:
-        return state.shutdown.drain and state.shutdown.graceful
+        in_time = state.at_ms < state.shutdown.deadline_ms  # what is stopped for lack of time must not be started again
+        return state.shutdown.drain and state.shutdown.graceful and in_time
     return state.lifecycle in ASSIGNING
 
 
@@ -165,7 +192,7 @@ def is_free(state: State, agent: AgentState) -> bool:
 
 
 def _fits(agent: AgentState, pool: Pool) -> bool:
-    kind, node = pool
+    kind, node, _ = pool
     return agent.spec.kind in ("any", kind) and node in (None, agent.spec.node)
 
 
@@ -177,12 +204,25 @@ def _running_by_plan(state: State) -> dict[PlanId | None, int]:
     return count
 
 
-def eta_ms(state: State, scheduler: Scheduler, task: TaskState) -> int:
-    """Returns a rough number of milliseconds until the task is over: its needs' and the queue's work over the agents, plus its own time."""
+def work_by_priority(state: State) -> dict[int, int]:
+    """Returns the milliseconds of work in all tasks that are queued or run, by priority. Costs time in their number."""
+    work: dict[int, int] = {}
+    for each in (*state.queued, *state.live):
+        spec = state.tasks[each].spec
+        work[spec.priority] = work.get(spec.priority, 0) + estimate_ms(state, spec)
+    return work
+
+
+def eta_ms(state: State, scheduler: Scheduler, task: TaskState, work_ahead: Mapping[int, int] | None = None) -> int:
+    """Returns a rough number of milliseconds until the task is over: its needs' and the queue's work over the agents, plus its own time.
+
+    `work_ahead` is what `work_by_priority` says; who asks for many tasks of one moment works it out once.
+    """
     agents = max(1, sum(agent.status in (AgentStatus.IDLE, AgentStatus.BUSY) for agent in state.agents.values()))
     own = estimate_ms(state, task.spec)
-    ahead = [state.tasks[each] for each in (*state.queued, *state.live) if each != task.id]
-    work = sum(estimate_ms(state, each.spec) for each in ahead if each.spec.priority <= task.spec.priority)
+    by_priority = work_by_priority(state) if work_ahead is None else work_ahead
+    work = sum(ms for priority, ms in by_priority.items() if priority <= task.spec.priority)
+    work -= own if task.id in state.queued or task.id in state.live else 0
     before = sum(
         estimate_ms(state, state.tasks[need].spec) for need in task.spec.needs if state.tasks[need].status is not TaskStatus.COMPLETED
     )

@@ -47,7 +47,7 @@ def moment(at_ms: int) -> str:
 def verify(context: click.Context) -> int:
     """Read everything and check it; changes nothing.
 
-    Ends with 74 if something is wrong.
+    Ends with 65 if something is wrong.
     """
     session = session_of(context)
     found = session.wiring.ledger_care(session.root).verify()

@@ -47,6 +47,7 @@ class SocketServer:
         self._path = path
         self._line_bytes_max = line_bytes_max
         self._server: asyncio.Server | None = None
+        self._made = 0
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -64,13 +65,14 @@ class SocketServer:
             listener.bind(str(self._path))
             # Nobody can connect before `listen`, so the mode is right from the first moment on; a umask would be every thread's.
             os.chmod(self._path, 0o600)
+            self._made = self._path.lstat().st_ino
             self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=self._line_bytes_max)
         except OSError as exc:
             listener.close()
             raise PortFailed(f"the socket {self._path} cannot be made: {exc.strerror or exc}", hint="remove what is in its place") from exc
 
     async def stop(self) -> None:
-        """Ends all connections and removes the socket. Idempotent."""
+        """Ends all connections and removes the socket, unless it is no longer ours: a coordinator that was superseded leaves its successor's. Idempotent."""
         server, self._server = self._server, None
         if server is None:
             return
@@ -79,7 +81,8 @@ class SocketServer:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
+            if self._path.lstat().st_ino == self._made:
+                self._path.unlink()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._converse(reader, writer), name="socket-connection")

@@ -13,12 +13,13 @@ from orchestra.codec.state import encode_state
 from orchestra.core import events as e
 from orchestra.core.evolve import evolve
 from orchestra.core.invariants import check_indexes, check_invariants, check_needs, check_one
-from orchestra.core.model import Outcome, OutcomeKind, TaskStatus, Usage
+from orchestra.core.model import AgentStatus, Outcome, OutcomeKind, TaskStatus, Usage
 from orchestra.core.state import State
 from orchestra.engine.kernel import Happened
 from orchestra.errors import InvariantBroken
 from orchestra.ids import AgentId, AttemptId, NodeId, TaskId
 from orchestra.ledger import GENESIS, StoredEvent, chain_hash
+from orchestra.node import AgentWindow
 from orchestra.testing.world.node import SimNode
 from orchestra.testing.world.worker import Folder, Program, SimWorker
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from orchestra.testing.world.coordinator import SimCoordinator
     from orchestra.testing.world.world import World
 
+TIME_SLACK_MS: Final = 5_000
+"""What an append may take, and a little."""
+AHEAD_SLACK_MS: Final = 60_000
+"""More than an append ever takes; far less than a wall clock jumps."""
+GIVEN_UP: Final = ("out of sight", "did not stop within")
+"""Words of the two ends that the core declares by itself, after the grace and without having seen the end."""
 ENDING_RECORDS: Final = ("done", "lost")
 
 
@@ -42,6 +49,7 @@ class Checker:
         self.shadow = State()
         self.counts = {"appends": 0, "stale": 0}
         self._hash = GENESIS
+        self._ahead_ms = 0
         self._running: dict[TaskId, list[Program]] = {}
         self._started: dict[AttemptId, Program] = {}
         self._completed: dict[TaskId, int] = {}
@@ -63,6 +71,7 @@ class Checker:
             self._check_chain(each)
             event = decode(each.body)
             self._before(event)
+            self._check_time(each, event)
             evolve(self.shadow, event, each.seq, each.at_ms)
             self._after(event)
             self.world.trace("ledger", each.seq, event)
@@ -82,6 +91,23 @@ class Checker:
             raise broken("INV-LOG", f"event {stored.seq} contradicts the chain")
         if stored.at_ms < self.shadow.at_ms:
             raise broken("INV-LOG", f"event {stored.seq} is older than the one before")
+
+    def _check_time(self, stored: StoredEvent, event: e.Event) -> None:
+        """INV-TIME: while one coordinator leads, the ledger's time runs as steadily as the world's, whatever the wall clock does."""
+        now_ms = self.world.line.now_ms
+        if isinstance(event, e.CoordinatorStarted):
+            self._ahead_ms = stored.at_ms - now_ms
+        elif stored.at_ms - now_ms > self._ahead_ms + now_ms // 100 + AHEAD_SLACK_MS:
+            raise broken("INV-TIME", f"event {stored.seq} is {stored.at_ms - now_ms - self._ahead_ms} ms ahead of its coordinator's start")
+
+    def _check_drained(self) -> None:
+        """INV-DRAIN: a shutdown that drains ends early only if nobody is left to work."""
+        shutdown = self.shadow.shutdown
+        if shutdown is None or not (shutdown.drain and shutdown.graceful) or self.shadow.at_ms >= shutdown.deadline_ms - TIME_SLACK_MS:
+            return
+        hope = any(agent.status in (AgentStatus.IDLE, AgentStatus.BUSY) for agent in self.shadow.agents.values())
+        if hope and (self.shadow.queued or self.shadow.waiting):
+            raise broken("INV-DRAIN", "it ended while work was queued and agents were there")
 
     def _check_touched(self, touched: dict[TaskId, None]) -> None:
         for name in touched:
@@ -110,6 +136,8 @@ class Checker:
                 holder = self.shadow.agents[agent]
                 if holder.task is not None:
                     raise broken("INV-CAP", f"agent {agent} gets {task}#{number} and has {holder.task}#{holder.attempt}")
+            case e.Terminated():
+                self._check_drained()
             case e.AttemptEnded(task, number, outcome):
                 self._check_end(AttemptId(task, number), outcome)
             case e.StaleResultRecorded(task, number):
@@ -129,7 +157,7 @@ class Checker:
         expected = self.world.usage_of(attempt.node, attempt_id) if told else Usage()
         if outcome.usage != expected:
             raise broken("INV-COST", f"{attempt_id} is accounted {outcome.usage} and used {expected}")
-        if outcome.kind is OutcomeKind.LOST and "out of sight" in outcome.reason:
+        if outcome.kind is OutcomeKind.LOST and any(words in outcome.reason for words in GIVEN_UP):
             self._given_up[attempt_id] = None
         if outcome.kind is not OutcomeKind.LOST:
             self._setbacks[attempt.agent] = 0
@@ -140,10 +168,12 @@ class Checker:
                 self._check_completed(task, number)
             case e.JournalRead(node, offset):
                 self._check_journal(node, offset)
-            case e.AgentLost(agent) | e.AgentSuspended(agent):
+            case e.AgentLost(agent) if self.shadow.agents[agent].status is not AgentStatus.DRAINING:
                 self._setbacks[agent] = self._setbacks.get(agent, 0) + 1
-                if self._setbacks[agent] > self.world.policy.falls_max + 1:
-                    raise broken("INV-FALLS", f"agent {agent} was given {self._setbacks[agent]} workers in a row, none of which did anything")
+                if self._setbacks[agent] > self.world.policy.falls_max:
+                    raise broken(
+                        "INV-FALLS", f"agent {agent} was given {self._setbacks[agent]} workers in a row, none of which did anything"
+                    )
             case e.AgentRestarted(agent) | e.AgentRemoved(agent):
                 self._setbacks[agent] = 0
             case e.Terminated():
@@ -174,6 +204,13 @@ class Checker:
             if attempt is not None and attempt.live:
                 raise broken("INV-JOURNAL", f"{record.task}#{record.attempt} is {record.kind} before offset {offset}, and still live")
         self._journal_checked[node] = max(start, offset)
+
+    def check_open(self, state: State, windows: Sequence[AgentWindow]) -> None:
+        """INV-FALLS: a slot that was given up gets no worker until somebody asks."""
+        for window in windows:
+            agent = state.agents.get(window.agent)
+            if agent is not None and agent.status is AgentStatus.ERROR:
+                raise broken("INV-FALLS", f"agent {agent.id} was given up and gets another worker")
 
     # --- whole states ------------------------------------------------------------------------------------------------
 
@@ -211,7 +248,7 @@ class Checker:
         self._started[attempt] = program
         others = [each for each in self._running.get(attempt.task, ()) if each.alive]
         task = self.shadow.tasks.get(attempt.task)
-        if task is None:
+        if task is None or task.attempt(attempt.number) is None:
             raise broken("INV-ONE", f"{attempt} runs and is not in the ledger")
         for other in others:
             siblings = min(attempt.number, other.attempt.number) >= task.round_start and task.spec.replicas > 1
@@ -234,14 +271,18 @@ class Checker:
                 if worker.agent not in ours:
                     raise broken("INV-LEAK", f"{node.id} has a worker of agent {worker.agent}, which does not exist")
                 if ours[worker.agent].worker != worker.identity:
-                    raise broken("INV-LEAK", f"agent {worker.agent} has worker {worker.identity}, the ledger knows {ours[worker.agent].worker}")
+                    raise broken(
+                        "INV-LEAK", f"agent {worker.agent} has worker {worker.identity}, the ledger knows {ours[worker.agent].worker}"
+                    )
             for agent in node.windows:
                 if agent not in ours:
                     raise broken("INV-LEAK", f"{node.id} has a window of agent {agent}, which does not exist")
             for program in node.programs.values():
                 raise broken("INV-LEAK", f"an agent still works on {program.attempt}, which is over")
             if self.shadow.nodes[node.id].journal_offset != len(node.journal) and ours:
-                raise broken("INV-JOURNAL", f"{node.id} has {len(node.journal)} records, {self.shadow.nodes[node.id].journal_offset} were read")
+                raise broken(
+                    "INV-JOURNAL", f"{node.id} has {len(node.journal)} records, {self.shadow.nodes[node.id].journal_offset} were read"
+                )
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

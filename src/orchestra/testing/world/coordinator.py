@@ -237,11 +237,12 @@ class SimCoordinator:
         try:
             step = next(steps)
             while True:
+                answer: Any = None
                 try:
                     match step:
                         case TryAppend(each):
                             yield self.line.sleep(self.world.ledger.delay_ms())
-                            answer: Any = self.world.append(self, each)
+                            answer = self.world.append(self, each)
                         case LookUp(idempotency_id):
                             yield self.line.sleep(FIND_MS)
                             answer = self.world.ledger.find(idempotency_id)

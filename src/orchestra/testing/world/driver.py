@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final, Protocol
 
 from orchestra.core import commands as c
 from orchestra.core.effects import Effect
+from orchestra.core.state import State
+from orchestra.engine.board import Board
 from orchestra.engine.duties import Act, Ask, Call, Duties, Duty, Peek, Remark, Tell, WantSweep
+from orchestra.engine.kernel import Kernel
+from orchestra.engine.orders import OrderMaker
+from orchestra.engine.translate import Translator
 from orchestra.errors import PortFailed, ProtocolBroken
 from orchestra.node import NodeFacts
 from orchestra.testing.world.net import SimPort
-from orchestra.testing.world.timeline import Process, Promise
-
-if TYPE_CHECKING:
-    from orchestra.testing.world.coordinator import SimCoordinator
+from orchestra.testing.world.timeline import Process, Promise, Timeline
 
 SWEEP_MS: Final = 60_000
 SWEEP_AGAIN_MS: Final = 500
@@ -25,10 +27,27 @@ EFFECTS_MAX: Final = 4096
 Steps = Generator[Promise, Any, Any]
 
 
+class Owner(Protocol):
+    """What a driver needs of its coordinator."""
+
+    line: Timeline
+    world: Any
+    kernel: Kernel
+    translator: Translator
+    board: Board
+    orders: OrderMaker
+
+    def spawn(self, body: Steps) -> Process: ...
+
+    def report(self, commands: Sequence[c.Command]) -> None: ...
+
+    def ask(self, question: Callable[[State], Any]) -> Promise: ...
+
+
 class SimDriver:
     """Runs one node for one coordinator."""
 
-    def __init__(self, owner: SimCoordinator, port: SimPort) -> None:
+    def __init__(self, owner: Owner, port: SimPort) -> None:
         self.port = port
         self._owner = owner
         self._line = owner.line
@@ -129,6 +148,8 @@ class SimDriver:
                         case Peek(question):
                             answer = question(self._owner.kernel.state)
                         case Call(method, arguments, options):
+                            if method == "open_windows":
+                                self._owner.world.checker.check_open(self._owner.kernel.state, arguments[0])
                             answer = yield self.port.call(method, *arguments, **options)
                         case Act(effects):
                             self._put_effects(effects)

@@ -12,8 +12,8 @@ from random import Random
 from typing import Any, Final
 
 from orchestra.errors import CourierFailed, NodeFailed, NodeUnreachable
-from orchestra.ids import AgentId, AttemptId, NodeId
-from orchestra.node import AgentWindow, AttemptOrder, Inventory, JournalBatch, NodeFacts, Notice, OrderFailure, Report
+from orchestra.ids import NodeId
+from orchestra.node import JournalBatch, NodeFacts, Notice, Report
 from orchestra.testing.world import courier as far
 from orchestra.testing.world.node import SimNode
 from orchestra.testing.world.options import Weather
@@ -237,6 +237,3 @@ class Connection:
             self._open = False
             self._node.viewers.remove(self)
         self._fail(error)
-
-
-__all__ = ["AgentId", "AgentWindow", "AttemptId", "AttemptOrder", "Connection", "Inventory", "OrderFailure", "SimNet", "SimPort"]

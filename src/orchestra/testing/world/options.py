@@ -75,6 +75,10 @@ class Options(msgspec.Struct, frozen=True):
     """Not 0: one task after the other is submitted, on average so often, until the faults stop."""
     work_ms: tuple[int, int] = (200, 60_000)
     """Shortest and longest time an agent works on a task."""
+    rate_percent: int = 100
+    """Of the usual rate at which faults happen by themselves."""
+    snapshot_ms: int = 0
+    """Between two snapshots; 0: the seed draws it."""
     check_all_every: int = 64
     """Appends between two complete checks of the state; what an append touched is checked at once."""
 
@@ -120,13 +124,14 @@ def draw_size(dice: Random) -> Size:
     return Size(nodes=dice.choice((1, 1, 1, 2, 3)), agents=agents, tasks=tasks, plans=dice.randint(1, 4))
 
 
-def draw_weather(dice: Random, allowed: tuple[str, ...] | None) -> Weather:
+def draw_weather(dice: Random, options: Options) -> Weather:
     """Returns the faults of a run: a random subset of all kinds, each with a random rate. Named ones all happen."""
+    allowed = options.faults
     kinds = FAULTS if allowed is None else tuple(kind for kind in FAULTS if kind in allowed)
     share = dice.choice((0.1, 0.3, 0.5, 0.8)) if allowed is None else 1.0
     rates: dict[str, float] = {}
     for kind in kinds:
         chosen, strength = dice.random() < share, dice.uniform(0.05, 1.0)
         if chosen:
-            rates[kind] = strength * OCCASIONAL.get(kind, PER_HOUR_MAX)
+            rates[kind] = strength * OCCASIONAL.get(kind, PER_HOUR_MAX * options.rate_percent / 100)
     return Weather(rates)

@@ -129,4 +129,3 @@ class Process:
             self.ended.fail(error)
         else:
             waited.then(lambda: self._wake(waited))
-

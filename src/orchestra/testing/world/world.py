@@ -73,7 +73,7 @@ class World:
         self.line = Timeline()
         self.dice = Random(f"world-{seed}")
         setting = Random(f"setting-{seed}")
-        self.weather = draw_weather(setting, self.options.faults)
+        self.weather = draw_weather(setting, self.options)
         self.size = self.options.size or draw_size(setting)
         node_specs = self.node_specs = draw_nodes(self.size)
         self.fleet = draw_fleet(setting, self.size, node_specs)
@@ -81,9 +81,11 @@ class World:
         self.policy = c.Policy(
             losses_max=setting.choice((2, 5, 50)), falls_max=setting.choice((2, 3, 10)), unknown_grace_ms=setting.choice((60_000, 300_000))
         )
-        self.snapshot_interval_ms = setting.choice((5_000, 60_000, 300_000))
+        self.snapshot_interval_ms = self.options.snapshot_ms or setting.choice((5_000, 60_000, 300_000))
         self._calm_after_ms = self.options.calm_after_ms or setting.randint(60_000, 60_000 + 20_000 * self.size.tasks)
-        self.clock = SimClock(self.line, setting.randint(-60_000, 60_000), setting.randint(-200, 200) * ("clock-rate" in self.weather.rates))
+        self.clock = SimClock(
+            self.line, setting.randint(-60_000, 60_000), setting.randint(-200, 200) * ("clock-rate" in self.weather.rates)
+        )
         self.ledger = SimLedger(self.dice, self.weather, durable=self.options.durable)
         self.checker = Checker(self)
         self.mischief = Mischief(self)
@@ -97,6 +99,7 @@ class World:
         self._all: list[SimCoordinator] = []
         self._ending = False
         self._streamed = 0
+        self._in_flight_ms = 0
         self.lead = self._new_coordinator()
 
     # --- parts -------------------------------------------------------------------------------------------------------
@@ -170,7 +173,9 @@ class World:
             return self.ledger.append(request, self.line.now_ms)
         finally:
             if self.ledger.tail().seq > before and request.term != self.ledger.store_term():
-                raise broken("INV-FENCE", f"an append of term {request.term} was accepted after term {self.ledger.store_term()} was claimed")
+                raise broken(
+                    "INV-FENCE", f"an append of term {request.term} was accepted after term {self.ledger.store_term()} was claimed"
+                )
             self.checker.absorb()
             self.line.after(self.dice.randint(0, LATE_MS), self._arrive_late)
 
@@ -226,7 +231,7 @@ class World:
             return
         self._streamed += 1
         task = draw_task(self.dice, f"STREAM-{self._streamed}", None, [], self.fleet)
-        self.wish(c.Submit((msgspec.structs.replace(task, replicas=1),)))
+        self.wish(c.Submit((msgspec.structs.replace(task, replicas=1, timeout_ms=2 * self.options.work_ms[1]),)))
         self.line.after(1 + int(self.dice.expovariate(1 / self.options.stream_ms)), self._stream)
 
     # --- the run -----------------------------------------------------------------------------------------------------
@@ -258,8 +263,10 @@ class World:
         self._until(lambda: self.line.now_ms >= self._calm_after_ms, self._calm_after_ms * 2, "INV-LIVE: time stands still")
         self._calm_down()
         self._until(self._all_over, self.line.now_ms + self.options.live_ms, "INV-LIVE: not everything came to its end")
-        quiet_ms = self.line.now_ms + QUIET_MS
-        self._until(lambda: self.line.now_ms >= quiet_ms and self._all_over(), self.line.now_ms + self.options.live_ms, "INV-LIVE: no quiet")
+        quiet_ms = max(self.line.now_ms, self._in_flight_ms) + QUIET_MS
+        self._until(
+            lambda: self.line.now_ms >= quiet_ms and self._all_over(), self.line.now_ms + self.options.live_ms, "INV-LIVE: no quiet"
+        )
         self.checker.check_owned()
         self._shut_down()
         self._until(self._ended, self.line.now_ms + self.options.live_ms, "INV-LIVE: the shutdown did not end")
@@ -282,6 +289,7 @@ class World:
         self.trace("world", "calm")
         self.weather.calm = True
         for net in self.nets.values():
+            self._in_flight_ms = max(self._in_flight_ms, *net.blocked_until_ms.values())
             net.heal()
         for node in self.node_list:
             node.make_room()

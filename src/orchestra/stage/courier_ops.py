@@ -1,0 +1,191 @@
+"""What a coordinator may ask of a node, an op a method. docs/node.md has the requests and their replies."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any, Callable
+
+from .codec import dumps, read_json
+from .folder import Folder, Refused, asked, attempt_parts, parts_of, remove_tree
+from .live_workers import Workers
+from .machine import Facts
+from .reaping import Reaping
+from .wire import Tail
+
+INBOX_LINE_BYTES_MAX = 4096  # PIPE_BUF of Linux: below it a write to a FIFO is atomic
+READ_BYTES_MAX = 4 << 20  # of a file, in one reply
+
+
+class Operations:
+    """Requests are carried out here; what is refused is raised as Refused, OSError, ValueError or TypeError."""
+
+    def __init__(self, base: str, workers: Workers, facts: Facts, tail: Tail, reaping: Reaping) -> None:
+        self.base, self.workers, self.tail = base, workers, tail
+        self.ops: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
+            "slots": self.op_slots,
+            "start": self.op_start,
+            "poke": self.op_poke,
+            "tail": self.op_tail,
+            "inventory": self.op_inventory,
+            "reap": reaping.begin,
+            "read": self.op_read,
+            "write": self.op_write,
+            "remove": self.op_remove,
+            "facts": lambda _: facts.current(),
+        }
+
+    def carry_out(self, request: Any) -> dict[str, Any] | None:
+        """The reply; None if it comes later."""
+        op = self.ops.get(str(request.get("op"))) if isinstance(request, dict) else None
+        if op is None:
+            raise Refused("bad-request", "no such op")
+        return op(request)
+
+    def op_slots(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Folders and inboxes."""
+        for agent in asked(request, "agents", list):
+            with Folder.walk(self.base, ["agents", *parts_of(str(agent))], make=True) as slot:
+                try:
+                    os.mkfifo("inbox", 0o600, dir_fd=slot.fd)
+                except FileExistsError:
+                    pass
+        return {}
+
+    def op_start(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Writes orders down and hands them out. What is not handed out is not left behind."""
+        failed = []
+        for order in asked(request, "orders", list):
+            place = order.get("dir") if isinstance(order, dict) else None
+            try:
+                self._start(order)
+            except Refused as refused:
+                failed.append({"dir": place, "code": refused.code, "message": str(refused)})
+            except (OSError, ValueError, TypeError) as problem:
+                failed.append({"dir": place, "code": "io", "message": str(problem)})
+        return {"failed": failed}
+
+    def _start(self, order: dict[str, Any]) -> None:
+        place = asked(order, "dir", str)
+        *above, name = attempt_parts(place)
+        files = asked(order, "files", dict, {})
+        agent = str(order.get("agent"))
+        with Folder.walk(self.base, above, make=True) as parent:
+            try:
+                os.mkdir(name, 0o700, dir_fd=parent.fd)
+            except FileExistsError:
+                raise Refused("exists", "%s is there already" % place) from None
+            try:
+                with Folder.walk(self.base, [*above, name]) as folder:
+                    for file, text in files.items():
+                        if len(parts_of(file)) != 1 or not isinstance(text, str):
+                            raise Refused("io", "files holds names and texts")
+                        folder.write(file, text.encode("utf-8", "surrogatepass"))
+                    folder.write("spec.json", dumps(asked(order, "spec", dict)))
+                self.poke(agent, dumps({"op": "run", "dir": place}))
+            except (OSError, ValueError, TypeError, Refused):
+                remove_tree(name, parent.fd)
+                raise
+
+    def op_poke(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One line into an inbox."""
+        line = request.get("line")
+        data = dumps(line) if isinstance(line, dict) else asked(request, "line", str).strip().encode("utf-8")
+        self.poke(str(request.get("agent")), data)
+        return {}
+
+    def poke(self, agent: str, line: bytes) -> None:
+        """One line, whole or not at all."""
+        if b"\n" in line or len(line) >= INBOX_LINE_BYTES_MAX:
+            raise Refused("bad-request", "an inbox line is one line of less than %d bytes" % INBOX_LINE_BYTES_MAX)
+        try:
+            with Folder.walk(self.base, ["agents", *parts_of(agent)]) as slot:
+                fd = os.open("inbox", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=slot.fd)
+        except OSError as problem:
+            if problem.errno in (errno.ENXIO, errno.ENOENT):
+                raise Refused("no-worker", "no worker reads the inbox of agent %s" % agent) from None
+            raise
+        try:
+            os.write(fd, line + b"\n")
+        except BlockingIOError:
+            raise Refused("io", "the inbox of agent %s is full" % agent) from None
+        except BrokenPipeError:
+            raise Refused("no-worker", "the worker of agent %s has just gone" % agent) from None
+        finally:
+            os.close(fd)
+
+    def op_tail(self, request: dict[str, Any]) -> dict[str, Any]:
+        """From where the journal is to be sent."""
+        offset = asked(request, "offset", int)
+        try:
+            size = os.stat(self.base + "/journal").st_size
+        except FileNotFoundError:
+            size = 0
+        if not 0 <= offset <= size:
+            raise Refused("bad-offset", "the journal has %d bytes" % size)
+        self.tail.offset = offset
+        return {}
+
+    def op_inventory(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What there is."""
+        attempts = [self._attempt_facts(place) for place in asked(request, "dirs", list, [])]
+        return {"workers": self.workers.told(), "attempts": attempts}
+
+    def _attempt_facts(self, place: Any) -> dict[str, Any]:
+        folder = "%s/%s" % (self.base, "/".join(attempt_parts(place)))
+        # The result is looked for first: what is not there yet and gets there meanwhile is told as running, which is corrected by the journal.
+        result = read_json(folder + "/exit.json")
+        facts = {"dir": place, "state": "absent", "alive": False, "exit": None}
+        if isinstance(result, dict):
+            facts.update(state="done", exit=result)
+        elif os.path.exists(folder + "/claim"):
+            facts.update(state="claimed", alive=self.workers.has_in_hand(place, folder))
+        elif os.path.exists(folder + "/spec.json"):
+            facts.update(state="ordered")
+        return facts
+
+    def op_read(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A part of a file."""
+        *above, name = parts_of(request.get("path"))
+        offset = asked(request, "offset", int, 0)
+        length = min(max(0, asked(request, "length", int, READ_BYTES_MAX)), READ_BYTES_MAX)
+        with Folder.walk(self.base, above) as folder:
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder.fd)
+            except OSError as problem:
+                if problem.errno == errno.ELOOP:
+                    raise Refused("bad-path", "%s is a symbolic link" % name) from None
+                raise
+        try:
+            facts = os.fstat(fd)
+            if not stat.S_ISREG(facts.st_mode):
+                raise Refused("bad-path", "%s is not a file" % name)
+            offset = max(0, facts.st_size + offset) if offset < 0 else offset
+            data = os.pread(fd, length, offset)
+        finally:
+            os.close(fd)
+        return {"text": data.decode("utf-8", "replace"), "offset": offset, "size": facts.st_size}
+
+    def op_write(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A whole file."""
+        *above, name = parts_of(request.get("path"))
+        with Folder.walk(self.base, above, make=True) as folder:
+            folder.write(name, asked(request, "text", str).encode("utf-8", "surrogatepass"), asked(request, "mode", int, 0o600) & 0o777)
+        return {}
+
+    def op_remove(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Folders of attempts that are over."""
+        removed = []
+        for place in asked(request, "dirs", list):
+            *above, name = attempt_parts(place)
+            try:
+                with Folder.walk(self.base, [*above, name]) as folder:
+                    over = folder.has("exit.json") or folder.has("lost.json") or not folder.has("claim")
+                if over:
+                    with Folder.walk(self.base, above) as parent:
+                        remove_tree(name, parent.fd)
+                    removed.append(place)
+            except OSError:
+                continue  # it is gone already, or it cannot be removed now: the reply does not name it
+        return {"removed": removed}

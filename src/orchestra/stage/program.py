@@ -1,0 +1,250 @@
+"""One program, the agent or a check: started, heard, timed, measured, and ended with all that it started."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from .cgroup import Cgroup
+from .ending import ENDING_POLL_S, ending, tagged
+from .processes import LINUX, descendants, processes, resident_bytes, with_descendants
+from .spawning import apply_limits, spawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+    from typing import Any
+
+    from .output import Piece, Splitter
+    from .slot import Slot
+else:
+    import _signal as signal  # the C half, see loop.py
+
+READ_BYTES = 65536  # what a Linux pipe holds
+MEASURE_S = 5.0  # between two looks at the memory of an attempt without a memory limit
+LONG_S = 2.0  # an attempt that ran this long pays for a look through all processes when it ends
+WHOLE_SCAN_POLL_S = 0.2
+
+
+class Program:
+    """One program, the agent or a check: started, heard, timed, measured, and ended with all that it started."""
+
+    def __init__(self, slot: Slot, argv: list[str], timeout_ms: int | None, grace_ms: int, limits: dict[str, Any]) -> None:
+        self.slot, self.argv, self.limits = slot, argv, limits
+        self.timeout_ms, self.grace_ms = timeout_ms, grace_ms
+        self.pid = 0
+        self.status: int | None = None
+        self.reason = ""  # why it is being ended; set before the first signal is sent
+        self.began = time.monotonic()
+        self.ended = self.began
+        self.cpu_s = 0.0
+        self.rss_max = 0
+        self.measure_due = self.began
+        self.stubborn = 0
+        self.streams: dict[int, tuple[Callable[[list[Piece]], None], Splitter]] = {}
+        self.read_bytes = 0
+        self.stdin_fd = -1
+        self.stdin_queue = b""
+        self.cgroup: Cgroup | None = None
+
+    def start(self, env: dict[str, str], cwd: str, stdin: str | None, takers: list[Any]) -> None:
+        """Starts it; OSError or ValueError if it cannot be. `stdin` is a path, or None for what is typed in the pane."""
+        pairs: list[tuple[int, int]] = []
+        try:
+            pairs += [os.pipe() for _ in takers]
+            if stdin is None:
+                read_end, self.stdin_fd = os.pipe()
+                os.set_blocking(self.stdin_fd, False)
+            else:
+                read_end = os.open(stdin, os.O_RDONLY | os.O_CLOEXEC)
+            pairs.append((-1, read_end))
+            self._make_cgroup()
+            self.pid = spawn(self.argv, env, cwd, (read_end, pairs[0][1], pairs[1][1]))
+        except (OSError, ValueError):
+            for pair in pairs[: len(takers)]:
+                os.close(pair[0])
+            self.close_stdin()
+            if self.cgroup is not None:
+                self.cgroup.close()
+            raise
+        finally:
+            for pair in pairs:
+                os.close(pair[1])
+        self.slot.program = self
+        if self.cgroup is not None:
+            self.cgroup.add(self.pid)
+        apply_limits(self.pid, self.limits)
+        for (fd, _), (take, splitter) in zip(pairs, takers):
+            os.set_blocking(fd, False)
+            self.streams[fd] = (take, splitter)
+            self.slot.listen(fd, select.POLLIN, self._on_output)
+
+    def _make_cgroup(self) -> None:
+        """Before the program starts: to make a group takes longer than a program needs to start others."""
+        wanted = self.limits.get("memory_bytes"), self.limits.get("processes")
+        if any(wanted):
+            self.slot.programs += 1
+            self.cgroup = Cgroup("orchestra-%d-%d" % (os.getpid(), self.slot.programs), *wanted)
+
+    # hearing
+
+    def _on_output(self, fd: int, _events: int) -> None:
+        self._read(fd)
+
+    def _read(self, fd: int) -> bool:
+        """One read. False when there is nothing to read now."""
+        try:
+            data = os.read(fd, READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        take, splitter = self.streams[fd]
+        self.read_bytes += len(data)
+        found = splitter.feed(data) if data else splitter.end()
+        if found:
+            take(found)
+        if not data:
+            self._close_stream(fd)
+        return bool(data)
+
+    def _drain(self) -> None:
+        """What is in the pipes now, at most a few MB: somebody may still write."""
+        for fd in list(self.streams):
+            for _ in range(64):
+                if not self._read(fd):
+                    break
+
+    def _close_stream(self, fd: int) -> None:
+        del self.streams[fd]
+        self.slot.forget(fd)
+        os.close(fd)
+
+    # typing
+
+    def type_in(self, data: bytes) -> None:
+        """Passes on what a person typed; nothing means end of file."""
+        if not data:
+            self.close_stdin()
+            return
+        self.stdin_queue += data
+        self._write_stdin()
+
+    def _write_stdin(self, _fd: int = 0, _events: int = 0) -> None:
+        while self.stdin_queue:
+            try:
+                self.stdin_queue = self.stdin_queue[os.write(self.stdin_fd, self.stdin_queue) :]
+            except BlockingIOError:
+                self.slot.listen(self.stdin_fd, select.POLLOUT, self._write_stdin)
+                return
+            except OSError:
+                self.close_stdin()
+                return
+        self.slot.forget(self.stdin_fd)
+
+    def close_stdin(self) -> None:
+        """No more input."""
+        if self.stdin_fd >= 0:
+            self.slot.forget(self.stdin_fd)
+            os.close(self.stdin_fd)
+        self.stdin_fd, self.stdin_queue = -1, b""
+
+    def interrupt(self) -> None:
+        """Ctrl-C in the pane."""
+        if self.pid and self.status is None:
+            try:
+                os.killpg(self.pid, signal.SIGINT)
+            except OSError:
+                pass
+
+    # ending
+
+    def wait(self) -> None:
+        """Turns until it is over and nothing of it is left."""
+        deadline = None if self.timeout_ms is None else self.began + self.timeout_ms / 1000
+        while self.status is None and not self.reason:
+            self.slot.turn(deadline)
+            if deadline is not None and time.monotonic() >= deadline:
+                self.end("timeout")
+        self.ended = time.monotonic()
+        if not self.reason:
+            self._drain()
+        self._end_tree()
+        self.ended = self.ended if self.status is not None and not self.reason else time.monotonic()
+        self._drain()
+        for fd in list(self.streams):
+            take, splitter = self.streams[fd]
+            rest = splitter.end()
+            if rest:
+                take(rest)
+            self._close_stream(fd)
+        self.close_stdin()
+        if self.cgroup is not None:
+            self.cgroup.close()
+        self.slot.program = None
+
+    def end(self, reason: str, grace_ms: int | None = None) -> None:
+        """Asks for the end. The intent is on disk before the first signal, so that a successor knows it too."""
+        if not self.reason and self.status is None:
+            self.reason = reason
+            self.slot.note_intent(reason)
+            if grace_ms is not None:
+                self.grace_ms = grace_ms
+
+    def _end_tree(self) -> None:
+        folder = self.slot.folder
+        forced = bool(self.reason) or not self.slot.reap() or time.monotonic() - self.began > LONG_S
+        if not forced:
+            return  # no child is left and this process is the reaper of all: the tree is gone
+        grace_s = self.grace_ms / 1000
+
+        def below() -> dict[int, str]:
+            self.slot.reap()
+            return descendants(os.getpid())
+
+        def everywhere() -> dict[int, str]:
+            table = processes()
+            return with_descendants(table, tagged(table, folder))
+
+        killed: dict[int, str] = {}
+        for find, pause in ((below, ENDING_POLL_S), (everywhere, WHOLE_SCAN_POLL_S)):
+            for _ in ending(find, grace_s, killed):
+                self.slot.turn(time.monotonic() + pause)
+        self.slot.reap()
+        self.stubborn = len(below())
+
+    # measuring
+
+    def measure(self) -> None:
+        """Memory and number of processes of the whole tree, each beat if there is a limit, more seldom if not."""
+        moment = time.monotonic()
+        limits = self.limits
+        if self.reason or (moment < self.measure_due and not (limits.get("memory_bytes") or limits.get("processes"))):
+            return
+        self.measure_due = moment + MEASURE_S
+        found = descendants(os.getpid())
+        resident = resident_bytes(found)
+        self.rss_max = max(self.rss_max, resident)
+        too_many = limits.get("processes") and len(found) > limits["processes"]
+        too_large = limits.get("memory_bytes") and resident > limits["memory_bytes"]
+        if too_many or too_large or (self.cgroup is not None and self.cgroup.out_of_memory()):
+            self.end("memory", 0)
+
+    def reaped(self, pid: int, status: int, usage: Any) -> None:
+        """A process of the tree is gone."""
+        self.cpu_s += usage.ru_utime + usage.ru_stime
+        self.rss_max = max(self.rss_max, usage.ru_maxrss * (1024 if LINUX else 1))
+        if pid == self.pid:
+            self.status = status
+            if not self.reason and self.cgroup is not None and self.cgroup.out_of_memory() and os.WIFSIGNALED(status):
+                self.reason = "memory"
+
+    def outcome(self) -> dict[str, Any]:
+        """code, signal, reason, duration."""
+        code = number = None
+        if self.status is not None:
+            code = os.WEXITSTATUS(self.status) if os.WIFEXITED(self.status) else None
+            number = os.WTERMSIG(self.status) if os.WIFSIGNALED(self.status) else None
+        return {"code": code, "signal": number, "reason": self.reason or "exit", "duration_ms": int((self.ended - self.began) * 1000)}

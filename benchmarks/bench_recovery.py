@@ -18,6 +18,7 @@ from orchestra.testing.hosted import Stage
 
 BARS_S = {"seen": 1.0, "running": 2.0}
 AGENTS = 20
+TASKS = 15
 
 
 def plan_of(tasks: int) -> str:
@@ -53,26 +54,28 @@ async def kill_one(stage: Stage, task: TaskId) -> tuple[float, float]:
     return await stage.wait(seen), await stage.wait(again)
 
 
-async def ours(samples: int) -> list[tuple[float, float]]:
-    """One kill after the other, of workers drawn by lot, on a fleet that is busy for the greater part."""
-    draw, found = random.Random(3), []
+async def ours(samples: int, seed: int) -> list[tuple[float, float]]:
+    """One kill after the other, each of another task's worker, on a fleet that is busy for the greater part."""
+    found = []
     async with orchestra(AGENTS) as stage:
-        tasks = AGENTS * 3 // 4
-        plan = await stage.submit(plan_of(tasks), Path("/tmp"))
-        await stage.wait(lambda state: True if sum(bool(a.pid) for _, a in state.live_attempts()) == tasks else None)
-        for _ in range(samples):
-            found.append(await kill_one(stage, TaskId(f"{plan}/t{draw.randrange(tasks)}")))
-            await stage.wait(
-                lambda state: True if all(a.worker and a.status.value in ("idle", "busy") for a in state.agents.values()) else None
-            )
+        plan = await stage.submit(plan_of(TASKS), Path("/tmp"))
+        await stage.wait(lambda state: True if sum(bool(a.pid) for _, a in state.live_attempts()) == TASKS else None)
+        for number in random.Random(seed).sample(range(TASKS), samples):
+            found.append(await kill_one(stage, TaskId(f"{plan}/t{number}")))
+            await stage.wait(_all_up)
     return found
+
+
+def _all_up(state: State) -> bool | None:
+    return True if all(agent.worker and agent.status.value in ("idle", "busy") for agent in state.agents.values()) else None
 
 
 def main() -> None:
     options = arguments(__doc__)
-    samples = 8 if options.quick else 60
+    rounds, kills = (1, 6) if options.quick else (6, 12)
+    samples = rounds * kills
     busy = wait_quiet()
-    found = asyncio.run(ours(samples))
+    found = [each for seed in range(rounds) for each in asyncio.run(ours(kills, seed))]
     times = {"seen": [seen for seen, _ in found], "running": [again for _, again in found]}
     own = {name: {"p50": percentile(values, 0.5), "p99": percentile(values, 0.99), "max": max(values)} for name, values in times.items()}
     show(

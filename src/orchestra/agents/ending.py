@@ -16,6 +16,9 @@ SIGNALS: Final = {1: "SIGHUP", 2: "SIGINT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIG
 COMMAND_NOT_FOUND: Final = (126, 127)
 """What a POSIX shell exits with when the command cannot be executed or found."""
 
+_PASSING: Final = re.compile(r"\[Errno (?:11|12|23|24|28|35)\]")
+"""No process, memory, descriptor or space to be had just then (35: no process, on macOS): says nothing about the program, so it is tried again."""
+
 
 def imposed(end: Exit) -> Verdict | None:
     """Returns the verdict where not the agent decided the end: a limit, an order, or a program that cannot be started."""
@@ -27,7 +30,9 @@ def imposed(end: Exit) -> Verdict | None:
         case "stopped":
             return Verdict(OutcomeKind.STOPPED, "stopped")
         case "spawn":
-            return Verdict(OutcomeKind.REFUSED, f"could not be started: {end.tail[-1] if end.tail else 'no reason given'}")
+            said = end.tail[-1] if end.tail else "no reason given"
+            passing = _PASSING.search(said) is not None
+            return Verdict(OutcomeKind.FAILED if passing else OutcomeKind.REFUSED, f"could not be started: {said}")
         case _:
             return None
 

@@ -92,7 +92,6 @@ class TmuxNode:
         except CourierRefused as refused:
             if refused.reason != "bad-offset":
                 raise
-            log.warning("journal-shorter", extra={"node": self.id, "offset": offset, "reason": str(refused)})
             await self._ask("tail", offset=0)
 
     async def _find_programs(self) -> None:
@@ -359,7 +358,8 @@ if not os.path.isdir(target):
     for name, text in files.items():
         with open(os.path.join(partial, package, name), "w", encoding="utf-8") as out:
             out.write(text)
-    os.sync()  # a folder that is there is taken for complete, also after a power cut
+            out.flush()
+            os.fsync(out.fileno())  # a folder that is there is taken for complete, also after a power cut
     try:
         os.rename(partial, target)
     except OSError:
@@ -379,9 +379,7 @@ except Exception:
 """Runs on the node before anything of ours is there; arguments and standard input only, nothing interpolated. Bytecode is made on every push
 that finds none, as the node's Python may be another than the last time."""
 
-START_SCRIPT: Final = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from {package}.{module} import main; sys.exit(main(sys.argv[2:]))"
-)
+START_SCRIPT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from {package}.{module} import main; sys.exit(main(sys.argv[2:]))"
 """Starts a program of the stage from its bytecode."""
 
 

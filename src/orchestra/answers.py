@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from orchestra.core.model import AgentSpec, Lifecycle, NodeSpec, PlanStatus
+from orchestra.core.model import AgentSpec, Lifecycle, NodeSpec
 from orchestra.core.state import PlanState, State, TaskState
 from orchestra.errors import BadInput, NotFound, PlanInvalid, Refused
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
@@ -102,7 +102,7 @@ def find_plan(state: State, name: str | None) -> PlanState:
 
 def latest_run(state: State, name: str) -> tuple[PlanId, str, int, bool] | None:
     runs = [plan for plan in state.plans.values() if plan.name == name]
-    if not runs or runs[-1].status is PlanStatus.COMPLETED:
+    if not runs:
         return None
     last = runs[-1]
     return last.id, last.digest, len(last.tasks), not last.open

@@ -29,7 +29,7 @@ from orchestra.answers import (
 )
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import ANY_KIND, AgentSpec, AgentStatus, Lifecycle, NodeSpec, NodeStatus, TaskDefaults, TaskSpec
+from orchestra.core.model import ANY_KIND, AgentSpec, AgentStatus, Lifecycle, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
 from orchestra.core.state import State
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
@@ -37,7 +37,7 @@ from orchestra.engine.loop import Loop
 from orchestra.engine.translate import Finder
 from orchestra.errors import BadInput, NotFound, PortFailed, Refused
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId, parse_task_id
-from orchestra.intake.planfile import AgentGroup, parse_plan
+from orchestra.intake.planfile import AgentGroup, PlanDocument, parse_plan
 from orchestra.intake.request import (
     CancelParams,
     InitParams,
@@ -293,6 +293,9 @@ class App:
         known = await self._loop.ask(lambda state: latest_run(state, document.name))
         if params.resume and known is not None:
             plan, digest, tasks, over = known
+            done = await self._loop.ask(lambda state: state.plans[plan].status is PlanStatus.COMPLETED)
+            if done and digest != document.digest:
+                return await self._start_plan(params, document)
             if digest != document.digest:
                 raise Refused(
                     f"plan {plan!r} was started from another version of {params.source}",
@@ -301,6 +304,9 @@ class App:
             if not over:
                 return PlanReply(plan, tasks, True)
             return await self._revive_plan(plan, tasks)
+        return await self._start_plan(params, document)
+
+    async def _start_plan(self, params: PlanParams, document: PlanDocument) -> PlanReply:
         plan = await self._loop.ask(lambda state: free_plan_id(state, document.name))
         specs = document.specs(plan)
         for spec in specs:

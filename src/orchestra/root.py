@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestra.errors import PortFailed
-from orchestra.ids import TaskId
+from orchestra.ids import AttemptId, NodeId, TaskId
 
 SOCKET_PATH_BYTES_MAX: Final = 100
 """`sun_path` holds 108 bytes on Linux and 104 on macOS, one of them the closing zero."""
@@ -83,6 +83,10 @@ class Root:
         """The coordinator's socket: in the root, or where a path is short enough."""
         inside = self.state / "coordinator.sock"
         return inside if len(str(inside).encode()) <= SOCKET_PATH_BYTES_MAX else self.runtime_folder() / "coordinator.sock"
+
+    def attempt_folder(self, node: NodeId, attempt: AttemptId) -> str:
+        """Returns where the files of an attempt on a node of this machine are."""
+        return str(self.nodes / node / "attempts" / attempt.task / str(attempt.number))
 
     def results_of(self, task: TaskId) -> Path:
         """Returns the folder of a task's results."""

@@ -45,6 +45,8 @@ class Lens(msgspec.Struct, frozen=True):
     rpm_limit: int = 0
     tpm_limit: int = 0
     ledger_trouble: str = ""
+    absent: str = ""
+    """Said first if nobody is at work and what is seen is only the ledger."""
 
 
 def status_view(state: State, lens: Lens, agents: list[AgentState] | None = None, tasks: list[TaskState] | None = None) -> StatusView:
@@ -84,6 +86,7 @@ def health_word(state: State, lens: Lens) -> str:
 
 
 def _warnings(state: State, lens: Lens) -> tuple[str, ...]:
+    absent = [lens.absent] if lens.absent else []
     found = [f"nothing can be made durable: {lens.ledger_trouble}"] if lens.ledger_trouble else []
     if state.lifecycle is Lifecycle.FAILED:
         found.append(f"the orchestra failed to start: {state.reason}")
@@ -96,7 +99,7 @@ def _warnings(state: State, lens: Lens) -> tuple[str, ...]:
     found += [f"agent #{agent.id} is out of order: {agent.reason}" for agent in wrong[:10]]
     unknown = [task for task in state.live if state.tasks[task].status is TaskStatus.UNKNOWN]
     found += [f"lost sight of {task}: {state.tasks[task].reason}" for task in unknown[:10]]
-    return tuple(found)
+    return (*absent, *found)
 
 
 def task_counts(state: State) -> TaskCounts:

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
-from orchestra.bootstrap import connect
+from orchestra.client import Client
 from orchestra.core.state import State
 from orchestra.errors import CoordinatorUnreachable, ProtocolBroken
 from orchestra.intake.request import StatusParams
@@ -133,8 +133,8 @@ class Orchestra(Shell):
             async with asyncio.timeout(seconds):
                 while True:
                     try:
-                        async with connect(self.root) as use_cases:
-                            return await question(use_cases)
+                        async with await Client.connect(self.place.socket) as client:
+                            return await question(cast("UseCases", client))
                     except (CoordinatorUnreachable, ProtocolBroken):
                         await asyncio.sleep(0.02)
 
@@ -247,9 +247,11 @@ def strike(pid: int, number: int) -> bool:
 
 
 def rss_kib(pid: int) -> int:
-    """Returns the resident memory of a process."""
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) if found else 0
+    """Returns the resident memory of a process, 0 once it is gone."""
+    with suppress(OSError):
+        found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+        return int(found[1]) if found else 0
+    return 0
 
 
 @contextmanager

@@ -162,8 +162,5 @@ def test_a_flood_of_output_drowns_nobody(tmp_path: Path) -> None:
 def watch(stage: Orchestra, most: dict[str, int]) -> bool:
     """Notes the largest memory of each kind of part."""
     for kind, before in most.items():
-        for pid in stage.parts(kind):
-            with suppress(OSError):
-                before = max(before, rss_kib(pid))
-        most[kind] = before
+        most[kind] = max([before, *(rss_kib(pid) for pid in stage.parts(kind))])
     return True

@@ -236,6 +236,51 @@ def test_resume_retries_what_failed(sh: Shell) -> None:
     assert sh.run("run", path, "--resume").returncode == 0
 
 
+def test_after_the_run_everything_can_still_be_read(sh: Shell) -> None:
+    assert sh.run("run", sh.plan(HELLO)).returncode == 0
+    assert [line["text"] for line in sh.json("task", "logs", "a")["lines"]] == ["hello from hello/a"]
+    assert sh.json("task", "show", "hello/b")["task"]["status"] == "completed"
+    assert sh.json("task", "list")["total"] == 2
+    assert "no coordinator is running" in sh.run("status").stdout
+    assert sh.run("report").returncode == 0
+    refused = sh.run("scale", "3")
+    assert refused.returncode == 69
+    assert "orchestra up" in refused.stderr
+
+
+def test_resume_of_a_completed_plan_does_nothing(sh: Shell) -> None:
+    path = sh.plan(HELLO.replace("echo made >", "echo made >>"))
+    assert sh.run("run", path).returncode == 0
+    assert sh.run("run", path, "--resume").returncode == 0
+    assert (sh.folder / "made.txt").read_text() == "made\n"
+
+
+def test_every_mistake_in_a_plan_is_named_at_once(sh: Shell) -> None:
+    done = sh.run("run", sh.plan("name: p\ntasks:\n  - {id: a, runn: x}\n  - {id: b, run: x, retries: many}\n"))
+    assert done.returncode == 2
+    assert "runn" in done.stderr
+    assert "retries" in done.stderr
+
+
+def test_down_ends_what_a_kept_run_has_left(sh: Shell) -> None:
+    assert sh.run("run", sh.plan(HELLO), "--keep").returncode == 0
+    assert processes_of(sh.root)
+    assert sh.run("down").returncode == 0
+    assert not processes_left(sh.root)
+
+
+def test_a_damaged_ledger_is_refused_at_once_and_nothing_goes_on_trying(sh: Shell) -> None:
+    assert sh.run("run", sh.plan(HELLO)).returncode == 0
+    database = sh.root / "ledger" / "ledger.db"
+    content = bytearray(database.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    database.write_bytes(bytes(content))
+    done = sh.run("up", "--agents", "1")
+    assert done.returncode != 0
+    assert "repair" in done.stderr
+    assert not processes_left(sh.root)
+
+
 def test_resume_of_a_plan_that_never_began_starts_it(sh: Shell) -> None:
     assert sh.run("run", sh.plan(HELLO), "--resume").returncode == 0
 

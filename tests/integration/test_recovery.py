@@ -162,6 +162,22 @@ async def all_windows(stage: Stage, count: int) -> bool:
         return False
 
 
+async def test_kill_our_own_tmux_client(folder: Path) -> None:
+    root = folder / "root"
+    async with hosted(root, agents=3, flags={"monitoring.health_check_interval": "1"}) as stage:
+        name = await stage.submit(plan(8, 1), folder)
+        await running(stage, 1)
+        client = next(pid for pid, command in processes_of(Root(root).runtime_folder()).items() if " -C " in command)
+        os.kill(client, signal.SIGKILL)
+        worker = await stage.wait(lambda state: next((agent.worker for agent in state.agents.values() if agent.task is None), None))
+        os.kill(worker.pid, signal.SIGKILL)
+        await open_gate(folder)
+        assert await stage.wait_plan(name) == "completed"
+        await stage.wait(lambda state: True if all(agent.status.value == "idle" for agent in state.agents.values()) else None)
+        await wait_until(lambda: all_windows(stage, 3))
+    check_exactly_once(folder, root, 8)
+
+
 async def test_crash_of_the_coordinator_while_tasks_run_and_while_they_end(folder: Path) -> None:
     root = folder / "root"
     async with hosted(root, agents=4, end=False) as stage:

@@ -24,7 +24,9 @@ FILE_LINES_RATCHET: Final[dict[str, int]] = {}
 FUNCTION_LINES_RATCHET: Final[dict[str, int]] = {}
 """The same for functions: `path::function` -> lines."""
 
-BROAD_HANDLERS: Final[dict[str, str]] = {}
+BROAD_HANDLERS: Final[dict[str, str]] = {
+    "orchestra/engine/loop.py::_answer_question": "hands the error to who asked; it must not end the one writer",
+}
 """`path::function` that may catch everything -> why. Meant for the top frame of a service, which reports what it caught."""
 BROAD_HANDLERS_MAX: Final = 10
 

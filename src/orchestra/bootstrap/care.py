@@ -14,13 +14,14 @@ from typing import Final
 import msgspec
 
 from orchestra.agents.registry import adapters
+from orchestra.bootstrap.wiring import ledger_options
 from orchestra.clocks.system import SystemClock
 from orchestra.codec.events import decode
 from orchestra.errors import NotFound, OrchestraError
 from orchestra.ledger import StoredEvent
 from orchestra.ledgers import care
 from orchestra.ledgers.folder import refuse_network_folder
-from orchestra.ledgers.sqlite import SqliteLedger, SqliteOptions
+from orchestra.ledgers.sqlite import SqliteLedger
 from orchestra.root import Root
 from orchestra.settings import Settings
 from orchestra.views import EventView, HealthCheck
@@ -113,12 +114,8 @@ def _kind(name: str, programs: tuple[str, ...]) -> HealthCheck:
     )
 
 
-def _options(place: Root) -> SqliteOptions:
-    return SqliteOptions(mark_copy=place.state / "ledger.mark")
-
-
 def _ledger(place: Root) -> str:
-    ledger = SqliteLedger.open_readonly(place.ledger, _options(place))
+    ledger = SqliteLedger.open_readonly(place.ledger, ledger_options(place))
     try:
         return f"{ledger.tail().seq} events"
     finally:
@@ -132,7 +129,7 @@ class LedgerCare:
         if not (place.ledger / "ledger.db").exists():
             raise NotFound(f"there is no ledger in {place.path}", field="root", hint="name the root with --root")
         self._place = place
-        self._options = _options(place)
+        self._options = ledger_options(place)
 
     def verify(self) -> care.VerifyReport:
         """Reads everything and checks it."""
@@ -182,11 +179,11 @@ def backup(root: Path, target: Path) -> int:
     """Copies the ledger into one file, also while a coordinator runs; returns how many events are in it."""
     place = Root(root)
     LedgerCare(place)
-    return care.backup(place.ledger, target, _options(place)).seq
+    return care.backup(place.ledger, target, ledger_options(place)).seq
 
 
 def restore(archive: Path, root: Path, *, force: bool) -> Path | None:
     """Puts a backup in the place of a root's ledger; returns where the replaced one is kept, if there was one."""
     place = Root(root)
     place.prepare()
-    return care.restore(archive, place.ledger, force=force, clock=SystemClock(), options=_options(place))
+    return care.restore(archive, place.ledger, force=force, clock=SystemClock(), options=ledger_options(place))

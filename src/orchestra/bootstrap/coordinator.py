@@ -18,7 +18,16 @@ from orchestra import __version__
 from orchestra.agents.registry import adapter_for
 from orchestra.app import App, Workbench
 from orchestra.bootstrap.logs import start_logging, stop_logging
-from orchestra.bootstrap.wiring import app_options, driver_options, make_node, milliseconds, order_options, policy, rpc_options
+from orchestra.bootstrap.wiring import (
+    app_options,
+    driver_options,
+    ledger_options,
+    make_node,
+    milliseconds,
+    order_options,
+    policy,
+    rpc_options,
+)
 from orchestra.clock import Clock
 from orchestra.codec.state import decode_state
 from orchestra.core import commands as c
@@ -37,11 +46,11 @@ from orchestra.engine.services import Service, ServiceGroup
 from orchestra.engine.translate import Translator
 from orchestra.errors import OrchestraError
 from orchestra.files import write_atomically
-from orchestra.ids import AttemptId, NodeId
+from orchestra.ids import NodeId
 from orchestra.keeper import Keeper
 from orchestra.ledger import Ledger
 from orchestra.ledgers.care import backup
-from orchestra.ledgers.sqlite import SqliteLedger, SqliteOptions
+from orchestra.ledgers.sqlite import SqliteLedger
 from orchestra.node import NodeFacts
 from orchestra.projector import Projector
 from orchestra.reporting.html import render_html
@@ -81,9 +90,7 @@ class Coordinator:
         self.root.prepare()
         self._log_handler = start_logging(self.root.logs)
         try:
-            self._ledger: Ledger = SqliteLedger.open(
-                self.root.ledger, SqliteOptions(mark_copy=self.root.state / "ledger.mark"), self._clock
-            )
+            self._ledger: Ledger = SqliteLedger.open(self.root.ledger, ledger_options(self.root), self._clock)
         except OrchestraError:
             stop_logging(self._log_handler)
             raise
@@ -141,7 +148,7 @@ class Coordinator:
             find_adapter=adapter_for,
             drivers=self._drivers,
             add_driver=self._add_driver,
-            write_report=self._write_report,
+            write_report=lambda data: write_report(self.root, data),
             backup=self._backup,
         )
 
@@ -150,15 +157,12 @@ class Coordinator:
         return Lens(
             now_ms=self.loop.now_ms(),
             board=self._board,
-            attempt_folder=self._attempt_folder,
+            attempt_folder=self.root.attempt_folder,
             result_folder=lambda task: str(self.root.results_of(task)),
             rpm_limit=limits.rpm,
             tpm_limit=limits.tpm,
             ledger_trouble=self.loop.ledger_trouble,
         )
-
-    def _attempt_folder(self, node: NodeId, attempt: AttemptId) -> str:
-        return str(self.root.nodes / node / "attempts" / attempt.task / str(attempt.number))
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -225,12 +229,6 @@ class Coordinator:
     def _facts_now(self) -> dict[str, NodeFacts | None]:
         return {node: driver.facts for node, driver in self._drivers.items()}
 
-    def _write_report(self, data: ReportData) -> tuple[Path, Path]:
-        html, markdown = (self.root.reports / f"{data.plan.plan}.{kind}" for kind in ("html", "md"))
-        write_atomically(html, render_html(data).encode(errors="replace"))
-        write_atomically(markdown, render_markdown(data).encode(errors="replace"))
-        return html, markdown
-
     async def _backup(self, target: Path) -> int:
         seq = await self.loop.ask(lambda state: state.seq)
         await asyncio.get_running_loop().run_in_executor(None, backup, self.root.ledger, target)
@@ -276,3 +274,11 @@ def restore_kernel(ledger: Ledger, limits: c.Policy) -> Kernel:
     if snapshot is not None and decode_state(snapshot.body, snapshot.format) is None:
         snapshot = None
     return Kernel.restore(limits, snapshot, ledger.read(0 if snapshot is None else snapshot.seq))
+
+
+def write_report(root: Root, data: ReportData) -> tuple[Path, Path]:
+    """Writes a run's report as a page and as Markdown; returns where they are."""
+    html, markdown = (root.reports / f"{data.plan.plan}.{kind}" for kind in ("html", "md"))
+    write_atomically(html, render_html(data).encode(errors="replace"))
+    write_atomically(markdown, render_markdown(data).encode(errors="replace"))
+    return html, markdown

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Final, cast
 
 from orchestra.bootstrap.coordinator import Coordinator
+from orchestra.bootstrap.shelf import open_shelf
 from orchestra.client import Client
 from orchestra.clocks.system import SystemClock
 from orchestra.core.model import Lifecycle
 from orchestra.errors import (
-    FACES,
     CoordinatorUnreachable,
     IllegalMove,
-    LedgerDamaged,
     LedgerLocked,
     NodeFailed,
     OrchestraError,
@@ -38,14 +37,13 @@ START_TIMEOUT_S: Final = 90.0
 RESTART_PAUSE_S: Final = (0.2, 1.0, 5.0, 15.0, 30.0)
 STEADY_S: Final = 300.0
 """A coordinator that ran for so long is no longer the one that fails at once: it is started again as after the first failure."""
-SETTLED_S: Final = 600.0
-"""One that ran for so long did start: what ends it now is a new trouble, and the pauses begin anew."""
-FINAL_CODES: Final = (0, 2, FACES[LedgerDamaged.code].exit_code, 130, 143)
+FINAL_CODES: Final = (0, 2, 65, 75, 130, 143)
 """Exit codes after which a coordinator is not started again: it ended as asked, or would fail the same way."""
 AGENTS_BACK_S: Final = 20.0
 """Longest that `up` waits for the first agent of an orchestra that was running already when its machine or its agents died."""
 STOP_TIMEOUT_S: Final = 300
 CONTROL_SOCKET: Final = "control.sock"
+LEFTOVERS_S: Final = 10.0
 WINDOW_GONE_S: Final = 10.0
 WINDOW_SESSION: Final = "coordinator"
 
@@ -67,9 +65,26 @@ def load_settings(root: Path, flags: Mapping[str, str]) -> Settings:
 
 
 @asynccontextmanager
-async def connect(root: Path) -> AsyncIterator[UseCases]:
+async def reach(root: Path) -> AsyncIterator[UseCases]:
     """Opens the running coordinator of a root. Raises CoordinatorUnreachable."""
     async with await Client.connect(Root(root).socket) as client:
+        yield cast("UseCases", client)
+
+
+@asynccontextmanager
+async def connect(root: Path) -> AsyncIterator[UseCases]:
+    """Opens the running coordinator of a root; if none runs, its ledger for reading. What needs a coordinator then raises
+    CoordinatorUnreachable.
+    """
+    try:
+        client = await Client.connect(Root(root).socket)
+    except CoordinatorUnreachable:
+        shelf = open_shelf(Root(root), load_settings(root, {}))
+        if shelf is None:
+            raise
+        yield shelf
+        return
+    async with client:
         yield cast("UseCases", client)
 
 
@@ -78,7 +93,7 @@ def coordinator_running(root: Path) -> bool:
 
     async def probe() -> bool:
         try:
-            async with connect(root):
+            async with reach(root):
                 return True
         except CoordinatorUnreachable:
             return False
@@ -176,11 +191,8 @@ def supervise(argv: Sequence[str]) -> int:
     failures = 0
     while True:
         began = time.monotonic()
-        started = time.monotonic()
         child = subprocess.Popen(list(argv), start_new_session=True)
         code = child.wait()
-        if time.monotonic() - started >= SETTLED_S:
-            failures = 0
         failures = 0 if time.monotonic() - began >= STEADY_S else failures
         if received or code in FINAL_CODES or failures >= len(RESTART_PAUSE_S) * 4:
             if code == 0:
@@ -213,7 +225,7 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
     place = Root(root)
     place.prepare()
     with contextlib.suppress(CoordinatorUnreachable):
-        async with connect(root):
+        async with reach(root):
             raise LedgerLocked(
                 f"an orchestra is running for {place.path} already", hint="`orchestra status` shows it, `orchestra down` ends it"
             )
@@ -221,7 +233,7 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
     argv = [sys.executable, "-m", "orchestra", "--root", str(place.path), "coordinator", "--supervise"]
     if agents is not None:
         argv += ["--agents", str(agents)]
-    await _tmux(tmux, "kill-session", "-t", f"={WINDOW_SESSION}", may_fail=True)
+    await end_window(root)
     await _tmux(
         tmux,
         "new-session",
@@ -241,11 +253,22 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
         "remain-on-exit",
         "on",
     )
-    deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
-    while asyncio.get_running_loop().time() < deadline:
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await _wait_answers(root, tmux, agents is not None)
+    except TimeoutError as exc:
+        await end_window(root)
+        raise NodeFailed(f"the coordinator did not answer within {START_TIMEOUT_S:.0f} s", hint=f"look into {place.logs}") from exc
+    except BaseException:
+        await asyncio.shield(end_window(root))  # whoever gives up here must not leave one behind that goes on trying
+        raise
+
+
+async def _wait_answers(root: Path, tmux: Sequence[str], initialising: bool) -> None:
+    while True:
         with contextlib.suppress(CoordinatorUnreachable):
-            async with connect(root) as use_cases:
-                await _wait_settled(use_cases, agents is not None)
+            async with reach(root) as use_cases:
+                await _wait_settled(use_cases, initialising)
                 return
         dead = await _tmux(tmux, "display-message", "-p", "-t", f"={WINDOW_SESSION}:", "#{pane_dead}", may_fail=True)
         if dead.strip() != "0":
@@ -254,7 +277,36 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
                 f"the coordinator did not start: {' '.join(said.split())[-400:] or 'it said nothing'}", hint="`orchestra doctor`"
             )
         await asyncio.sleep(0.05)
-    raise NodeFailed(f"the coordinator did not answer within {START_TIMEOUT_S:.0f} s", hint=f"look into {place.logs}")
+
+
+async def end_window(root: Path) -> None:
+    """Ends the supervisor in the coordinator's window, if there is one, and its tmux session."""
+    tmux = ["tmux", "-S", str(Root(root).runtime_folder() / CONTROL_SOCKET), "-f", "/dev/null"]
+    facts = await _tmux(tmux, "display-message", "-p", "-t", f"={WINDOW_SESSION}:", "#{pane_dead} #{pane_pid}", may_fail=True)
+    dead, _, pid = facts.strip().partition(" ")
+    if dead == "0" and pid.isdigit():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGTERM)
+    await _tmux(tmux, "kill-session", "-t", f"={WINDOW_SESSION}", may_fail=True)
+
+
+async def end_leftovers(root: Path, settings: Settings) -> bool:
+    """Ends what is left of an orchestra whose coordinator is gone: its supervisor, agents and windows. Tells whether there was anything.
+
+    Running attempts are stopped; their tasks go on at the next start.
+    """
+    place = Root(root)
+    if not place.exists:
+        return False
+    await end_window(root)
+    async with host(root, settings) as hosted:
+        status = await hosted.use_cases.status(StatusParams())
+        if status.status in (Lifecycle.UNINITIALIZED.value, Lifecycle.TERMINATED.value):
+            return False
+        with contextlib.suppress(IllegalMove):
+            await hosted.use_cases.shutdown(ShutdownParams(graceful=False, drain_tasks=False, timeout_seconds=LEFTOVERS_S))
+        await hosted.wait_ended()
+    return True
 
 
 async def wait_window_gone(root: Path) -> None:
@@ -272,7 +324,7 @@ async def _wait_settled(use_cases: UseCases, initialising: bool) -> None:
     deadline = asyncio.get_running_loop().time() + AGENTS_BACK_S
     while initialising:
         status = await use_cases.status(StatusParams())
-        agents_back = status.agents.running or not status.agents.total or status.status == Lifecycle.FAILED.value
+        agents_back = status.agents.running == status.agents.total or not status.agents.total or status.status == Lifecycle.FAILED.value
         if status.status not in (Lifecycle.UNINITIALIZED.value, Lifecycle.INITIALIZING.value, Lifecycle.TERMINATED.value) and (
             agents_back or asyncio.get_running_loop().time() > deadline
         ):

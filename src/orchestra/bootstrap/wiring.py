@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Final
 
@@ -14,6 +15,7 @@ from orchestra.engine.driver import DriverOptions
 from orchestra.engine.orders import OrderOptions
 from orchestra.errors import SettingsInvalid
 from orchestra.ids import NodeId
+from orchestra.ledgers.sqlite import SqliteOptions
 from orchestra.node import Node
 from orchestra.nodes.tmux import TmuxOptions
 from orchestra.nodes.tmux_node import NodeOptions, TmuxNode
@@ -44,10 +46,23 @@ def policy(settings: Settings) -> c.Policy:
     )
 
 
+def ledger_options(root: Root) -> SqliteOptions:
+    """Returns where the second high-water mark of a root's ledger is; everybody who opens it must say the same."""
+    return SqliteOptions(mark_copy=root.state / "ledger.mark")
+
+
+def own_umask() -> int:
+    """Returns this process's umask; the system only tells it to who sets it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def order_options(settings: Settings) -> OrderOptions:
     """Returns what orders are made with."""
     return OrderOptions(
         grace_ms=milliseconds(settings.tasks.grace_seconds),
+        umask=own_umask(),
         output_file_bytes=settings.limits.output_file_bytes,
         line_bytes=settings.limits.line_bytes,
         marker_prefix=settings.marker.prefix,

@@ -42,7 +42,9 @@ def decode(body: bytes) -> Event:
             return _decoder.decode(body)
         return _decode_old(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise LedgerDamaged(f"an event cannot be read: {exc}: {body[:200]!r}", hint="a newer version of orchestra may have written it") from exc
+        raise LedgerDamaged(
+            f"an event cannot be read: {exc}: {body[:200]!r}", hint="a newer version of orchestra may have written it"
+        ) from exc
 
 
 def _decode_old(body: bytes) -> Event:

@@ -76,7 +76,7 @@ def _require(s: State, event: type[e.Event], verb: str) -> None:
         raise IllegalMove(
             f"cannot {verb} while the orchestra is {s.lifecycle.value}",
             hint={
-                Lifecycle.UNINITIALIZED: "start it first: `orchestra up`",
+                Lifecycle.UNINITIALIZED: "start it first: `orchestra up`, or send `orchestra.init`",
                 Lifecycle.TERMINATED: "start it first: `orchestra up`",
                 Lifecycle.DRAINING: "wait until it has ended, then start it again",
             }.get(s.lifecycle, "see `orchestra status`"),

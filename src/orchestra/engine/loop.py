@@ -259,5 +259,5 @@ def _settle(future: asyncio.Future[Any], value: object = None, *, error: Excepti
 def _answer_question(item: _Question, state: State) -> None:
     try:
         _settle(item.answer, item.ask(state))
-    except OrchestraError as error:
-        _settle(item.answer, error=error)
+    except Exception as error:  # a question changes nothing: its error is the asker's, and must not end the one writer
+        _settle(item.answer, error=error if not isinstance(error, StopIteration) else RuntimeError("the question raised StopIteration"))

@@ -22,6 +22,8 @@ class OrderOptions(msgspec.Struct, frozen=True):
     """Settings of attempts; reasons and defaults in `orchestra.settings`."""
 
     grace_ms: int = 5000
+    umask: int = 0o022
+    """Of the files agents make: the coordinator's own user's, not the tight one of its own files."""
     output_file_bytes: int = 16 << 20
     line_bytes: int = 65_536
     marker_prefix: str = "---END-OF-OUTPUT-"
@@ -68,6 +70,7 @@ class OrderMaker:
             "stdin": launch.stdin,
             "timeout_ms": spec.timeout_ms,
             "grace_ms": options.grace_ms,
+            "umask": options.umask,
             "limits": _limits(spec.limits, options.limits),
             "output": {"file_bytes_max": options.output_file_bytes, "line_bytes_max": options.line_bytes, "view": launch.view},
             "signals": list(launch.signals),

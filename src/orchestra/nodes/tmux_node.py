@@ -189,6 +189,9 @@ class TmuxNode:
         """A server that is gone is started again; one that hangs is replaced. Workers do not depend on either."""
         match await self._tmux.probe():
             case "ok":
+                if not self._tmux.connected:
+                    await self._connect_tmux()  # only our own client was gone
+                    return
                 names = await self._tmux.session_names()
                 if self._session not in names:
                     await self._tmux.create_session(self._session)

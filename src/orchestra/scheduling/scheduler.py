@@ -68,7 +68,7 @@ class Scheduler:
 
     def assignments(self, state: State, now_ms: int) -> Iterator[c.Assign]:
         """Yields one order after the other. The caller folds each before it asks for the next."""
-        if not may_assign(state):
+        if not state.queued or not may_assign(state):
             return
         skipped: list[tuple[Pool, int, PlanId | None, Entry]] = []
         held: set[Pool] = set()

@@ -11,6 +11,7 @@ from .journal import RECORD_BYTES_MAX
 from .output import TAIL_CHARS, TAIL_LINES, Output, shrunk
 from .processes import identity_of
 from .program import Program
+from .spawning import forget_typed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,12 +71,16 @@ class Attempt:
         view.close_attempt(self._told(result))
 
     def _program(self, argv: list[str], timeout_ms: int | None) -> Program:
-        return Program(self.slot, argv, timeout_ms, self.spec["grace_ms"], self.spec["limits"])
+        program = Program(self.slot, argv, timeout_ms, self.spec["grace_ms"], self.spec["limits"])
+        program.umask = self.spec["umask"]
+        return program
 
     def _run_agent(self) -> dict[str, Any]:
         program = self._program(self.spec["argv"], self.spec["timeout_ms"])
         program.reason = "stopped" if self.slot.stopping_all or self.slot.stop_asked(self.names) else ""
         takers = [(lambda found, source=source: self.output.take_agent(source, found), self.output.splitter()) for source in ("out", "err")]
+        if self.spec["stdin"] == "pane":
+            forget_typed()
         stdin = {"null": os.devnull, "pane": None, "prompt": self.folder + "/prompt.txt"}[self.spec["stdin"]]
         if not program.reason:
             try:

@@ -36,6 +36,7 @@ class Program:
         self.timeout_ms, self.grace_ms = timeout_ms, grace_ms
         self.pid = 0
         self.status: int | None = None
+        self.umask = 0o022
         self.reason = ""  # why it is being ended; set before the first signal is sent
         self.began = time.monotonic()
         self.ended = self.began
@@ -61,7 +62,7 @@ class Program:
                 read_end = os.open(stdin, os.O_RDONLY | os.O_CLOEXEC)
             pairs.append((-1, read_end))
             self._make_cgroup()
-            self.pid = spawn(self.argv, env, cwd, (read_end, pairs[0][1], pairs[1][1]))
+            self.pid = spawn(self.argv, env, cwd, (read_end, pairs[0][1], pairs[1][1]), self.umask)
         except (OSError, ValueError):
             for pair in pairs[: len(takers)]:
                 os.close(pair[0])

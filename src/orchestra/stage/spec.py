@@ -32,6 +32,7 @@ def checked_spec(spec: Any) -> dict[str, Any]:
     _must(_whole(spec.get("attempt"), 0), "attempt is missing")
     _must(_texts(spec.get("argv")) and spec["argv"] and spec["argv"][0], "argv is missing")
     full: dict[str, Any] = {"env": {}, "env_pass": [], "cwd": None, "stdin": "null", "timeout_ms": None, "grace_ms": GRACE_MS, "limits": {}}
+    full["umask"] = 0o022
     full.update({"output": {}, "signals": [], "success": {}, "checks": [], "marker": "", "title": spec["task"]})
     full.update({name: value for name, value in spec.items() if value is not None})
     _check_start(full)
@@ -47,6 +48,7 @@ def _check_start(full: dict[str, Any]) -> None:
     _must(full["stdin"] in ("null", "pane", "prompt"), "stdin is not null, pane or prompt")
     _must(full["timeout_ms"] is None or _whole(full["timeout_ms"], 1), "timeout_ms is not a number")
     _must(_whole(full["grace_ms"], 0), "grace_ms is not a number")
+    _must(_whole(full["umask"], 0) and full["umask"] <= 0o777, "umask is not a file mode mask")
     _must(isinstance(full["limits"], dict), "limits is not an object")
     _must(all(value is None or isinstance(value, int) for value in full["limits"].values()), "limits are not numbers")
 

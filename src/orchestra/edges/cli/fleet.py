@@ -41,7 +41,9 @@ def up(context: click.Context, agents: int | None, bare: bool, foreground: bool)
     settings = session.wiring.load_settings(session.root, {})
     count = None if bare else agents or settings.agents.count
     if foreground:
-        session.render.note(f"starting {count or 'no'} agents for {session.root}; Ctrl-C lets running tasks finish, a second one stops them")
+        session.render.note(
+            f"starting {count or 'no'} agents for {session.root}; Ctrl-C lets running tasks finish, a second one stops them"
+        )
         return session.wiring.serve_forever(session.root, settings, count)
     asyncio.run(session.wiring.start_in_window(session.root, settings, count))
     status = session.ask(lambda use_cases: use_cases.status(StatusParams()))
@@ -67,8 +69,10 @@ def down(context: click.Context, drain: bool, now: bool, timeout: float, no_wait
 
     Running tasks finish; what is queued stays for the next start.
     """
-    from orchestra.bootstrap import wait_window_gone
-    from orchestra.errors import BadInput
+    import asyncio
+
+    from orchestra.bootstrap import end_leftovers, wait_window_gone
+    from orchestra.errors import BadInput, CoordinatorUnreachable
     from orchestra.intake.request import ShutdownParams
     from orchestra.usecases import ShutdownReply, WatchParams
 
@@ -86,7 +90,13 @@ def down(context: click.Context, drain: bool, now: bool, timeout: float, no_wait
             await wait_window_gone(session.root)
         return reply
 
-    reply = session.ask(end)
+    try:
+        reply = session.ask(end)
+    except CoordinatorUnreachable:
+        if not asyncio.run(end_leftovers(session.root, session.wiring.load_settings(session.root, {}))):
+            raise
+        session.render.line("down: ended what an orchestra without a coordinator had left")
+        return
     session.render.show(reply, lambda: session.render.line("the end has begun" if no_wait else "down"))
 
 

@@ -11,9 +11,9 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import Final, NamedTuple, TextIO
+from typing import Any, Final, NamedTuple, TextIO
 
-from orchestra.errors import OrchestraError
+from orchestra.errors import OrchestraError, PlanInvalid
 from orchestra.protocol.text import printable
 
 _UNSAFE_IN_JSON: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb]")
@@ -182,12 +182,18 @@ class Renderer:
 
     def error(self, error: OrchestraError) -> None:
         """Shows what went wrong and what to do about it, on stderr."""
+        problems = error.problems if isinstance(error, PlanInvalid) else ()
+        more = problems[1:]
         if self.face is Face.JSON:
-            body = {"code": error.code, "message": error.message, "hint": error.hint, "field": error.field}
+            body: dict[str, Any] = {"code": error.code, "message": error.message, "hint": error.hint, "field": error.field}
+            if more:
+                body["problems"] = list(problems)
             self._write(self._err, json_line({"error": body}) + "\n")
             return
         where = f"{error.field}: " if error.field else ""
         self._write(self._err, self._painted(self._err, [Styled("error:", "red"), f" {where}{error.message}"]) + "\n")
+        for problem in more:
+            self._write(self._err, self._painted(self._err, [Styled("also:", "red"), f" {problem}"]) + "\n")
         if error.hint:
             self._write(self._err, self._painted(self._err, [Styled("hint:", "cyan"), f" {error.hint}"]) + "\n")
         cause = error.__cause__

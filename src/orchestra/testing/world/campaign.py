@@ -41,6 +41,7 @@ def options_for(hours: float = 0.0, agents: int = 0, steps_max: int = 0) -> Opti
         stream_ms=max(1, 2_400_000 // size.agents),
         work_ms=(10_000, 3_600_000),
         rate_percent=2,
+        even_agents=True,
         snapshot_ms=HOUR_MS,
         steps_max=max(steps, 20_000_000),
         check_all_every=4096,

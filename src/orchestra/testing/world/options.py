@@ -77,6 +77,8 @@ class Options(msgspec.Struct, frozen=True):
     """Shortest and longest time an agent works on a task."""
     rate_percent: int = 100
     """Of the usual rate at which faults happen by themselves."""
+    even_agents: bool = False
+    """All agents are equally capable, which spares the scheduler its look ahead."""
     snapshot_ms: int = 0
     """Between two snapshots; 0: the seed draws it."""
     check_all_every: int = 64

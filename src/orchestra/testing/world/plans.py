@@ -19,14 +19,14 @@ def draw_nodes(size: Size) -> tuple[NodeSpec, ...]:
     return tuple(NodeSpec(NodeId(f"node-{number}"), max_agents=250) for number in range(1, size.nodes + 1))
 
 
-def draw_fleet(dice: Random, size: Size, nodes: tuple[NodeSpec, ...]) -> tuple[AgentSpec, ...]:
+def draw_fleet(dice: Random, size: Size, nodes: tuple[NodeSpec, ...], *, even: bool = False) -> tuple[AgentSpec, ...]:
     """Returns the slots: round the nodes, some of one kind only. The first takes everything, so that every task can run somewhere."""
     mixed = dice.random() < 0.4
     fleet: list[AgentSpec] = []
     for number in range(1, size.agents + 1):
         kind = dice.choice(("any", *KINDS)) if mixed and number > 1 else "any"
         node = nodes[(number - 1) % len(nodes)].id
-        fleet.append(AgentSpec(AgentId(number), node, kind, weight=dice.choice((100, 100, 50, 200))))
+        fleet.append(AgentSpec(AgentId(number), node, kind, weight=100 if even else dice.choice((100, 100, 50, 200))))
     return tuple(fleet)
 
 

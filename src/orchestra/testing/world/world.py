@@ -76,7 +76,7 @@ class World:
         self.weather = draw_weather(setting, self.options)
         self.size = self.options.size or draw_size(setting)
         node_specs = self.node_specs = draw_nodes(self.size)
-        self.fleet = draw_fleet(setting, self.size, node_specs)
+        self.fleet = draw_fleet(setting, self.size, node_specs, even=self.options.even_agents)
         self._plans = draw_plans(setting, self.size, self.fleet)
         self.policy = c.Policy(
             losses_max=setting.choice((2, 5, 50)), falls_max=setting.choice((2, 3, 10)), unknown_grace_ms=setting.choice((60_000, 300_000))

@@ -1,0 +1,142 @@
+"""Reading an orchestra that is not running: the same use cases over its ledger and files, as far as they only look.
+
+Everything that would change something, or needs a window, raises CoordinatorUnreachable with the way to start one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Never, TypeVar, cast
+
+from orchestra.agents.registry import adapter_for
+from orchestra.app import App, Workbench
+from orchestra.bootstrap.coordinator import restore_kernel, write_report
+from orchestra.bootstrap.wiring import app_options, ledger_options, policy
+from orchestra.clocks.system import SystemClock
+from orchestra.core import commands as c
+from orchestra.core.state import State
+from orchestra.engine.board import Board
+from orchestra.engine.driver import NodeDriver
+from orchestra.engine.kernel import Kernel
+from orchestra.engine.loop import Loop
+from orchestra.errors import CoordinatorUnreachable, PortFailed
+from orchestra.ids import NodeId
+from orchestra.ledgers.sqlite import SqliteLedger
+from orchestra.root import Root
+from orchestra.settings import Settings
+from orchestra.usecases import UseCases
+from orchestra.viewing import Lens
+
+R = TypeVar("R")
+NOTICE = "no coordinator is running; this is what its ledger says"
+
+
+def open_shelf(root: Root, settings: Settings) -> UseCases | None:
+    """Returns the use cases over a root's ledger, or None if it has none."""
+    if not (root.ledger / "ledger.db").exists():
+        return None
+    ledger = SqliteLedger.open_readonly(root.ledger, ledger_options(root))
+    try:
+        kernel = restore_kernel(ledger, policy(settings))
+    finally:
+        ledger.close()
+    loop = _StillLoop(kernel)
+    drivers = {node: _StillDriver(root.nodes / node) for node in kernel.state.nodes}
+
+    def lens() -> Lens:
+        return Lens(
+            now_ms=loop.now_ms(),
+            board=Board(),
+            attempt_folder=root.attempt_folder,
+            result_folder=lambda task: str(root.results_of(task)),
+            rpm_limit=settings.api.rate_limits.rpm,
+            tpm_limit=settings.api.rate_limits.tpm,
+            absent=NOTICE,
+        )
+
+    bench = Workbench(
+        loop=cast("Loop", loop),
+        lens=lens,
+        find_adapter=adapter_for,
+        drivers=cast("dict[NodeId, NodeDriver]", drivers),
+        add_driver=_refuse,
+        write_report=lambda data: write_report(root, data),
+        backup=_refuse,
+    )
+    return App(bench, app_options(settings, root))
+
+
+def _refuse(*ignored: object) -> Never:
+    raise CoordinatorUnreachable("no orchestra is running for this root", hint="start one: `orchestra up`, or name its --root")
+
+
+class _StillLoop:
+    """Answers questions from a state that stands still."""
+
+    ledger_trouble = ""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self._clock = SystemClock()
+
+    @property
+    def state(self) -> State:
+        return self.kernel.state
+
+    def now_ms(self) -> int:
+        """Returns the time, never before the ledger's last."""
+        return max(self._clock.wall_ms(), self.kernel.state.at_ms)
+
+    def listen(self, listener: object) -> None:
+        """Nothing will happen."""
+
+    def when_ended(self, listener: object) -> None:
+        """It never began."""
+
+    async def ask(self, question: Callable[[State], R]) -> R:
+        """Returns what the question makes of the state."""
+        return question(self.kernel.state)
+
+    async def request(self, command: c.Command) -> list[Any]:
+        """Refuses."""
+        _refuse()
+
+
+class _StillDriver:
+    """A node of which only the files are there."""
+
+    connected = True
+    facts = None
+
+    def __init__(self, folder: Path) -> None:
+        self.node = _StillNode(folder)
+
+
+class _StillNode:
+    """Reads files; everything else needs a coordinator."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def read(self, path: str, offset: int, length: int) -> tuple[str, int]:
+        """Returns text of a file below the folder, and its size."""
+        try:
+            with (self._folder / path).open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size + offset) if offset < 0 else offset)
+                return file.read(length).decode(errors="backslashreplace"), size
+        except OSError as exc:
+            raise PortFailed(f"{path} cannot be read: {exc.strerror}") from exc
+
+    async def screens(self, agents: Sequence[int], lines: int | None = None) -> Never:
+        """Refuses: there may be windows, but nobody to ask for them."""
+        _refuse()
+
+    async def type_text(self, agents: Sequence[int], text: str, *, enter: bool) -> Never:
+        """Refuses."""
+        _refuse()
+
+    async def attach_argv(self, agent: int | None) -> Never:
+        """Refuses."""
+        _refuse()

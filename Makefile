@@ -28,12 +28,12 @@ test: ## Run every test
 	@bash scripts/setup.sh --test
 	@$(BIN)/pytest $(PYTEST_ARGS) $(TESTS)
 
-check: ## The gate before a commit: format, lint, types, unit and conformance tests
+check: ## The gate before a commit: format, lint, types, unit and conformance tests, some simulated worlds
 	@bash scripts/setup.sh --dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(PYTEST_ARGS) $(wildcard tests/unit tests/conformance)
+	ORCHESTRA_SIM_SEEDS=20 $(BIN)/pytest $(PYTEST_ARGS) tests/unit tests/conformance tests/simulation/test_world.py
 
 bench: ## Run the benchmarks, one after the other
 	@bash scripts/setup.sh --dev

@@ -87,6 +87,7 @@ missing_packages() {
     if [ "$mode" = test ] && [ "$(uname -s)" = Linux ]; then
         if ! have unshare || ! have flock; then printf 'util-linux '; fi
         have chromium || printf 'chromium '
+        have strace || printf 'strace '
         have mkfs.ext4 || [ -x /sbin/mkfs.ext4 ] || printf 'e2fsprogs '
         ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || printf 'libfaketime '
     fi

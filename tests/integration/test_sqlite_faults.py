@@ -192,7 +192,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=False).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
+        pytest.fail("mounting a small disk needs root")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
 
@@ -229,7 +229,7 @@ def test_a_full_disk_stops_writing_until_there_is_space(small_disk: Path, tmp_pa
 
 def test_a_failing_disk_makes_the_outcome_unknown_and_ends_the_handle(tmp_path: Path) -> None:
     if shutil.which("strace") is None:
-        pytest.skip("needs strace to make fsync fail")
+        pytest.fail("strace is missing; scripts/setup.sh --test installs it")
     inject = ["strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO:when=40+"]
     run = subprocess.run(
         [*inject, sys.executable, "-c", FAILING_DISK, str(tmp_path / "ledger")],

@@ -24,8 +24,6 @@ from orchestra.errors import BadInput, NodeFailed, PaneUnknown, TmuxFailed, Tmux
 from orchestra.nodes.tmux import PaneFacts, TmuxOptions, TmuxServer, WindowOrder
 from orchestra.nodes.transport import Completed, LocalOptions, LocalTransport
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
-
 SESSION: Final = "miyabi-orchestra-test-1"
 CAT: Final = ("/bin/sh", "-c", "echo ready; exec cat")
 RAW: Final = ("/bin/sh", "-c", 'stty raw -echo; printf "$2ready"; exec cat >"$1"', "sh")

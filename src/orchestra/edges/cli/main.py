@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "backup": Entry("backup", "Copy the ledger into one file."),
     "restore": Entry("backup", "Put a backup in the place of the ledger."),
     "config": Entry("config", "Show the settings and what may be set."),
+    "sim": Entry("sim", "Play seeds in a simulated world."),
     "coordinator": Entry("coordinator", "Run the coordinator in this terminal.", hidden=True),
 }
 """In the order of the help. A module holds its commands under their own names."""

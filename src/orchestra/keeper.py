@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from orchestra.engine.driver import NodeDriver
 from orchestra.engine.loop import Loop
 from orchestra.errors import NodeFailed
 from orchestra.files import write_atomically
-from orchestra.ids import NodeId, TaskId
+from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.projections import result
 from orchestra.protocol.text import printable
 from orchestra.root import Root
@@ -34,8 +35,10 @@ LOG_PIECE_BYTES: Final = 262_144
 class Keeper:
     """Writes results in the background, in the order the tasks ended."""
 
-    def __init__(self, loop: Loop, root: Root, drivers: Callable[[NodeId], NodeDriver | None]) -> None:
+    def __init__(self, loop: Loop, root: Root, drivers: Callable[[NodeId], NodeDriver | None], *, attempts_keep: int = 0) -> None:
         self._loop = loop
+        self._attempts_keep = attempts_keep
+        self._ended: deque[TaskId] = deque()
         self._root = root
         self._driver = drivers
         self._queue: asyncio.Queue[TaskId] = asyncio.Queue()
@@ -48,6 +51,8 @@ class Keeper:
     async def catch_up(self) -> None:
         """Takes every task that is over and has no result, or one from before it was retried."""
         over = await self._loop.ask(lambda state: [(task.id, task.ended_ms) for task in state.tasks.values() if task.over])
+        over.sort(key=lambda each: each[1])
+        self._ended.extend(task for task, _ in over[-self._attempts_keep :])
         for task, ended_ms in over:
             if _written_ms(self._root.results_of(task) / "result.json") < ended_ms:
                 self._queue.put_nowait(task)
@@ -58,6 +63,7 @@ class Keeper:
             task = await self._queue.get()
             try:
                 await self._write(task)
+                await self._forget_oldest(task)
             except OSError as error:
                 log.warning("result-not-written", extra={"task": task, "reason": str(error)})
             finally:
@@ -77,6 +83,23 @@ class Keeper:
         relative = f"{self._root.path.name}/results/{task_id}"
         values = await self._loop.ask(lambda state: result(state.tasks[task_id], relative))
         write_atomically(folder / "result.json", msgspec.json.format(msgspec.json.encode(values), indent=2) + b"\n")
+
+    async def _forget_oldest(self, task_id: TaskId) -> None:
+        """Removes the attempts of the task that ended longest ago, once there are more than are kept. What the task came to stays."""
+        self._ended.append(task_id)
+        if not self._attempts_keep or len(self._ended) <= self._attempts_keep:
+            return
+        oldest = self._ended.popleft()
+        if oldest in self._ended:
+            return  # it was retried since
+        places = await self._loop.ask(lambda state: [(a.node, a.number) for a in state.tasks[oldest].attempts if not a.live])
+        for node in dict.fromkeys(place for place, _ in places):
+            driver = self._driver(node)
+            if driver is not None and driver.connected:
+                try:
+                    await driver.node.remove([AttemptId(oldest, number) for place, number in places if place == node])
+                except NodeFailed as error:
+                    log.info("attempts-not-removed", extra={"task": oldest, "node": node, "reason": str(error)})
 
     async def _write_log(self, task_id: TaskId, number: int, node: NodeId) -> None:
         driver = self._driver(node)

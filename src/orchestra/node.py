@@ -180,6 +180,10 @@ class Node(Protocol):
         """Returns text of a file below the node's folder from `offset` (negative: from the end), and the file's size."""
         ...
 
+    async def remove(self, attempts: Sequence[AttemptId]) -> None:
+        """Removes the folders of attempts that are over."""
+        ...
+
     async def facts(self) -> NodeFacts:
         """Returns fresh facts."""
         ...

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -72,6 +74,13 @@ class Root:
         if found.st_uid != os.getuid() or found.st_mode & 0o077 or not folder.is_dir() or folder.is_symlink():
             raise PortFailed(f"{folder} is not a private folder of yours", hint="remove it, or set XDG_RUNTIME_DIR")
         return folder
+
+    def forget_runtime(self, node: NodeId) -> None:
+        """Removes the socket folder of a node whose server has ended, and the folder around it if nothing else is there."""
+        folder = self.runtime_folder()
+        shutil.rmtree(folder / node, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
     @property
     def key(self) -> str:

@@ -201,22 +201,28 @@ class Orchestra(Shell):
                 socket = "local/tmux.sock" if kind == "tmux" else "control.sock"
                 return tmux_server(self.place.runtime_folder() / socket)
             case "agent":
-                return [pid for pid in self.processes() if "ORCHESTRA_ATTEMPT" in environment_of(pid)]
+                return [pid for pid in pids() if f"{self.root}/nodes".encode() in environment_of(pid).get(b"ORCHESTRA_ATTEMPT_DIR", b"")]
             case _:
                 sign = re.compile(rf"python\S* .*\b{kind}\b.*main\(")
                 found = [pid for pid, said in self.processes().items() if sign.search(said)]
-                return [pid for pid in found if "ORCHESTRA_ATTEMPT" not in environment_of(pid)]
+                return [pid for pid in found if b"ORCHESTRA_ATTEMPT" not in environment_of(pid)]
 
     def remove_runtime(self) -> None:
         """Removes the folder of sockets, which lies outside the test's own."""
         shutil.rmtree(self.place.runtime_folder(), ignore_errors=True)
 
 
-def environment_of(pid: int) -> set[str]:
-    """Returns the names of a process's environment variables."""
+def pids() -> list[int]:
+    """Returns every process there is."""
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def environment_of(pid: int) -> dict[bytes, bytes]:
+    """Returns a process's environment, nothing once it is gone."""
     with suppress(OSError):
-        return {part.partition(b"=")[0].decode(errors="replace") for part in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
-    return set()
+        parts = (part.partition(b"=") for part in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+        return {name: value for name, _, value in parts}
+    return {}
 
 
 def started(pid: int) -> str:

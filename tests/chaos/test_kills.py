@@ -66,7 +66,7 @@ def test_any_part_may_be_killed_or_stopped_at_any_moment(tmp_path: Path, seed: i
     seen: list[Tail] = []
     with orchestra(tmp_path) as stage:
         stage.up()
-        name = stage.submit(plan_text(TASKS, tmp_path, seed=seed))
+        name = stage.submit(plan_text(TASKS, tmp_path, seed=seed, work="sleep 0.15"))
         landed = 0
         for blow in make_strikes(chance):
             wait_for(lambda blow=blow: len(stage.log()) >= blow.lines, f"line {blow.lines} of the log")  # type: ignore[misc]
@@ -74,7 +74,7 @@ def test_any_part_may_be_killed_or_stopped_at_any_moment(tmp_path: Path, seed: i
             landed += deal(stage, blow, chance)
         stage.wait_plan(name)
         stage.down()
-        assert landed > STRIKES // 2
+        assert landed >= STRIKES // 2, "most of the blows found nobody"
     check_exactly_once(stage, TASKS)
     check_prefix(stage, seen)
 
@@ -111,6 +111,17 @@ def test_a_coordinator_is_started_again_although_its_window_is_gone(tmp_path: Pa
         stage.wait_plan(stage.submit(plan_text(10, tmp_path)))
         stage.down()
     check_exactly_once(stage, 10)
+
+
+def test_an_order_that_a_dying_courier_did_not_finish_writing_is_written_anew(tmp_path: Path) -> None:
+    with orchestra(tmp_path) as stage:
+        begun = stage.place.nodes / "local" / "attempts" / "p" / "t0" / "1"
+        begun.mkdir(parents=True)
+        (begun / ".command.sh.1.tmp").touch()  # what a courier leaves that is killed at this moment
+        stage.up(2)
+        stage.wait_plan(stage.submit(plan_text(3, tmp_path)))
+        stage.down()
+    check_exactly_once(stage, 3)
 
 
 # --- failpoints --------------------------------------------------------------------------------------------------------

@@ -206,3 +206,15 @@ async def test_kill_the_courier(folder: Path) -> None:
         assert await stage.wait_plan(name) == "completed"
     state = check_exactly_once(folder, root, 8)
     assert all(len(task.attempts) == 1 for task in state.tasks.values())
+
+
+async def test_attempts_of_old_tasks_are_removed_and_their_results_stay(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    async with hosted(root, agents=1, flags={"limits.attempts_keep": "2"}) as stage:
+        lines = "".join(f"  - {{id: t{n}, run: 'echo {n}'{', needs: [t' + str(n - 1) + ']' if n else ''}}}\n" for n in range(5))
+        name = await stage.submit(f"name: p\ntasks:\n{lines}", tmp_path)
+        assert await stage.wait_plan(name) == "completed"
+        kept = root / "nodes" / "local" / "attempts" / "p"
+        await wait_until(lambda: sorted(path.name for path in kept.iterdir() if any(path.iterdir())) == ["t3", "t4"])
+    assert (root / "results" / "p" / "t0" / "execution.log").read_text() == "0\n"
+    assert not Root(root).runtime_folder().joinpath("local").exists()

@@ -121,7 +121,7 @@ class Coordinator:
         self._translator = Translator(lambda: self.loop.state, adapter_for)
         self._orders = OrderMaker(adapter_for, order_options(self._settings))
         self.app = App(self._bench(), app_options(self._settings, self.root))
-        self._keeper = Keeper(self.loop, self.root, self._drivers.get)
+        self._keeper = Keeper(self.loop, self.root, self._drivers.get, attempts_keep=self._settings.limits.attempts_keep)
         self._projector = Projector(self.loop, self.root, self._clock, self._lens, self._facts_now)
         self._parent_events = EventFiles(self.loop, self.root, self._clock)
         file_rpc = FileRpc(self.app, self.loop, self.root, self._clock, rpc_options(self._settings))
@@ -204,6 +204,7 @@ class Coordinator:
                     await driver.node.close_all()
                 except OrchestraError as error:
                     log.warning("windows-not-closed", extra={"node": driver.node.id, "reason": str(error)})
+                self.root.forget_runtime(driver.node.id)
             await self._projector.write()
             self._parent_events.flush()
         finally:

@@ -318,6 +318,9 @@ class TmuxNode:
         reply = await self._ask("read", path=path, offset=offset, length=length)
         return str(reply["text"]), int(reply["size"])
 
+    async def remove(self, attempts: Sequence[AttemptId]) -> None:
+        await self._ask("remove", dirs=[attempt_dir(attempt) for attempt in attempts])
+
     async def facts(self) -> NodeFacts:
         return self._facts(await self._ask("facts"))
 

@@ -75,7 +75,10 @@ class Operations:
             try:
                 os.mkdir(name, 0o700, dir_fd=parent.fd)
             except FileExistsError:
-                raise Refused("exists", "%s is there already" % place) from None
+                if any(os.path.lexists("%s/%s/%s" % (self.base, place, file)) for file in ("spec.json", "claim")):
+                    raise Refused("exists", "%s is there already" % place) from None
+                remove_tree(name, parent.fd)  # a courier died before it had written the order down
+                os.mkdir(name, 0o700, dir_fd=parent.fd)
             try:
                 with Folder.walk(self.base, [*above, name]) as folder:
                     for file, text in files.items():

@@ -47,7 +47,7 @@ class SocketServer:
         self._path = path
         self._line_bytes_max = line_bytes_max
         self._server: asyncio.Server | None = None
-        self._made = 0
+        self._made = (0, 0)
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -65,7 +65,7 @@ class SocketServer:
             listener.bind(str(self._path))
             # Nobody can connect before `listen`, so the mode is right from the first moment on; a umask would be every thread's.
             os.chmod(self._path, 0o600)
-            self._made = self._path.lstat().st_ino
+            self._made = self._identity()
             self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=self._line_bytes_max)
         except OSError as exc:
             listener.close()
@@ -81,8 +81,13 @@ class SocketServer:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         with contextlib.suppress(FileNotFoundError):
-            if self._path.lstat().st_ino == self._made:
+            if self._identity() == self._made:
                 self._path.unlink()
+
+    def _identity(self) -> tuple[int, int]:
+        """Tells one socket file from another of the same name; a number alone is given again at once."""
+        found = self._path.lstat()
+        return found.st_ino, found.st_ctime_ns
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._converse(reader, writer), name="socket-connection")

@@ -63,11 +63,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def running(stage: Stage, count: int) -> dict[str, tuple[int, int]]:
-    """Waits until so many tasks run; returns (agent, pid of the agent's process) by task."""
+    """Waits until the first so many tasks run; returns (agent, pid of the agent's process) by task."""
 
     def answer(state: State) -> dict[str, tuple[int, int]] | None:
         found = {str(i.task): (int(a.agent), a.pid) for i, a in state.live_attempts() if a.pid and a.status.value == "running"}
-        return found if len(found) >= count else None
+        return found if {f"p/t{number}" for number in range(count)} <= set(found) else None
 
     return await stage.wait(answer)
 

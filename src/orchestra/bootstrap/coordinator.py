@@ -39,7 +39,7 @@ from orchestra.edges.filerpc.service import FileRpc
 from orchestra.edges.socket.server import SocketServer
 from orchestra.engine.board import Board
 from orchestra.engine.driver import NodeDriver, Tools
-from orchestra.engine.kernel import Kernel
+from orchestra.engine.kernel import Kernel, collection_paused
 from orchestra.engine.loop import Loop
 from orchestra.engine.orders import OrderMaker
 from orchestra.engine.services import Service, ServiceGroup
@@ -272,9 +272,9 @@ class Coordinator:
 def restore_kernel(ledger: Ledger, limits: c.Policy) -> Kernel:
     """Folds the ledger: from its newest usable snapshot, or from the start."""
     snapshot = ledger.load_snapshot()
-    if snapshot is not None and decode_state(snapshot.body, snapshot.format) is None:
-        snapshot = None
-    return Kernel.restore(limits, snapshot, ledger.read(0 if snapshot is None else snapshot.seq))
+    with collection_paused():
+        state = None if snapshot is None else decode_state(snapshot.body, snapshot.format)
+    return Kernel.fold(limits, state, ledger.read(0 if state is None else state.seq))
 
 
 def write_report(root: Root, data: ReportData) -> tuple[Path, Path]:

@@ -19,15 +19,12 @@ FLAGS = (
     *("--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars"),
 )
 
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="needs chromium, which scripts/setup.sh installs"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.xdist_group("browser")
 
 
 def browse(folder: Path, page: str, *flags: str) -> str:
     """Opens the page in a browser with an empty profile and returns what it printed."""
-    assert BROWSER is not None
+    assert BROWSER is not None, "chromium is missing; scripts/setup.sh --test installs it"
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     command = [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, path.as_uri()]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestra.ids import AgentId
+from orchestra.ids import AgentId, TaskId
 from orchestra.testing.hosted import check_books, processes_left, processes_of
 from tests.e2e.command import Shell, interrupt, shell
 
@@ -260,6 +260,15 @@ def test_every_mistake_in_a_plan_is_named_at_once(sh: Shell) -> None:
     assert done.returncode == 2
     assert "runn" in done.stderr
     assert "retries" in done.stderr
+
+
+def test_a_setting_on_the_command_line_is_obeyed(sh: Shell) -> None:
+    path = sh.plan(HELLO.replace("defaults: {retries: 0}\n", "").replace("'cat made.txt'", "'exit 3'"))
+    assert sh.run("run", path, "--set", "tasks.retries=0").returncode == 1
+    assert len(check_books(sh.root).tasks[TaskId("hello/b")].attempts) == 1
+    wrong = sh.run("run", path, "--set", "tasks.retires=0")
+    assert wrong.returncode == 2
+    assert "tasks.retries" in wrong.stderr
 
 
 def test_down_ends_what_a_kept_run_has_left(sh: Shell) -> None:

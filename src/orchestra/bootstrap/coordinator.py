@@ -94,10 +94,10 @@ class Coordinator:
         except OrchestraError:
             stop_logging(self._log_handler)
             raise
+        term = self._ledger.claim_term()  # before the fold: from here on nobody else appends what this one would not have seen
         started = time.monotonic()
         kernel = restore_kernel(self._ledger, policy(self._settings))
         log.info("ledger-folded", extra={"events": kernel.state.seq, "ms": int((time.monotonic() - started) * 1000)})
-        term = self._ledger.claim_term()
         self.loop = Loop(
             kernel,
             self._ledger,

@@ -29,7 +29,7 @@ from orchestra.errors import (
 )
 from orchestra.intake.request import InitParams, ShutdownParams, StatusParams
 from orchestra.root import Root
-from orchestra.settings import Settings, load
+from orchestra.settings import Settings, load, rows
 from orchestra.usecases import UseCases
 
 START_TIMEOUT_S: Final = 90.0
@@ -233,6 +233,9 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
     argv = [sys.executable, "-m", "orchestra", "--root", str(place.path), "coordinator", "--supervise"]
     if agents is not None:
         argv += ["--agents", str(agents)]
+    for row in rows(settings):
+        if row.origin.startswith("flag"):
+            argv += ["--set", f"{row.path}={row.value}"]
     await end_window(root)
     await _tmux(
         tmux,

@@ -26,7 +26,7 @@ def show(context: click.Context) -> None:
     from orchestra.settings import rows
 
     session = session_of(context)
-    found = rows(session.wiring.load_settings(session.root, {}))
+    found = rows(session.wiring.load_settings(session.root, session.flags))
 
     def human() -> None:
         header = ["setting", "value", "from", *(["what it is"] if session.verbose else [])]

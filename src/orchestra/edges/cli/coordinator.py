@@ -16,8 +16,11 @@ from orchestra.edges.cli.grammar import Command, session_of
 def coordinator(context: click.Context, agents: int | None, supervise: bool) -> int:
     """Run the coordinator in this terminal."""
     session = session_of(context)
-    settings = session.wiring.load_settings(session.root, {})
+    settings = session.wiring.load_settings(session.root, session.flags)
     if not supervise:
         return session.wiring.serve_forever(session.root, settings, agents)
     argv = [sys.executable, "-m", "orchestra", "--root", str(session.root), "coordinator"]
-    return session.wiring.supervise([*argv, *(["--agents", str(agents)] if agents is not None else [])])
+    argv += ["--agents", str(agents)] if agents is not None else []
+    for path, value in session.flags.items():
+        argv += ["--set", f"{path}={value}"]
+    return session.wiring.supervise(argv)

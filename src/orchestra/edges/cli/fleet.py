@@ -38,7 +38,7 @@ def up(context: click.Context, agents: int | None, bare: bool, foreground: bool)
     if bare and agents is not None:
         raise BadInput("--bare and --agents contradict each other", hint="give one of them")
     session = session_of(context)
-    settings = session.wiring.load_settings(session.root, {})
+    settings = session.wiring.load_settings(session.root, session.flags)
     count = None if bare else agents or settings.agents.count
     if foreground:
         session.render.note(
@@ -93,7 +93,7 @@ def down(context: click.Context, drain: bool, now: bool, timeout: float, no_wait
     try:
         reply = session.ask(end)
     except CoordinatorUnreachable:
-        if not asyncio.run(end_leftovers(session.root, session.wiring.load_settings(session.root, {}))):
+        if not asyncio.run(end_leftovers(session.root, session.wiring.load_settings(session.root, session.flags))):
             raise
         session.render.line("down: ended what an orchestra without a coordinator had left")
         return
@@ -228,7 +228,7 @@ def doctor(context: click.Context) -> int:
     Ends with 1 if something needed is missing. Agent kinds that are not installed are only told.
     """
     session = session_of(context)
-    checks = session.wiring.doctor(session.root, session.wiring.load_settings(session.root, {}))
+    checks = session.wiring.doctor(session.root, session.wiring.load_settings(session.root, session.flags))
     session.render.show(checks, lambda: show_checks(session, checks))
     return 0 if all(check.ok or check.name.startswith(OPTIONAL_CHECKS) for check in checks) else EXIT_UNHEALTHY
 

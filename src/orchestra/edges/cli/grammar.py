@@ -28,6 +28,14 @@ def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None
     return remember
 
 
+def _remember_settings(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> None:
+    for text in value:
+        path, mark, setting = text.partition("=")
+        if not mark or not path:
+            raise click.BadParameter(f"{text!r} is not of the form PATH=VALUE", ctx=context, param=parameter)
+        context.ensure_object(Session).flags[path] = setting
+
+
 def shared_options() -> list[click.Parameter]:
     """Returns the options that every command and group takes."""
     common: dict[str, Any] = {"expose_value": False, "is_eager": True}
@@ -35,6 +43,14 @@ def shared_options() -> list[click.Parameter]:
     where = f"Folder the orchestra lives in.  [env: {ROOT_VARIABLE}; default: {ROOT_DEFAULT}]"
     return [
         click.Option(["--root"], type=folder, metavar="DIR", callback=_remember("root"), help=where, **common),
+        click.Option(
+            ["--set"],
+            multiple=True,
+            metavar="PATH=VALUE",
+            callback=_remember_settings,
+            help="A setting for this call, for example tasks.retries=0; see `config show`.",
+            **common,
+        ),
         click.Option(["--json"], is_flag=True, callback=_remember("json"), help="Write JSON for programs.", **common),
         click.Option(["-q", "--quiet"], is_flag=True, callback=_remember("quiet"), help="Write nothing but errors.", **common),
         click.Option(["-v", "--verbose"], is_flag=True, callback=_remember("verbose"), help="Say more, also about errors.", **common),

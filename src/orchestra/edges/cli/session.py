@@ -32,6 +32,8 @@ class Session:
 
     def __init__(self, wiring: Wiring | None = None, pause: Callable[[float], Awaitable[None]] = pause) -> None:
         self.root = Path(os.environ.get(ROOT_VARIABLE) or ROOT_DEFAULT)
+        self.flags: dict[str, str] = {}
+        """Settings given on the command line, by path."""
         self.json = False
         self.quiet = False
         self.verbose = False

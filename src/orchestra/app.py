@@ -29,7 +29,7 @@ from orchestra.answers import (
 )
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import ANY_KIND, AgentSpec, AgentStatus, Lifecycle, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
+from orchestra.core.model import ANY_KIND, AgentSpec, AgentStatus, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
 from orchestra.core.state import State
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
@@ -106,7 +106,6 @@ EVENTS_KEPT: Final = 20_000
 """Events kept in memory for watchers; one that is further behind starts from the oldest of these."""
 PHASE_AGENTS: Final[Mapping[int, int]] = {1: 18, 2: 50, 3: 200}
 SHUTDOWN_TIMEOUT_MS: Final = 300_000
-READY_FIRST: Final = (Lifecycle.READY, Lifecycle.RUNNING, Lifecycle.SCALING)
 
 
 class AppOptions(msgspec.Struct, frozen=True):
@@ -369,10 +368,8 @@ class App:
         path = f"attempts/{task}/{number}/output.jsonl"
         try:
             text, size = await driver.node.read(path, params.offset, params.length)
-        except PortFailed:
-            if over:
-                raise
-            return LogsReply(task, number, (), params.offset, False)
+        except NotFound:  # it printed nothing, or has not begun to
+            return LogsReply(task, number, (), max(0, params.offset), over)
         start = params.offset if params.offset >= 0 else max(0, size + params.offset)
         body, _, rest = text.rpartition("\n")
         read_to = start + len(text.encode()) - len(rest.encode())

@@ -18,7 +18,7 @@ from orchestra.core.effects import KeepResult
 from orchestra.core.state import State, TaskState
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.loop import Loop
-from orchestra.errors import NodeFailed
+from orchestra.errors import NodeFailed, NotFound
 from orchestra.files import write_atomically
 from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.projections import result
@@ -116,7 +116,7 @@ class Keeper:
                 if offset >= size:
                     break
                 text, _ = await driver.node.read(path, offset, LOG_PIECE_BYTES)
-        except NodeFailed as error:
+        except (NodeFailed, NotFound) as error:
             log.info("no-output", extra={"task": task_id, "attempt": number, "reason": str(error)})
         lines = [line for line in map(_readable, "".join(pieces).split("\n")) if line]
         write_atomically(self._root.results_of(task_id) / "execution.log", "".join(lines).encode())

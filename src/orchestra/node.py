@@ -177,7 +177,11 @@ class Node(Protocol):
         ...
 
     async def read(self, path: str, offset: int, length: int) -> tuple[str, int]:
-        """Returns text of a file below the node's folder from `offset` (negative: from the end), and the file's size."""
+        """Returns text of a file below the node's folder from `offset` (negative: from the end), and the file's size.
+
+        Raises:
+            NotFound: There is no such file.
+        """
         ...
 
     async def remove(self, attempts: Sequence[AttemptId]) -> None:

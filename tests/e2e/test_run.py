@@ -239,8 +239,10 @@ def test_resume_retries_what_failed(sh: Shell) -> None:
 def test_after_the_run_everything_can_still_be_read(sh: Shell) -> None:
     assert sh.run("run", sh.plan(HELLO)).returncode == 0
     assert [line["text"] for line in sh.json("task", "logs", "a")["lines"]] == ["hello from hello/a"]
-    assert sh.json("task", "show", "hello/b")["task"]["status"] == "completed"
     assert sh.json("task", "list")["total"] == 2
+    assert sh.run("run", sh.plan("name: quiet\ntasks:\n  - {id: q, run: 'true'}\n", "quiet.yaml")).returncode == 0
+    assert sh.json("task", "logs", "quiet/q")["lines"] == []
+    assert sh.json("task", "show", "hello/b")["task"]["status"] == "completed"
     assert "no coordinator is running" in sh.run("status").stdout
     assert sh.run("report").returncode == 0
     refused = sh.run("scale", "3")

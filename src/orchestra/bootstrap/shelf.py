@@ -20,7 +20,7 @@ from orchestra.engine.board import Board
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Kernel
 from orchestra.engine.loop import Loop
-from orchestra.errors import CoordinatorUnreachable, PortFailed
+from orchestra.errors import CoordinatorUnreachable, NotFound, PortFailed
 from orchestra.ids import NodeId
 from orchestra.ledgers.sqlite import SqliteLedger
 from orchestra.root import Root
@@ -126,6 +126,8 @@ class _StillNode:
                 size = file.seek(0, 2)
                 file.seek(max(0, size + offset) if offset < 0 else offset)
                 return file.read(length).decode(errors="backslashreplace"), size
+        except FileNotFoundError as exc:
+            raise NotFound(f"there is no file {path}") from exc
         except OSError as exc:
             raise PortFailed(f"{path} cannot be read: {exc.strerror}") from exc
 

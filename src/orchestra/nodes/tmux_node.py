@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestra.agents.adapter import ATTEMPT_DIR, STAGE_DIR
-from orchestra.errors import CourierFailed, NodeFailed, NodeUnreachable, PaneUnknown, TmuxFailed
+from orchestra.errors import CourierFailed, NodeFailed, NodeUnreachable, NotFound, PaneUnknown, TmuxFailed
 from orchestra.ids import AgentId, AttemptId, NodeId, parse_attempt_id
 from orchestra.node import (
     AgentWindow,
@@ -315,7 +315,12 @@ class TmuxNode:
     # --- the rest ----------------------------------------------------------------------------------------------------
 
     async def read(self, path: str, offset: int, length: int) -> tuple[str, int]:
-        reply = await self._ask("read", path=path, offset=offset, length=length)
+        try:
+            reply = await self._ask("read", path=path, offset=offset, length=length)
+        except CourierRefused as refused:
+            if refused.reason == "absent":
+                raise NotFound(f"there is no file {path}") from refused
+            raise
         return str(reply["text"]), int(reply["size"])
 
     async def remove(self, attempts: Sequence[AttemptId]) -> None:

@@ -29,6 +29,8 @@ done
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
+# Debian keeps these out of an ordinary user's PATH.
+have_system() { have "$1" || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
 
 # Says what it does, does it quietly, and shows the output only when it failed. Descriptor 9 is the lock and stays with this script.
 step() {
@@ -88,8 +90,14 @@ missing_packages() {
         if ! have unshare || ! have flock; then printf 'util-linux '; fi
         have chromium || printf 'chromium '
         have strace || printf 'strace '
-        have mkfs.ext4 || [ -x /sbin/mkfs.ext4 ] || printf 'e2fsprogs '
+        have_system mkfs.ext4 || printf 'e2fsprogs '
         ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || printf 'libfaketime '
+        # The fleet lab: machines in miniature, out of namespaces.
+        have ssh || printf 'openssh-client '
+        have_system sshd || printf 'openssh-server '
+        have_system ip || printf 'iproute2 '
+        have_system nft || printf 'nftables '
+        [ -x /usr/bin/python3 ] || printf 'python3 '
     fi
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-MARKED = frozenset({"chaos", "conformance", "e2e", "integration", "simulation"})
+MARKED = frozenset({"chaos", "conformance", "e2e", "fleet", "integration", "simulation"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

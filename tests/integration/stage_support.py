@@ -29,6 +29,8 @@ from orchestra.nodes.tmux_node import STAGE_PACKAGE, stage_argv, stage_files
 DEADLINE_S = 20.0
 PYTHON = os.environ.get("STAGE_PYTHON", sys.executable)
 
+BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
 Record = dict[str, Any]
 
 
@@ -155,12 +157,14 @@ class Pane:
 class Courier:
     """A courier with its wire in our hands."""
 
-    def __init__(self, folder: Path, stage: Path, *options: str, noise: str = "") -> None:
+    def __init__(self, folder: Path, stage: Path, *options: str, noise: str = "", env: dict[str, str] | None = None) -> None:
         self.nonce = uuid.uuid4().hex[:8]
         argv = [*stage_argv(PYTHON, str(stage), "courier", str(folder)), "--nonce", self.nonce, *options]
         if noise:
             argv = ["/bin/sh", "-c", 'printf "%s" "$NOISE"; exec "$@"', "sh", *argv]
-        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "NOISE": noise})
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "NOISE": noise, **(env or {})}
+        )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.out = self.process.stdout.fileno()
@@ -291,8 +295,8 @@ class Stage:
             wait_until(lambda: len(self.records("ready")) > before, lambda: f"ready; the pane shows {pane.pull()!r}", on=pane.fd)
         return pane
 
-    def courier(self, *options: str, noise: str = "") -> Courier:
-        courier = Courier(self.folder, self.pushed, *options, noise=noise)
+    def courier(self, *options: str, noise: str = "", env: dict[str, str] | None = None) -> Courier:
+        courier = Courier(self.folder, self.pushed, *options, noise=noise, env=env)
         self.couriers.append(courier)
         return courier
 
@@ -348,6 +352,22 @@ class Stage:
 
     def attempt_folder(self, spec: dict[str, Any]) -> Path:
         return self.folder / "attempts" / str(spec["task"]) / str(spec["attempt"])
+
+    # what a slot has in hand
+
+    def current(self, agent: int = 7) -> dict[str, Any]:
+        """Empty if nothing."""
+        try:
+            body, check, _ = (self.folder / f"agents/{agent}/current").read_bytes().split(b"\n", 2)
+        except (FileNotFoundError, ValueError):
+            return {}
+        return dict(json.loads(body)) if int(check, 16) == zlib.crc32(body) else {}
+
+    def set_current(self, value: dict[str, Any], agent: int = 7) -> None:
+        """As a worker would have left it that died."""
+        body = json.dumps(value).encode()
+        (self.folder / f"agents/{agent}").mkdir(parents=True, exist_ok=True)
+        (self.folder / f"agents/{agent}/current").write_bytes(b"%s\n%08x\n" % (body, zlib.crc32(body)))
 
     # hearing
 
@@ -405,6 +425,30 @@ class Stage:
         for pid, start in self.others:
             if start is not None and start_of(pid) == start:
                 os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system in memory, which only root may make."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Writes until there is no room; returns the file that takes it all."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(b"\0" * 65536)
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(b"\0")
+    return ballast
 
 
 @contextlib.contextmanager

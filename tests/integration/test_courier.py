@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,19 @@ from typing import Any
 import pytest
 
 from orchestra.nodes.tmux_node import stage_argv
-from tests.integration.stage_support import PYTHON, Courier, Stage, is_alive, parse_journal, staged, start_of, wait_until
+from tests.integration.stage_support import (
+    BOOT,
+    PYTHON,
+    Courier,
+    Stage,
+    fill,
+    is_alive,
+    parse_journal,
+    small_disk,
+    staged,
+    start_of,
+    wait_until,
+)
 
 LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import os, signal; print('pid', os.getpid(), flush=True); signal.pause()"]
@@ -51,6 +64,9 @@ def test_hello_is_found_in_what_a_shell_prints_before(stage: Stage) -> None:
     assert hello["pid"] == courier.process.pid
     assert hello["uid"] == os.getuid()
     assert {"python", "boot", "host", "cpus", "memory_bytes", "disk_free_bytes", "ms"} <= hello.keys()
+    assert 0 < hello["memory_available_bytes"] <= hello["memory_bytes"]
+    assert hello["load_1m"] >= 0
+    assert "programs" not in hello
     assert (stage.folder / "bell").is_fifo()
 
 
@@ -81,6 +97,47 @@ def test_bad_requests_are_answered_and_do_no_harm(stage: Stage, line: bytes) -> 
     courier.process.stdin.flush()
     assert courier.wait_frame("reply")["error"]["code"] in ("bad-request", "bad-path")
     assert "load_1m" in courier.ask("facts")
+
+
+def test_facts_say_where_programs_are_and_remember_it(stage: Stage) -> None:
+    own, away = stage.folder / "home/.local/bin", stage.folder / "path"
+    for folder in (own, away):
+        folder.mkdir(parents=True)
+    (own / "of-the-user").write_text("#!/bin/sh\n")
+    (away / "in-the-path").write_text("#!/bin/sh\n")
+    (away / "no-program").write_text("a text")
+    for program in (own / "of-the-user", away / "in-the-path"):
+        program.chmod(0o700)
+    (away / "a-folder").mkdir()
+    courier = stage.courier(env={"HOME": str(stage.folder / "home"), "PATH": f"{away}:relative:{os.environ['PATH']}"})
+    assert "programs" not in courier.ask("facts")
+    names = ["sh", "of-the-user", "in-the-path", "no-program", "a-folder", "not-installed"]
+    facts = courier.ask("facts", programs=names)
+    found = facts["programs"]
+    assert found.keys() == {"sh", "of-the-user", "in-the-path"}
+    assert (found["of-the-user"], found["in-the-path"]) == (str(own / "of-the-user"), str(away / "in-the-path"))
+    assert os.access(found["sh"], os.X_OK)
+    assert {"memory_available_bytes", "load_1m", "disk_free_bytes", "ms", "cpu_percent", "memory_percent"} <= facts.keys()
+    (away / "in-the-path").unlink()
+    assert courier.ask("facts", programs=["in-the-path"])["programs"] == {"in-the-path": str(away / "in-the-path")}
+    for bad in (["../sh"], ["/bin/sh"], [""], [5], "sh"):
+        assert courier.refusal("facts", programs=bad) == "bad-request"
+
+
+@LINUX_ONLY
+def test_a_lease_is_written_by_a_clock_that_nobody_sets(stage: Stage) -> None:
+    courier = stage.courier()
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+    assert courier.ask("lease", ttl_ms=60_000).keys() == {"re"}
+    after = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+    lease = json.loads((stage.folder / "lease").read_text())
+    assert lease.keys() == {"until_ms", "boot"}
+    assert before + 60_000 <= lease["until_ms"] <= after + 60_000
+    assert lease["boot"] == BOOT
+    for bad in (-1, True, "60", None):
+        assert courier.refusal("lease", ttl_ms=bad) == "bad-request"
+    assert json.loads((stage.folder / "lease").read_text()) == lease
+    assert [path.name for path in stage.folder.glob("lease*")] == ["lease"]
 
 
 # --- orders
@@ -119,6 +176,47 @@ def test_what_cannot_be_started_is_said_one_by_one(stage: Stage) -> None:
     stage.wait_record("done", good["spec"])
     assert not stage.attempt_folder(nobody["spec"]).exists()
     assert not (stage.folder / "attempts/demo/one/x").exists()
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_a_failed_start_leaves_no_folder_of_its_own(stage: Stage) -> None:
+    courier = stage.courier()
+    courier.ask("slots", agents=[7, 8])
+    stage.worker()
+    kept = stage.place(stage.spec(["/bin/true"], task="demo/kept"))
+    before = files_below(stage.folder / "attempts")
+    orders = [order_of(stage.spec(["/bin/true"], task=task, agent=8)) for task in ("demo/new", "other/deep/one", "demo/kept/sub")]
+    assert [each["code"] for each in courier.ask("start", orders=orders)["failed"]] == ["no-worker"] * 3
+    assert files_below(stage.folder / "attempts") == before
+    assert (stage.folder / kept / "spec.json").exists()
+
+
+@LINUX_ONLY
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+def test_a_start_that_a_full_disk_refuses_leaves_nothing_behind(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "2m") as disk, staged(disk) as stage:
+        courier = stage.courier()
+        stage.worker()
+        first = order_of(stage.spec(["/bin/true"]))
+        assert courier.ask("start", orders=[first])["failed"] == []
+        stage.wait_record("done", first["spec"])
+        before = files_below(disk / "attempts")
+        large = order_of(stage.spec(["/bin/true"], task="demo/two"), {"prompt.txt": "x" * (4 << 20)})  # some of it fits
+        deep = order_of(stage.spec(["/bin/true"], task="new/plan/task"), {"prompt.txt": "x" * (4 << 20)})
+        again = order_of(stage.spec(["/bin/true"], attempt=2))
+        failed = courier.ask("start", orders=[large, deep])["failed"]
+        assert [each["code"] for each in failed] == ["io", "io"]
+        assert files_below(disk / "attempts") == before
+        ballast = fill(disk)
+        assert [each["code"] for each in courier.ask("start", orders=[again])["failed"]] == ["io"]
+        assert files_below(disk / "attempts") == before
+        ballast.unlink()
+        assert courier.ask("start", orders=[again])["failed"] == []
+        stage.wait_record("done", again["spec"])
+        assert len(stage.records("started")) == 2
 
 
 def test_poke_reaches_the_inbox_or_says_no_worker(stage: Stage) -> None:
@@ -205,6 +303,22 @@ def test_without_a_bell_the_backstop_finds_the_record(stage: Stage) -> None:
     assert courier.wait_record("ready")["agent"] == 7
 
 
+def test_a_worker_finds_the_bell_of_a_new_courier(stage: Stage) -> None:
+    """It holds the bell of the old one open; the new one would not look at the journal by itself for an hour."""
+    options = ("--backstop-ms", "3600000", "--beat-check-ms", "3600000")
+    first = stage.courier(*options)
+    first.ask("tail", offset=0)
+    stage.worker()
+    stage.order(["/bin/true"])
+    first.wait_record("done")
+    first.close()
+    (stage.folder / "bell").unlink()
+    second = stage.courier(*options)
+    second.ask("tail", offset=(stage.folder / "journal").stat().st_size)
+    stage.order(["/bin/true"], attempt=2)
+    assert second.wait_record("done")["attempt"] == 2
+
+
 # --- deaths and hearts
 
 
@@ -269,6 +383,54 @@ def test_inventory_tells_workers_and_attempts(stage: Stage) -> None:
     found = courier.ask("inventory", dirs=dirs)
     assert found["workers"][0]["alive"] is False
     assert [each["alive"] for each in found["attempts"]] == [False, False, False, False]
+
+
+@LINUX_ONLY
+@pytest.mark.parametrize("stopped", [False, True])
+def test_kill_ends_the_worker_that_is_named_and_no_other(stage: Stage, stopped: bool) -> None:
+    courier = stage.courier()
+    courier.ask("tail", offset=0)
+    pane, other = stage.worker(), stage.worker(8)
+    order, pid = begin(stage, courier)
+    if stopped:
+        pane.signal(signal.SIGSTOP)
+    for agent, w in ((7, other.w), (8, pane.w), (7, f"{pane.pid}:1"), (9, pane.w), (7, "")):
+        assert courier.ask("kill", agent=agent, w=w)["killed"] is False
+    assert courier.refusal("kill", agent=7) == "bad-request"
+    assert courier.refusal("kill", agent="../agents/7", w=pane.w) == "bad-path"
+    assert is_alive(pane.pid)
+    assert courier.ask("kill", agent=7, w=pane.w)["killed"] is True
+    gone = courier.wait_frame("notice", lambda value: value["n"] == "worker-gone")
+    assert (gone["agent"], gone["w"]) == (7, pane.w)
+    assert pane.wait_end() == -signal.SIGKILL
+    assert courier.ask("kill", agent=7, w=pane.w)["killed"] is False
+    assert is_alive(other.pid)
+    assert pid in courier.ask("reap", dir=order["dir"])["killed"]
+
+
+@LINUX_ONLY
+def test_who_lived_before_the_machine_started_anew_is_dead(stage: Stage) -> None:
+    """Number and start time in lock and claim are those of a living process; the boot is not."""
+    courier = stage.courier()
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, start_new_session=True) as bystander:
+        w, spec = f"{bystander.pid}:{start_of(bystander.pid)}", stage.spec(["/bin/true"])
+        place = stage.place(spec)
+        stage.set_current({"dir": place, "task": "demo/one", "attempt": 1})
+        for boot, alive in (("00000000-1111-2222-3333-444444444444", False), (BOOT, True)):
+            (stage.folder / "agents/7/lock").write_text(json.dumps({"w": w, "pid": bystander.pid, "boot": boot}))
+            claim = stage.attempt_folder(spec) / "claim"
+            claim.unlink(missing_ok=True)
+            claim.symlink_to(f"{w} {boot} 7")
+            found = courier.ask("inventory", dirs=[place])
+            assert found["boot"] == BOOT
+            assert [each["alive"] for each in (*found["workers"], *found["attempts"])] == [alive, alive]
+            if not alive:
+                assert courier.ask("kill", agent=7, w=w)["killed"] is False
+                assert courier.ask("reap", dir=place)["killed"] == []
+                assert stage.wait_record("lost", spec)["agent"] == 7
+        assert bystander.poll() is None
+        assert bystander.stdin is not None
+        bystander.stdin.close()
 
 
 # --- reap

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from orchestra.nodes.tmux_node import STAGE_PACKAGE
-from tests.integration.stage_support import Pane, Stage, is_alive, staged, wait_until
+from tests.integration.stage_support import BOOT, Courier, Pane, Stage, fill, is_alive, small_disk, staged, start_of, wait_until
 
 LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
@@ -87,11 +86,12 @@ def test_runs_an_order_and_tells_everything(stage: Stage) -> None:
     assert sorted(exit_["tail"]) == ["hello", "trouble"]
     assert sorted((entry["s"], entry["line"]) for entry in stage.output(spec)) == [("err", "trouble"), ("out", "hello")]
     kept = json.loads((stage.attempt_folder(spec) / "exit.json").read_text())
-    assert (kept["exit"], kept["checks"]) == (exit_, [])
+    assert kept == {"task": "demo/one", "attempt": 1, "exit": exit_, "checks": []}
+    assert os.readlink(stage.attempt_folder(spec) / "claim") == f"{pane.w} {BOOT} 7"
     pane.wait_text(spec["marker"])
     assert pane.lines().count(spec["marker"]) == 1
     assert any("a title" in line for line in pane.lines())
-    wait_until(lambda: not (stage.folder / "agents/7/current").exists(), "the slot to be idle")
+    wait_until(lambda: not stage.current(), "the slot to be idle")
 
 
 def test_an_order_delivered_twice_runs_once(stage: Stage) -> None:
@@ -159,6 +159,18 @@ def test_the_agent_works_in_a_private_folder_or_the_one_named(stage: Stage) -> N
         '{"v": 1}',
         '{"v": 2, "task": "demo/bad", "attempt": 1, "argv": ["x"]}',
         '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": []}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true", 5]}',
+        '{"v": 1, "task": "demo/bad", "attempt": true, "argv": ["/bin/true"]}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "env": {"A": 1}}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "cwd": "relative"}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "stdin": "file"}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "timeout_ms": 0}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "umask": 512}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "limits": {"nice": "5"}}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "output": {"line_bytes_max": 1}}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "success": {"signal": {}}}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "checks": [{"name": "c", "argv": ["x"]}]}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "fence": 1}',
         "",
     ],
 )
@@ -171,6 +183,22 @@ def test_a_bad_spec_is_refused(stage: Stage, text: str) -> None:
     refused = stage.wait_record("refused")
     assert (refused["task"], refused["attempt"], refused["reason"]) == ("demo/bad", 1, "bad-spec")
     stage.wait_record("done", stage.order(["/bin/true"]))
+
+
+def test_an_order_with_the_least_in_it_and_nulls_is_carried_out(stage: Stage) -> None:
+    stage.worker()
+    spec = {
+        "v": 1,
+        "task": "demo/least",
+        "attempt": 1,
+        "argv": ["/bin/echo", "ran"],
+        "env": None,
+        "grace_ms": None,
+        "title": None,
+        "checks": None,
+    }
+    stage.poke({"op": "run", "dir": stage.place(spec)})
+    assert stage.wait_record("done", spec)["exit"]["tail"] == ["ran"]
 
 
 def test_an_order_outside_the_folder_is_dropped(stage: Stage) -> None:
@@ -310,10 +338,10 @@ def test_a_result_that_a_killed_worker_could_not_tell_is_told_by_the_next(stage:
     first = stage.worker()
     spec = stage.order(["/bin/true"])
     done = stage.wait_record("done", spec)
-    wait_until(lambda: not (stage.folder / "agents/7/current").exists(), "the slot to be idle")
+    wait_until(lambda: not stage.current(), "the slot to be idle")
     first.kill()
     (stage.folder / "journal").write_bytes(b"")
-    (stage.folder / "agents/7/current").write_text(json.dumps({"dir": "attempts/demo/one/1", "task": "demo/one", "attempt": 1}))
+    stage.set_current({"dir": "attempts/demo/one/1", "task": "demo/one", "attempt": 1})
     stage.worker()
     assert stage.wait_record("done", spec)["exit"] == done["exit"]
     assert stage.records("lost") == []
@@ -323,7 +351,7 @@ def test_an_order_taken_but_not_claimed_by_a_dead_worker_is_lost_and_runs_no_mor
     (stage.folder / "agents/7").mkdir(parents=True)
     spec = stage.spec(["/bin/sh", "-c", "echo ran"])
     place = stage.place(spec)
-    (stage.folder / "agents/7/current").write_text(json.dumps({"dir": place, "task": "demo/one", "attempt": 1}))
+    stage.set_current({"dir": place, "task": "demo/one", "attempt": 1})
     stage.worker()
     assert stage.wait_record("lost", spec)["killed"] == []
     stage.poke({"op": "run", "dir": place})
@@ -338,14 +366,55 @@ def test_a_pid_in_other_hands_is_left_alone(stage: Stage) -> None:
         spec = stage.spec(["/bin/true"])
         place = stage.place(spec)
         folder = stage.attempt_folder(spec)
-        (folder / "claim").write_text(json.dumps({"agent": 7, "w": "1:1"}))
-        (folder / "child.json").write_text(json.dumps({"pid": bystander.pid, "start": "1"}))
-        (stage.folder / "agents/7/current").write_text(json.dumps({"dir": place, "task": "demo/one", "attempt": 1}))
+        (folder / "claim").symlink_to(f"1:1 {BOOT} 7")
+        child = {"pid": bystander.pid, "start": "1", "boot": BOOT}
+        stage.set_current({"dir": place, "task": "demo/one", "attempt": 1, "child": child})
         stage.worker()
         assert stage.wait_record("lost", spec)["killed"] == []
         assert bystander.poll() is None
         assert bystander.stdin is not None
         bystander.stdin.close()
+
+
+@pytest.mark.parametrize("boot", [BOOT, "00000000-1111-2222-3333-444444444444"])
+def test_a_child_of_before_the_machine_started_anew_is_left_alone(stage: Stage, boot: str) -> None:
+    """Number and start time are those of a living process, as can be after a restart: only the boot tells."""
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, start_new_session=True) as bystander:
+        spec = stage.spec(["/bin/true"])
+        place = stage.place(spec)
+        (stage.attempt_folder(spec) / "claim").symlink_to(f"1:1 {boot} 7")
+        child = {"pid": bystander.pid, "start": start_of(bystander.pid), "boot": boot}
+        stage.set_current({"dir": place, "task": "demo/one", "attempt": 1, "child": child})
+        stage.worker()
+        assert stage.wait_record("lost", spec)["killed"] == ([bystander.pid] if boot == BOOT else [])
+        assert bystander.stdin is not None
+        bystander.stdin.close()
+        assert bystander.wait() == (-signal.SIGTERM if boot == BOOT else 0)
+
+
+def test_a_torn_current_is_taken_for_nothing(stage: Stage) -> None:
+    for attempt in (1, 2):
+        stage.place(stage.spec(["/bin/true"], attempt=attempt))
+    stage.set_current({"dir": "attempts/demo/one/1", "task": "demo/one", "attempt": 1})
+    path = stage.folder / "agents/7/current"
+    path.write_bytes(path.read_bytes().replace(b"one/1", b"one/2"))
+    stage.worker()
+    stage.wait_record("done", stage.order(["/bin/true"], attempt=3))
+    assert stage.records("lost") == []
+    assert not os.path.lexists(stage.folder / "attempts/demo/one/2/claim")
+
+
+@LINUX_ONLY
+def test_the_start_time_that_is_told_is_that_of_the_process(stage: Stage) -> None:
+    """Asked of /proc for the first attempt, taken from the clock for the others."""
+    stage.worker()
+    for attempt in range(1, 6):
+        spec = stage.python("import signal; signal.pause()", attempt=attempt)
+        started = stage.wait_record("started", spec)
+        assert str(started["start"]) == start_of(started["pid"])
+        assert stage.current()["child"] == {"pid": started["pid"], "start": start_of(started["pid"]), "what": "agent", "boot": BOOT}
+        stage.poke({"op": "stop", "task": spec["task"], "attempt": attempt})
+        stage.wait_record("done", spec)
 
 
 def test_a_second_worker_shows_the_first_and_takes_over(stage: Stage) -> None:
@@ -752,28 +821,6 @@ signal.pause()
 # --- a full disk
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        with contextlib.suppress(OSError):
-            while True:
-                file.write(b"\0" * 65536)
-        with contextlib.suppress(OSError):
-            while True:
-                file.write(b"\0")
-    return ballast
-
-
 @ROOT_ONLY
 @LINUX_ONLY
 def test_a_full_disk_delays_the_news_and_loses_none(tmp_path: Path) -> None:
@@ -799,6 +846,144 @@ def test_a_full_disk_delays_the_news_and_loses_none(tmp_path: Path) -> None:
         assert stage.output(spec)  # every logged line is whole
         again = stage.order(["/bin/echo", "well"], attempt=2)
         assert stage.wait_record("done", again)["exit"]["tail"] == ["well"]
+
+
+def test_a_journal_that_was_taken_away_is_begun_anew(stage: Stage) -> None:
+    stage.worker()
+    stage.wait_record("done", stage.order(["/bin/true"]))
+    (stage.folder / "journal").rename(stage.folder / "journal.old")
+    again = stage.order(["/bin/true"], attempt=2)
+    stage.wait_record("done", again)
+    assert [record["k"] for record in stage.records()] == ["started", "done"]
+    (stage.folder / "journal").unlink()
+    stage.wait_record("done", stage.order(["/bin/true"], attempt=3))
+
+
+# --- the fence
+
+
+WAITER = "import signal; print('up', flush=True); signal.pause()"
+
+
+def lease(courier: Courier, ttl_ms: int) -> None:
+    assert courier.ask("lease", ttl_ms=ttl_ms).keys() == {"re"}
+
+
+def test_an_attempt_with_a_fence_starts_only_under_a_lease(stage: Stage) -> None:
+    courier = stage.courier()
+    stage.worker()
+    spec = stage.order(["/bin/echo", "ran"], fence=True)
+    refused = stage.wait_record("refused", spec)
+    assert refused["reason"] == "fenced"
+    assert "lease" in refused["message"]
+    assert not os.path.lexists(stage.attempt_folder(spec) / "claim")
+    lease(courier, 0)
+    stage.poke({"op": "run", "dir": "attempts/demo/one/1"})
+    wait_until(lambda: len(stage.records("refused")) == 2, "another refusal")
+    lease(courier, 60_000)
+    stage.poke({"op": "run", "dir": "attempts/demo/one/1"})
+    assert stage.wait_record("done", spec)["exit"]["tail"] == ["ran"]
+    lease(courier, 0)
+    stage.poke({"op": "run", "dir": "attempts/demo/one/1"})
+    wait_until(lambda: len(stage.records("refused")) == 3, "a third refusal")
+    assert stage.records("refused")[2]["reason"] == "claimed", "what ran is never told as if it had not"
+
+
+@pytest.mark.parametrize(
+    "text", [None, "{broken", "[]", '{"until_ms": 9000000000000, "boot": "another"}', f'{{"until_ms": 1, "boot": "{BOOT}"}}']
+)
+def test_a_lease_that_is_gone_or_of_before_a_restart_is_over(stage: Stage, text: str | None) -> None:
+    courier = stage.courier()
+    lease(courier, 60_000)
+    stage.worker()
+    spec = stage.python(WAITER, fence=True)
+    stage.wait_output(spec, "up")
+    if text is None:
+        (stage.folder / "lease").unlink()
+    else:
+        (stage.folder / "lease").write_text(text)
+    exit_ = stage.wait_record("done", spec)["exit"]
+    assert (exit_["reason"], exit_["signal"]) == ("fenced", signal.SIGTERM)
+
+
+@LINUX_ONLY
+def test_a_lease_that_runs_out_ends_the_attempt_and_all_its_family(stage: Stage) -> None:
+    courier = stage.courier()
+    lease(courier, 2500)
+    stage.worker()
+    fenced = stage.python(FAMILY.replace("AFTER", "while True: signal.pause()"), fence=True, grace_ms=100)
+    pids = pids_printed(stage, fenced, 4)
+    exit_ = stage.wait_record("done", fenced)["exit"]
+    assert (exit_["reason"], exit_["signal"]) == ("fenced", signal.SIGKILL)
+    assert [pid for pid in pids if is_alive(pid)] == []
+
+
+def test_a_lease_that_is_renewed_keeps_an_attempt_and_one_that_comes_late_does_not(stage: Stage) -> None:
+    courier = stage.courier()
+    lease(courier, 3000)
+    stage.worker()
+    script = "from signal import *; pthread_sigmask(SIG_BLOCK, {SIGTERM}); print('up', flush=True); sigwait({SIGTERM}); print('asked', flush=True); pause()"
+    spec = stage.python(script, fence=True, grace_ms=1500)
+    stage.wait_output(spec, "up")
+    lease(courier, 600_000)
+    beat = stage.folder / "agents/7/beat"
+    for _ in range(4):  # longer than the first lease
+        before = beat.stat().st_mtime_ns
+        wait_until(lambda before=before: beat.stat().st_mtime_ns > before, "a beat")  # type: ignore[misc]
+    assert stage.records("done") == []
+    lease(courier, 0)
+    stage.wait_output(spec, "asked")
+    lease(courier, 600_000)
+    exit_ = stage.wait_record("done", spec)["exit"]
+    assert (exit_["reason"], exit_["signal"], exit_["tail"]) == ("fenced", signal.SIGKILL, ["up", "asked"])
+    stage.wait_record("started", stage.python(WAITER, fence=True, attempt=2))
+
+
+LEAVER = """
+import os, sys
+from signal import *
+pthread_sigmask(SIG_BLOCK, {SIGTERM})
+if os.fork() == 0:
+    sigwait({SIGTERM})
+    print("asked", flush=True)
+    pause()
+"""
+"""Ends at once, and leaves a child behind that does not."""
+
+
+def test_a_lease_that_was_over_for_a_while_keeps_checks_from_running(stage: Stage) -> None:
+    courier = stage.courier()
+    lease(courier, 60_000)
+    stage.worker()
+    spec = stage.python(LEAVER, fence=True, grace_ms=4000, checks=CHECKS[:1])
+    stage.wait_output(spec, "asked")  # the agent itself is over
+    lease(courier, 0)
+    beat = stage.folder / "agents/7/beat"
+    for _ in range(2):
+        before = beat.stat().st_mtime_ns
+        wait_until(lambda before=before: beat.stat().st_mtime_ns > before, "a beat")  # type: ignore[misc]
+    lease(courier, 600_000)
+    done = stage.wait_record("done", spec)
+    assert (done["exit"]["reason"], done["exit"]["code"], done["checks"]) == ("fenced", 0, [])
+
+
+def test_the_fence_stops_checks_too_and_no_attempt_without_one(stage: Stage) -> None:
+    courier = stage.courier()
+    lease(courier, 60_000)
+    stage.worker()
+    stage.worker(8)
+    free = stage.python(WAITER, agent=8, attempt=2)
+    stage.wait_output(free, "up")
+    long = {"name": "long", "argv": [sys.executable, "-I", "-S", "-c", WAITER], "timeout_ms": 60_000}
+    spec = stage.order(["/bin/true"], fence=True, checks=[long, {"name": "next", "argv": ["/bin/true"], "timeout_ms": 1000}])
+    stage.wait_output(spec, "up")
+    lease(courier, 0)
+    done = stage.wait_record("done", spec)
+    assert (done["exit"]["reason"], done["exit"]["code"]) == ("fenced", 0)
+    assert [(check["name"], check["reason"], check["passed"]) for check in done["checks"]] == [("long", "fenced", False)]
+    assert {record["attempt"] for record in stage.records("done")} == {1}
+    stage.poke({"op": "stop", "task": "demo/one", "attempt": 2}, 8)
+    assert stage.wait_record("done", free)["exit"]["reason"] == "stopped"
 
 
 # --- the heart

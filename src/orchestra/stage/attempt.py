@@ -9,7 +9,7 @@ from .codec import dumps
 from .ending import ENV_TAG
 from .journal import RECORD_BYTES_MAX
 from .output import TAIL_CHARS, TAIL_LINES, Output, shrunk
-from .processes import identity_of
+from .processes import boot_id, start_of_child
 from .program import Program
 from .spawning import forget_typed
 
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 ENV_BASE = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "TZ", "TERM")
 ENV_NEVER = ("TMUX", "TMUX_PANE")  # an agent must not drive the server it is shown in
 
+_env_base: dict[str, str] = {}
+
+
+def search_path() -> str:
+    """Where programs are looked for: as the worker does, and in the usual places that a login without a terminal leaves out."""
+    folders = os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
+    more = (os.path.expanduser("~/.local/bin"), "/usr/local/bin")
+    return ":".join(folders + [folder for folder in more if folder not in folders])
+
 
 class Attempt:
     """One attempt, from its claim to its exit.json."""
@@ -30,14 +39,19 @@ class Attempt:
     def __init__(self, slot: Slot, folder: str, spec: dict[str, Any]) -> None:
         self.slot, self.folder, self.spec = slot, folder, spec
         self.names = {"task": spec["task"], "attempt": spec["attempt"]}
+        self.named = dumps(self.names)[1:-1]
         self.output = Output(slot, folder, spec)
         self.cwd = spec["cwd"] or folder + "/work"
         self.env = self._environment()
 
     def _environment(self) -> dict[str, str]:
         own, spec = os.environ, self.spec
-        env = {name: own[name] for name in (*ENV_BASE, *spec["env_pass"]) if name in own}
-        env.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
+        if not _env_base:
+            _env_base.update({name: own[name] for name in ENV_BASE if name in own})
+            _env_base["PATH"] = search_path()
+        env = dict(_env_base)
+        if spec["env_pass"]:
+            env.update({name: own[name] for name in spec["env_pass"] if name in own})
         env.update(spec["env"])
         for name in ENV_NEVER:
             env.pop(name, None)
@@ -49,7 +63,7 @@ class Attempt:
                 ENV_TAG: self.folder,
             }
         )
-        if os.path.exists(self.folder + "/prompt.txt"):
+        if os.access(self.folder + "/prompt.txt", os.F_OK):
             env["ORCHESTRA_PROMPT_FILE"] = self.folder + "/prompt.txt"
         return env
 
@@ -61,12 +75,16 @@ class Attempt:
         outcome = self._run_agent()
         checks: list[dict[str, Any]] = []
         if spec["checks"] and self._succeeded(outcome):
-            self.slot.record("exited", exit=outcome, **self.names)
+            outcome = fitted({"exit": outcome, "checks": []})[0]["exit"]
+            self.slot.record("exited", **self.names, exit=outcome)
             checks = self._run_checks()
+            if self.slot.fence is not None and self.slot.fence.fallen:
+                outcome["reason"] = "fenced"
         self.output.log.close()
-        result = fitted({"exit": dict(outcome, dropped_bytes=self.output.log.dropped_bytes), "checks": checks})
-        self.slot.keep(self.folder + "/exit.json", dict(self.names, **result))
-        self.slot.record("done", **self.names, **result)
+        outcome["dropped_bytes"] = self.output.log.dropped_bytes
+        result, body = fitted({"exit": outcome, "checks": checks})
+        self.slot.keep(self.folder + "/exit.json", b"{%s,%s" % (self.named, body[1:]))
+        self.slot.tell("done", b"%s,%s" % (self.named, body[1:-1]))
         self.slot.settle()
         view.close_attempt(self._told(result))
 
@@ -77,24 +95,41 @@ class Attempt:
 
     def _run_agent(self) -> dict[str, Any]:
         program = self._program(self.spec["argv"], self.spec["timeout_ms"])
-        program.reason = "stopped" if self.slot.stopping_all or self.slot.stop_asked(self.names) else ""
+        program.reason = self._not_to_run()
         takers = [(lambda found, source=source: self.output.take_agent(source, found), self.output.splitter()) for source in ("out", "err")]
         if self.spec["stdin"] == "pane":
             forget_typed()
         stdin = {"null": os.devnull, "pane": None, "prompt": self.folder + "/prompt.txt"}[self.spec["stdin"]]
         if not program.reason:
             try:
-                if not self.spec["cwd"]:
-                    os.makedirs(self.cwd, mode=0o700, exist_ok=True)
+                self._make_work_folder()
                 program.start(self.env, self.cwd, stdin, takers)
             except (OSError, ValueError) as problem:
                 program.reason = "spawn"
                 self.output.take_agent("err", [(("cannot start: %s" % problem).encode(), False, b"")])
         if program.pid:
             start = self._note_child(program, "agent")
-            self.slot.record("started", pid=program.pid, start=int(start), **self.names)
+            self.slot.tell("started", b'%s,"pid":%d,"start":%s' % (self.named, program.pid, start.encode()), at_once=False)
+            self.slot.hold()
             program.wait()
         return self._agent_outcome(program)
+
+    def _not_to_run(self) -> str:
+        """Why nothing more is to be started for this attempt, or nothing."""
+        slot = self.slot
+        if slot.stopping_all or slot.stop_asked(self.names):
+            return "stopped"
+        return "fenced" if slot.fence is not None and not slot.fence.holds() else ""
+
+    def _make_work_folder(self) -> None:
+        """A folder of our own: the private one, or what a workspace of the coordinator's machine has here."""
+        if not self.spec["cwd"]:
+            try:
+                os.mkdir(self.cwd, 0o700)
+            except FileExistsError:
+                pass
+        elif os.path.dirname(self.cwd) == self.slot.base + "/spaces":
+            os.makedirs(self.cwd, mode=0o700, exist_ok=True)
 
     def _agent_outcome(self, program: Program) -> dict[str, Any]:
         output = self.output
@@ -103,15 +138,15 @@ class Attempt:
         outcome = program.outcome()
         outcome.update(lines=output.lines, bytes=program.read_bytes, dropped_bytes=output.log.dropped_bytes)
         outcome.update(last=output.last, tail=output.tail, rss_bytes_max=program.rss_max, cpu_ms=int(program.cpu_s * 1000))
-        return fitted({"exit": outcome, "checks": []})["exit"]  # type: ignore[no-any-return]
+        return outcome
 
     def _note_child(self, program: Program, what: str) -> str:
-        """Who runs, for a successor. The worker goes on without it if the disk is full: the environment names the folder too."""
-        start = identity_of(program.pid).partition(":")[2]
-        self.slot.child = {"pid": program.pid, "start": start, "what": what}
+        """Who runs, for a successor. Before anything else, as from now on something could be left behind."""
+        start = start_of_child(program.pid, *program.start_ticks)
+        child = {"pid": program.pid, "start": start, "what": what, "boot": boot_id()}
         if program.cgroup is not None:
-            self.slot.child["cgroups"] = program.cgroup.folders
-        self.slot.write_child()
+            child["cgroups"] = program.cgroup.folders
+        self.slot.note_child(child)
         return start
 
     def _succeeded(self, outcome: dict[str, Any]) -> bool:
@@ -127,7 +162,7 @@ class Attempt:
     def _run_checks(self) -> list[dict[str, Any]]:
         results = []
         for check in self.spec["checks"]:
-            if self.slot.stopping_all or self.slot.stop_asked(self.names):
+            if self._not_to_run():
                 break
             results.append(self._run_check(check))
         return results
@@ -169,11 +204,12 @@ class Attempt:
         return text
 
 
-def fitted(result: dict[str, Any]) -> dict[str, Any]:
-    """A result that fits in a record: first the tails are shortened, then the last JSON lines."""
+def fitted(result: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """A result that fits in a record, and its JSON: first the tails are shortened, then the last JSON lines."""
     room = RECORD_BYTES_MAX - 2048
+    body = dumps(result)
     for tail_lines, last_bytes in ((20, 32768), (10, 16384), (4, 4096), (1, 1024), (0, 0)):
-        if len(dumps(result)) <= room:
+        if len(body) <= room:
             break
         outcome = dict(
             result["exit"],
@@ -182,4 +218,5 @@ def fitted(result: dict[str, Any]) -> dict[str, Any]:
         outcome["last"] = {kind: shrunk(record, last_bytes) for kind, record in outcome["last"].items()}
         checks = [dict(check, tail=check["tail"][max(0, len(check["tail"]) - tail_lines // 2) :]) for check in result["checks"]]
         result = dict(result, exit=outcome, checks=checks)
-    return result
+        body = dumps(result)
+    return result, body

@@ -7,22 +7,30 @@ import os
 from .files import read_bytes, remove_folders
 from .processes import LINUX
 
+PERIOD_US = 100000  # of the kernel's accounting of processors
+
 
 class Cgroup:
     """A control group for one attempt, where this user may make one. Without it the limits are kept by measuring."""
 
-    def __init__(self, name: str, memory_bytes: int | None, processes_max: int | None) -> None:
+    def __init__(self, name: str, memory_bytes: int | None, processes_max: int | None, cpus: int | None = None) -> None:
         self.folders: list[str] = []
-        wanted = {"memory": memory_bytes, "pids": processes_max}
-        if not LINUX or not (memory_bytes or processes_max):
+        quota_us = PERIOD_US * cpus if cpus else None
+        files = {
+            "memory": ("memory.limit_in_bytes", memory_bytes),
+            "pids": ("pids.max", processes_max),
+            "cpu": ("cpu.cfs_quota_us", quota_us),
+            "cpu,cpuacct": ("cpu.cfs_quota_us", quota_us),
+        }
+        if not LINUX or not (memory_bytes or processes_max or cpus):
             return
         for line in (read_bytes("/proc/self/cgroup") or b"").decode().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:
-                self._make("/sys/fs/cgroup%s/%s" % (path.rstrip("/"), name), {"memory.max": memory_bytes, "pids.max": processes_max})
-            elif wanted.get(controllers):
-                file = "memory.limit_in_bytes" if controllers == "memory" else "pids.max"
-                self._make("/sys/fs/cgroup/%s%s/%s" % (controllers, path.rstrip("/"), name), {file: wanted[controllers]})
+                unified = {"memory.max": memory_bytes, "pids.max": processes_max, "cpu.max": quota_us}
+                self._make("/sys/fs/cgroup%s/%s" % (path.rstrip("/"), name), unified)
+            elif controllers in files and files[controllers][1]:
+                self._make("/sys/fs/cgroup/%s%s/%s" % (controllers, path.rstrip("/"), name), dict([files[controllers]]))
 
     def _make(self, folder: str, limits: dict[str, int | None]) -> None:
         wanted = {file: value for file, value in limits.items() if value}
@@ -34,7 +42,7 @@ class Cgroup:
             for file, value in wanted.items():
                 fd = os.open("%s/%s" % (folder, file), os.O_WRONLY | os.O_CLOEXEC)
                 try:
-                    os.write(fd, b"%d" % value)
+                    os.write(fd, b"%d" % value)  # of cpu.max the period stays what it is, 100 ms
                 finally:
                     os.close(fd)
         except OSError:

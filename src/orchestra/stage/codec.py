@@ -6,7 +6,7 @@ missing, and to say what is wrong with a text.
 
 from __future__ import annotations
 
-from .files import read_bytes
+from .files import read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def quoting() -> Quote:
 
 def read_json(path: str) -> Any:
     """The value in a file, or None if there is none or it is not whole."""
-    data = read_bytes(path)
+    data = read_file(path)
     try:
         return None if data is None else loads(data)
     except ValueError:

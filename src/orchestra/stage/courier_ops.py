@@ -7,10 +7,13 @@ import os
 import stat
 from typing import Any, Callable
 
+from .claim import is_claimed
 from .codec import dumps, read_json
 from .folder import Folder, Refused, asked, attempt_parts, parts_of, remove_tree
+from .lease import write_lease
 from .live_workers import Workers
 from .machine import Facts
+from .processes import boot_id
 from .reaping import Reaping
 from .wire import Tail
 
@@ -22,7 +25,7 @@ class Operations:
     """Requests are carried out here; what is refused is raised as Refused, OSError, ValueError or TypeError."""
 
     def __init__(self, base: str, workers: Workers, facts: Facts, tail: Tail, reaping: Reaping) -> None:
-        self.base, self.workers, self.tail = base, workers, tail
+        self.base, self.workers, self.tail, self.facts = base, workers, tail, facts
         self.ops: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
             "slots": self.op_slots,
             "start": self.op_start,
@@ -33,7 +36,9 @@ class Operations:
             "read": self.op_read,
             "write": self.op_write,
             "remove": self.op_remove,
-            "facts": lambda _: facts.current(),
+            "facts": self.op_facts,
+            "lease": self.op_lease,
+            "kill": self.op_kill,
         }
 
     def carry_out(self, request: Any) -> dict[str, Any] | None:
@@ -59,37 +64,50 @@ class Operations:
         for order in asked(request, "orders", list):
             place = order.get("dir") if isinstance(order, dict) else None
             try:
-                self._start(order)
+                self._start(order, place)
             except Refused as refused:
                 failed.append({"dir": place, "code": refused.code, "message": str(refused)})
             except (OSError, ValueError, TypeError) as problem:
                 failed.append({"dir": place, "code": "io", "message": str(problem)})
         return {"failed": failed}
 
-    def _start(self, order: dict[str, Any]) -> None:
-        place = asked(order, "dir", str)
+    def _start(self, order: Any, place: Any) -> None:
         *above, name = attempt_parts(place)
-        files = asked(order, "files", dict, {})
-        agent = str(order.get("agent"))
-        with Folder.walk(self.base, above, make=True) as parent:
+        try:
+            with Folder.walk(self.base, above, make=True) as parent:
+                self._hand_out(order, place, parent, name)
+        except (OSError, ValueError, TypeError, Refused):
+            self._remove_empty(above)
+            raise
+
+    def _remove_empty(self, parts: list[str]) -> None:
+        """Removes the folders above an order that came to nothing, where nothing else is in them."""
+        for count in range(len(parts) - 1, 0, -1):
             try:
-                os.mkdir(name, 0o700, dir_fd=parent.fd)
-            except FileExistsError:
-                if any(os.path.lexists("%s/%s/%s" % (self.base, place, file)) for file in ("spec.json", "claim")):
-                    raise Refused("exists", "%s is there already" % place) from None
-                remove_tree(name, parent.fd)  # a courier died before it had written the order down
-                os.mkdir(name, 0o700, dir_fd=parent.fd)
-            try:
-                with Folder.walk(self.base, [*above, name]) as folder:
-                    for file, text in files.items():
-                        if len(parts_of(file)) != 1 or not isinstance(text, str):
-                            raise Refused("io", "files holds names and texts")
-                        folder.write(file, text.encode("utf-8", "surrogatepass"))
-                    folder.write("spec.json", dumps(asked(order, "spec", dict)))
-                self.poke(agent, dumps({"op": "run", "dir": place}))
-            except (OSError, ValueError, TypeError, Refused):
-                remove_tree(name, parent.fd)
-                raise
+                with Folder.walk(self.base, parts[:count]) as above:
+                    os.rmdir(parts[count], dir_fd=above.fd)
+            except (OSError, Refused):
+                return
+
+    def _hand_out(self, order: dict[str, Any], place: str, parent: Folder, name: str) -> None:
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent.fd)
+        except FileExistsError:
+            if any(os.path.lexists("%s/%s/%s" % (self.base, place, file)) for file in ("spec.json", "claim")):
+                raise Refused("exists", "%s is there already" % place) from None
+            remove_tree(name, parent.fd)  # a courier died before it had written the order down
+            os.mkdir(name, 0o700, dir_fd=parent.fd)
+        try:
+            with parent.below(name) as folder:
+                for file, text in asked(order, "files", dict, {}).items():
+                    if len(parts_of(file)) != 1 or not isinstance(text, str):
+                        raise Refused("io", "files holds names and texts")
+                    folder.write_new(file, text.encode("utf-8", "surrogatepass"))
+                folder.write("spec.json", dumps(asked(order, "spec", dict)))  # last, and atomically: with it the order is complete
+            self.poke(str(order.get("agent")), dumps({"op": "run", "dir": place}))
+        except (OSError, ValueError, TypeError, Refused):
+            remove_tree(name, parent.fd)
+            raise
 
     def op_poke(self, request: dict[str, Any]) -> dict[str, Any]:
         """One line into an inbox."""
@@ -133,7 +151,7 @@ class Operations:
     def op_inventory(self, request: dict[str, Any]) -> dict[str, Any]:
         """What there is."""
         attempts = [self._attempt_facts(place) for place in asked(request, "dirs", list, [])]
-        return {"workers": self.workers.told(), "attempts": attempts}
+        return {"boot": boot_id(), "workers": self.workers.told(), "attempts": attempts}
 
     def _attempt_facts(self, place: Any) -> dict[str, Any]:
         folder = "%s/%s" % (self.base, "/".join(attempt_parts(place)))
@@ -142,11 +160,34 @@ class Operations:
         facts = {"dir": place, "state": "absent", "alive": False, "exit": None}
         if isinstance(result, dict):
             facts.update(state="done", exit=result)
-        elif os.path.exists(folder + "/claim"):
+        elif is_claimed(folder):
             facts.update(state="claimed", alive=self.workers.has_in_hand(place, folder))
         elif os.path.exists(folder + "/spec.json"):
             facts.update(state="ordered")
         return facts
+
+    def op_facts(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the machine is, how busy it is, and where it has the programs that were asked for."""
+        found = self.facts.current()
+        if "programs" in request:
+            names = asked(request, "programs", list)
+            if not all(isinstance(name, str) and name and "/" not in name and "\0" not in name for name in names):
+                raise Refused("bad-request", "programs are names, without a folder")
+            found["programs"] = self.facts.programs(names)
+        return found
+
+    def op_lease(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The coordinator is there for so long, from now on."""
+        ttl_ms = asked(request, "ttl_ms", int)
+        if ttl_ms < 0:
+            raise Refused("bad-request", "ttl_ms is less than nothing")
+        write_lease(self.base, ttl_ms)
+        return {}
+
+    def op_kill(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Ends a worker that does not answer."""
+        agent = "/".join(parts_of(str(request.get("agent"))))
+        return {"killed": self.workers.kill(agent, asked(request, "w", str))}
 
     def op_read(self, request: dict[str, Any]) -> dict[str, Any]:
         """A part of a file."""

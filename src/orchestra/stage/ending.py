@@ -10,12 +10,13 @@ import time
 
 from .codec import read_json
 from .files import read_bytes, remove_folders
-from .processes import LINUX, process, processes, with_descendants
+from .processes import LINUX, boot_id, process, processes, with_descendants
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 else:
     import _signal as signal  # the C half, see loop.py
 
@@ -33,10 +34,11 @@ def tagged(table: Iterable[int], folder: str) -> list[int]:
     return [pid for pid in table if tag in b"\0" + (read_bytes("/proc/%d/environ" % pid) or b"")]
 
 
-def remains(folder: str) -> dict[int, str]:
+def remains(folder: str, child: dict[str, Any]) -> dict[int, str]:
     """pid -> start of what is left of an attempt whose worker is gone: child, its session, the tagged ones, and all below them."""
     table = processes()
-    child = read_json(folder + "/child.json") or {}
+    if child.get("boot") != boot_id():
+        child = {}  # its number, and the names of its groups, mean nothing since the machine started anew
     pid, start = child.get("pid"), child.get("start")
     seeds = tagged(table, folder)
     if pid and (pid not in table or table[pid][2] == start):  # else the number is in other hands, and so is the session
@@ -77,17 +79,21 @@ def ending(find: Callable[[], dict[int, str]], grace_s: float, killed: dict[int,
         yield
 
 
-def ending_lost(folder: str, killed: dict[int, str]) -> Iterator[None]:
-    """Ends what a dead worker left of an attempt."""
+def ending_lost(folder: str, child: dict[str, Any], killed: dict[int, str]) -> Iterator[None]:
+    """Ends what a dead worker left of an attempt. `child` is what it noted of its program."""
     spec = read_json(folder + "/spec.json")
     grace_ms = spec.get("grace_ms", GRACE_MS) if isinstance(spec, dict) else GRACE_MS
-    return ending(lambda: remains(folder), (grace_ms if isinstance(grace_ms, int) else GRACE_MS) / 1000, killed)
+    return ending(lambda: remains(folder, child), (grace_ms if isinstance(grace_ms, int) else GRACE_MS) / 1000, killed)
 
 
-def lost_reason(folder: str) -> str:
-    """Why an attempt is lost, in words. Its control groups are empty by now, and go."""
-    child = read_json(folder + "/child.json") or {}
-    remove_folders(child.get("cgroups", []))
+def forget_groups(child: dict[str, Any]) -> None:
+    """Removes the control groups of an attempt that is lost; they are empty by now."""
+    if child.get("boot") == boot_id():
+        remove_folders(child.get("cgroups", []))
+
+
+def lost_reason(child: dict[str, Any]) -> str:
+    """Why an attempt is lost, in words."""
     return "worker died while it ended the attempt (%s)" % child["intent"] if child.get("intent") else "worker died"
 
 

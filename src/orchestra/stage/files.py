@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+FILE_READ_BYTES = 32768  # most files are read whole by one call, without a large buffer being made for it
+
 
 def read_bytes(path: str) -> bytes | None:
     """The content, or None where there is no such file."""
@@ -18,6 +20,26 @@ def read_bytes(path: str) -> bytes | None:
             if not part:
                 return b"".join(parts)
             parts.append(part)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def read_file(path: str) -> bytes | None:
+    """The content of a file on a disk, where a read that brings less than was asked for is the last. None where there is no such file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = os.read(fd, FILE_READ_BYTES)
+        while len(data) % FILE_READ_BYTES == 0:
+            part = os.read(fd, FILE_READ_BYTES)
+            if not part:
+                break
+            data += part
+        return data
     except OSError:
         return None
     finally:
@@ -48,14 +70,6 @@ def write_atomic(path: str, data: bytes) -> None:
     draft = "%s.%d.tmp" % (path, os.getpid())
     write_new(draft, data)
     os.rename(draft, path)
-
-
-def unlink_quietly(path: str) -> None:
-    """Removes the file if it is there."""
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
 
 
 def remove_folders(paths: list[str]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from .files import write_all
 
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 
 class Refused(Exception):
     """A request that is answered with an error."""
@@ -42,6 +44,14 @@ def attempt_parts(path: Any) -> list[str]:
     return parts
 
 
+def make_folder(name: str, parent_fd: int) -> None:
+    """It is there then."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent_fd)
+    except FileExistsError:
+        pass
+
+
 class Folder:
     """A folder held open. Each step down refuses symbolic links."""
 
@@ -57,15 +67,16 @@ class Folder:
     @classmethod
     def walk(cls, base: str, parts: list[str], make: bool = False) -> Folder:
         """Opens base/parts; `make` makes what is missing."""
-        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the node's own folder may be a link
         try:
             for name in parts:
-                if make:
-                    try:
-                        os.mkdir(name, 0o700, dir_fd=fd)
-                    except FileExistsError:
-                        pass
-                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    below = os.open(name, FOLDER_FLAGS, dir_fd=fd)
+                except FileNotFoundError:
+                    if not make:
+                        raise
+                    make_folder(name, fd)
+                    below = os.open(name, FOLDER_FLAGS, dir_fd=fd)
                 os.close(fd)
                 fd = below
         except OSError as problem:
@@ -75,17 +86,30 @@ class Folder:
             raise
         return cls(fd)
 
+    def below(self, name: str) -> Folder:
+        """A folder in this one."""
+        return Folder(os.open(name, FOLDER_FLAGS, dir_fd=self.fd))
+
     def write(self, name: str, data: bytes, mode: int = 0o600) -> None:
         """Writes a file atomically."""
         draft = ".%s.%d.tmp" % (name[:200], os.getpid())
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
         try:
             write_all(fd, data)
-            os.fchmod(fd, mode)
+            if mode != 0o600:
+                os.fchmod(fd, mode)
             os.rename(draft, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except OSError:
             os.unlink(draft, dir_fd=self.fd)
             raise
+        finally:
+            os.close(fd)
+
+    def write_new(self, name: str, data: bytes) -> None:
+        """Writes a file that nobody reads yet."""
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+        try:
+            write_all(fd, data)
         finally:
             os.close(fd)
 
@@ -100,7 +124,7 @@ class Folder:
 
 def remove_tree(name: str, parent_fd: int) -> None:
     """Removes a folder and all in it. Links are removed, not followed."""
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+    fd = os.open(name, FOLDER_FLAGS, dir_fd=parent_fd)
     try:
         for entry in os.listdir(fd):
             if stat.S_ISDIR(os.stat(entry, dir_fd=fd, follow_symlinks=False).st_mode):

@@ -1,4 +1,4 @@
-"""The node's journal and the claims on attempts: what several processes write and each must find whole.
+"""The node's journal: what several processes append to and each must find whole.
 
 A record is one write with O_APPEND, framed so that a torn one spoils no other; docs/node.md has the form.
 """
@@ -10,13 +10,13 @@ import time
 import zlib
 
 from .codec import dumps
-from .files import unlink_quietly, write_new
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 RECORD_BYTES_MAX = 65536  # of a record, its frame included
+BELL_LOOK_S = 1.0  # between two looks whether the bell that is open is still the one that hangs there
 
 
 def now_ms() -> int:
@@ -39,39 +39,68 @@ def framed(record: dict[str, Any]) -> bytes:
     return framed_bytes(dumps(record))
 
 
-def append_record(base: str, frame: bytes) -> bool:
-    """Appends a framed record and rings the bell. False if the disk took none or only a part of it."""
-    try:
-        fd = os.open(base + "/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return False
-    try:
-        whole = os.write(fd, frame) == len(frame)
-    except OSError:
-        whole = False
-    finally:
-        os.close(fd)
-    try:
-        fd = os.open(base + "/bell", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return whole  # nobody listens; the journal is there for whoever comes
-    try:
-        os.write(fd, b"!")
-    except OSError:
-        pass  # the FIFO is full: it rings already
-    finally:
-        os.close(fd)
-    return whole
+class Journal:
+    """The journal and the bell of a node, for one who writes. Both are held open, and opened anew when somebody has put others in their place."""
+
+    def __init__(self, base: str) -> None:
+        self.path = base + "/journal"
+        self.bell_path = base + "/bell"
+        self.fd = self.bell = -1
+        self.identity = self.bell_identity = (0, 0)
+        self.bell_due = 0.0
+
+    def append(self, frames: bytes) -> bool:
+        """Appends framed records and rings the bell. False if the disk took none or only a part of them."""
+        try:
+            if self.fd < 0 or _identity(self.path) != self.identity:
+                self._open()
+            whole = os.write(self.fd, frames) == len(frames)
+        except OSError:
+            whole = False
+        self._ring()
+        return whole
+
+    def _open(self) -> None:
+        self.fd = _close(self.fd)
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.identity = _identity_of(os.fstat(self.fd))
+
+    def _ring(self) -> None:
+        """Twice if need be: the bell may be that of a courier that is gone."""
+        moment = time.monotonic()
+        if moment >= self.bell_due:
+            self.bell_due = moment + BELL_LOOK_S
+            if self.bell >= 0 and _identity(self.bell_path) != self.bell_identity:
+                self.bell = _close(self.bell)
+        for _ in range(2):
+            try:
+                if self.bell < 0:
+                    self.bell = os.open(self.bell_path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                    self.bell_identity = _identity_of(os.fstat(self.bell))
+                os.write(self.bell, b"!")
+            except BlockingIOError:
+                return  # the FIFO is full: it rings already
+            except OSError:
+                if self.bell < 0:
+                    return  # nobody listens; the journal is there for whoever comes
+                self.bell = _close(self.bell)
+            else:
+                return
 
 
-def claim_attempt(folder: str, identity: dict[str, Any]) -> bool:
-    """True for the first who asks, ever. The claim appears with its content in it, so that no reader finds it empty."""
-    draft = "%s/claim.%d.tmp" % (folder, os.getpid())
-    write_new(draft, dumps(identity))
+def _identity_of(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_ino, facts.st_dev
+
+
+def _identity(path: str) -> tuple[int, int]:
     try:
-        os.link(draft, folder + "/claim")
-    except FileExistsError:
-        return False
-    finally:
-        unlink_quietly(draft)
-    return True
+        return _identity_of(os.stat(path))
+    except OSError:
+        return (0, 0)
+
+
+def _close(fd: int) -> int:
+    """-1, and nothing is open any more."""
+    if fd >= 0:
+        os.close(fd)
+    return -1

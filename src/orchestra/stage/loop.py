@@ -42,6 +42,7 @@ else:
     import _signal as signal  # the C half of the module: the other half imports enum, a third of the start-up time
 
 BEAT_S = 1.0
+MOMENT_S = 0.05  # an attempt that is over sooner is told of and shown all at once: one write to the journal, one to the pane
 STDIN_QUEUE_BYTES = 65536  # typed and not read yet: more is not taken from the pane
 
 
@@ -53,12 +54,14 @@ class Loop:
         self.view = View()
         self.poller = select.poll()
         self.handlers: dict[int, Callable[[int, int], None]] = {}
-        self.pane_events = 0
+        self.pane_events = 0  # that are listened to; -1 where it is gone
         self.program: Running | None = None
         self.stopping_all = self.leaving = False
         self.interrupts = 0
         self.beat_fd = -1
         self.beat_due = 0.0
+        self.held_until = 0.0  # what is said of an attempt that has just started waits for so long, if it is not over before
+        self.childless = True  # no child is there that could be reaped
 
     def listen(self, fd: int, events: int, handler: Callable[[int, int], None]) -> None:
         """Has `handler(fd, events)` called from a turn."""
@@ -72,27 +75,45 @@ class Loop:
 
     def turn(self, until: float | None = None) -> None:
         """Shows what there is to show, waits until something is heard, a beat is due or `until` has come, and deals with it."""
-        self.view.tick()
-        self.view.flush()
-        self._watch_pane()
-        moment = time.monotonic()
+        view, moment = self.view, time.monotonic()
         wake = self.beat_due if self.beat_fd >= 0 else moment + BEAT_S
-        for other in (until, self.view.due):
-            if other is not None and other < wake:
-                wake = other
-        for fd, events in self.poller.poll(int(max(0.0, wake - moment) * 1000) + (wake > moment)):
+        if until is not None and until < wake:
+            wake = until
+        if view.due is not None:
+            due = view.tick(moment)
+            if due is not None and due < wake:
+                wake = due
+        if self.held_until:
+            if moment >= self.held_until:
+                self.end_hold()
+            elif self.held_until < wake:
+                wake = self.held_until
+        if view.queue and not self.held_until:
+            view.flush()
+        self._watch_pane()
+        for fd, events in self.poller.poll(int((wake - moment) * 1000) + 1 if wake > moment else 0):
             handler = self.handlers.get(fd)
             if handler is not None:
                 handler(fd, events)
         self._after_turn()
 
+    def hold(self) -> None:
+        """Has what is said now wait for a moment, or until `held_until` is 0 again."""
+        self.held_until = time.monotonic() + MOMENT_S
+
+    def end_hold(self) -> None:
+        """What was held goes out: the attempt in hand lasts."""
+        self.held_until = 0.0
+
     def _after_turn(self) -> None:
-        if self.program is not None:
-            self.reap()
+        program = self.program
+        if program is not None:
+            if not self.childless:
+                self.reap()
             if self.interrupts:
-                self.program.interrupt()
+                program.interrupt()
             if self.stopping_all:
-                self.program.end("stopped")
+                program.end("stopped")
         self.interrupts = 0
         if self.beat_fd >= 0 and time.monotonic() >= self.beat_due:
             self.beat()
@@ -111,15 +132,17 @@ class Loop:
 
     def _watch_pane(self) -> None:
         """The terminal is listened to for typing, for room to write, and for its end."""
-        view = self.view
+        view, program = self.view, self.program
+        events = select.POLLIN if view.tty else 0
+        if program is not None and len(program.stdin_queue) > STDIN_QUEUE_BYTES:
+            events = 0
+        if view.queue and not self.held_until:
+            events |= select.POLLOUT
         if view.gone:
-            self.forget(view.fd)
-            return
-        busy = self.program is not None and len(self.program.stdin_queue) > STDIN_QUEUE_BYTES
-        events = (select.POLLIN if view.tty and not busy else 0) | (select.POLLOUT if view.queue else 0)
-        if events != self.pane_events or (view.tty and view.fd not in self.handlers):
+            events = -1
+        if events != self.pane_events:
             self.pane_events = events
-            if events or view.tty:
+            if events > 0 or (view.tty and not view.gone):
                 self.listen(view.fd, events, self._on_pane)
             else:
                 self.forget(view.fd)
@@ -178,6 +201,7 @@ class Loop:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
+                self.childless = True
                 return True
             if pid == 0:
                 return False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 from .attempt import Attempt
+from .claim import claim_attempt, is_claimed
 from .codec import loads
 from .ending import become_subreaper
-from .files import read_bytes, unlink_quietly
-from .journal import agent_value, claim_attempt
+from .files import read_file
+from .lease import Fence
 from .output import TAIL_CHARS
 from .spec import checked_spec
 from .telling import short
@@ -28,21 +27,31 @@ def carry_out(slot: Slot, order: dict[str, Any]) -> None:
         slot.view.say("! an order without a proper folder was dropped: %s" % short(place))
         return
     folder = "%s/%s" % (slot.base, place)
-    task, attempt = "/".join(parts[1:-1]), int(parts[-1]) if parts[-1].isdigit() else 0
-    if os.path.exists(folder + "/claim"):
-        slot.record("refused", task=task, attempt=attempt, reason="claimed")
-        return
     try:
         spec = _spec_in(folder, slot.agent)
     except ValueError as problem:
-        slot.view.say("! refused %s: %s" % (place, problem))
-        slot.record("refused", task=task, attempt=attempt, reason="bad-spec", message=str(problem)[:TAIL_CHARS])
+        _refuse(slot, folder, "bad-spec", str(problem)[:TAIL_CHARS])
         return
-    _run(slot, folder, place, spec)
+    fence = Fence(slot.base) if spec["fence"] else None
+    if fence is not None and not fence.holds():
+        _refuse(slot, folder, "fenced", "there is no lease, or it is over: the coordinator may have given the task to another node")
+        return
+    _run(slot, folder, place, spec, fence)
+
+
+def _refuse(slot: Slot, folder: str, reason: str, message: str) -> None:
+    """What ran or runs is refused as claimed, whatever else is wrong with the order: the other reasons say that it never ran."""
+    *parts, number = folder[len(slot.base) :].split("/")[2:]
+    names: dict[str, Any] = {"task": "/".join(parts), "attempt": int(number) if number.isdigit() else 0}
+    if is_claimed(folder):
+        slot.record("refused", **names, reason="claimed")
+        return
+    slot.view.say("! refused %s #%d: %s" % (names["task"], names["attempt"], message))
+    slot.record("refused", **names, reason=reason, message=message)
 
 
 def _spec_in(folder: str, agent: str) -> dict[str, Any]:
-    data = read_bytes(folder + "/spec.json")
+    data = read_file(folder + "/spec.json")
     if data is None:
         raise ValueError("spec: no spec.json")
     spec = checked_spec(loads(data))
@@ -51,19 +60,19 @@ def _spec_in(folder: str, agent: str) -> dict[str, Any]:
     return spec
 
 
-def _run(slot: Slot, folder: str, place: Any, spec: dict[str, Any]) -> None:
+def _run(slot: Slot, folder: str, place: Any, spec: dict[str, Any], fence: Fence | None) -> None:
     """`current` comes before the claim, so that a claimed attempt is never one that nobody knows to have in hand."""
     names = {"task": spec["task"], "attempt": spec["attempt"]}
-    slot.keep(slot.path + "/current", dict({"dir": place}, **names))
-    identity = {"agent": agent_value(slot.agent), "w": slot.w}
-    if not slot.persist(lambda: claim_attempt(folder, identity), folder + "/claim"):
-        slot.record("refused", reason="claimed", **names)
+    slot.take_in_hand(dir=place, **names)
+    if not slot.persist(lambda: claim_attempt(folder, slot.w, slot.agent), folder + "/claim"):
+        slot.record("refused", **names, reason="claimed")
     else:
         if not slot.reaper:
             slot.reaper = True
             become_subreaper()
-        slot.folder, slot.names, slot.child = folder, names, {}
+        slot.folder, slot.names, slot.fence = folder, names, fence
         Attempt(slot, folder, spec).perform()
-        slot.folder, slot.names = "", {}
-        slot.stops = [asked for asked in slot.stops if asked != (names["task"], names["attempt"])]
-    unlink_quietly(slot.path + "/current")
+        slot.folder, slot.names, slot.fence = "", {}, None
+        if slot.stops:
+            slot.stops = [asked for asked in slot.stops if asked != (names["task"], names["attempt"])]
+    slot.take_in_hand()

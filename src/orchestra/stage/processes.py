@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from .files import read_bytes
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     Facts = tuple[int, int, str, str]  # parent, session, start, state
 
 LINUX = sys.platform.startswith("linux")
+BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, as the latter does on a Mac
+
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+_same_clock: list[bool] = []
 
 
 def _stat(pid: int) -> Facts | None:
@@ -38,7 +43,6 @@ def _stat(pid: int) -> Facts | None:
 def _ps(*which: str) -> dict[int, Facts]:
     """The same by `ps`, where there is no /proc. The group stands for the session, which `ps` of macOS does not tell."""
     import subprocess
-    import time
 
     argv = ["/bin/ps", *(which or ("-ax",)), "-o", "pid=,ppid=,pgid=,stat=,lstart="]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"LC_ALL": "C"}) as asked:
@@ -71,10 +75,10 @@ def processes() -> dict[int, Facts]:
     return table
 
 
-def alive(w: str) -> bool:
-    """Whether the process of this identity, `<pid>:<start>`, lives."""
+def alive(w: str, boot: str) -> bool:
+    """Whether the process of this identity, `<pid>:<start>`, lives: since the machine last started, as both numbers come again after that."""
     pid, _, start = str(w).partition(":")
-    facts = process(int(pid)) if pid.isdigit() else None
+    facts = process(int(pid)) if pid.isdigit() and boot == boot_id() else None
     return facts is not None and facts[2] == start
 
 
@@ -82,6 +86,25 @@ def identity_of(pid: int) -> str:
     """`<pid>:<start>`."""
     facts = _stat(pid) if LINUX else _ps("-p", str(pid)).get(pid)
     return "%d:%s" % (pid, facts[2] if facts else "0")
+
+
+def boot_ticks() -> int:
+    """The time since the machine started, in the ticks that /proc counts start times in."""
+    return time.clock_gettime_ns(BOOT_CLOCK) * _TICKS_A_SECOND // 1000000000
+
+
+def start_of_child(pid: int, before: int, after: int) -> str:
+    """Start time of a child that was started between these ticks of `boot_ticks`.
+
+    If both are the same it is that one. /proc is not asked then, where the answer takes a tenth of a millisecond while the child is in its exec; but
+    once it was asked whether its clock is this one.
+    """
+    if before == after and _same_clock == [True]:
+        return str(before)
+    start = identity_of(pid).partition(":")[2]
+    if before == after and not _same_clock:
+        _same_clock.append(LINUX and start == str(before))
+    return start
 
 
 def with_descendants(table: dict[int, Facts], seeds: Iterable[int]) -> dict[int, str]:
@@ -138,11 +161,16 @@ def resident_bytes(found: Iterable[int]) -> int:
     return (own + shared_max) * os.sysconf("SC_PAGE_SIZE")
 
 
-def boot_id() -> str:
-    """What changes when the machine starts anew."""
-    text = read_bytes("/proc/sys/kernel/random/boot_id")
-    if text is None and not LINUX:
-        import subprocess
+_boot: list[str] = []
 
-        text = subprocess.run(["/usr/sbin/sysctl", "-n", "kern.boottime"], stdout=subprocess.PIPE, check=False).stdout
-    return (text or b"?").decode().strip()
+
+def boot_id() -> str:
+    """What changes when the machine starts anew. One word."""
+    if not _boot:
+        text = read_bytes("/proc/sys/kernel/random/boot_id")
+        if text is None and not LINUX:
+            import subprocess
+
+            text = subprocess.run(["/usr/sbin/sysctl", "-n", "kern.boottime"], stdout=subprocess.PIPE, check=False).stdout
+        _boot.append((text or b"?").decode().strip().replace(" ", "_"))
+    return _boot[0]

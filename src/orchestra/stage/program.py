@@ -8,7 +8,7 @@ import time
 
 from .cgroup import Cgroup
 from .ending import ENDING_POLL_S, ending, tagged
-from .processes import LINUX, descendants, processes, resident_bytes, with_descendants
+from .processes import LINUX, boot_ticks, descendants, processes, resident_bytes, with_descendants
 from .spawning import apply_limits, spawn
 
 TYPE_CHECKING = False
@@ -35,6 +35,7 @@ class Program:
         self.slot, self.argv, self.limits = slot, argv, limits
         self.timeout_ms, self.grace_ms = timeout_ms, grace_ms
         self.pid = 0
+        self.start_ticks = 0, 1  # between which it was started
         self.status: int | None = None
         self.umask = 0o022
         self.reason = ""  # why it is being ended; set before the first signal is sent
@@ -54,15 +55,12 @@ class Program:
         """Starts it; OSError or ValueError if it cannot be. `stdin` is a path, or None for what is typed in the pane."""
         pairs: list[tuple[int, int]] = []
         try:
-            pairs += [os.pipe() for _ in takers]
-            if stdin is None:
-                read_end, self.stdin_fd = os.pipe()
-                os.set_blocking(self.stdin_fd, False)
-            else:
-                read_end = os.open(stdin, os.O_RDONLY | os.O_CLOEXEC)
-            pairs.append((-1, read_end))
+            pairs.extend(os.pipe() for _ in takers)  # one by one: if one cannot be made, those before it are closed below
+            pairs.append((-1, self._open_stdin(stdin)))
             self._make_cgroup()
-            self.pid = spawn(self.argv, env, cwd, (read_end, pairs[0][1], pairs[1][1]), self.umask)
+            before = boot_ticks()
+            self.pid = spawn(self.argv, env, cwd, (pairs[2][1], pairs[0][1], pairs[1][1]), self.umask)
+            self.start_ticks = before, boot_ticks()
         except (OSError, ValueError):
             for pair in pairs[: len(takers)]:
                 os.close(pair[0])
@@ -74,6 +72,7 @@ class Program:
             for pair in pairs:
                 os.close(pair[1])
         self.slot.program = self
+        self.slot.childless = False
         if self.cgroup is not None:
             self.cgroup.add(self.pid)
         apply_limits(self.pid, self.limits)
@@ -82,9 +81,17 @@ class Program:
             self.streams[fd] = (take, splitter)
             self.slot.listen(fd, select.POLLIN, self._on_output)
 
+    def _open_stdin(self, path: str | None) -> int:
+        """What the program reads."""
+        if path is not None:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        read_end, self.stdin_fd = os.pipe()
+        os.set_blocking(self.stdin_fd, False)
+        return read_end
+
     def _make_cgroup(self) -> None:
         """Before the program starts: to make a group takes longer than a program needs to start others."""
-        wanted = self.limits.get("memory_bytes"), self.limits.get("processes")
+        wanted = self.limits.get("memory_bytes"), self.limits.get("processes"), self.limits.get("cpus")
         if any(wanted):
             self.slot.programs += 1
             self.cgroup = Cgroup("orchestra-%d-%d" % (os.getpid(), self.slot.programs), *wanted)
@@ -102,6 +109,8 @@ class Program:
             return False
         except OSError:
             data = b""
+        if data and self.slot.held_until:
+            self._tell_first()
         take, splitter = self.streams[fd]
         self.read_bytes += len(data)
         found = splitter.feed(data) if data else splitter.end()
@@ -110,6 +119,12 @@ class Program:
         if not data:
             self._close_stream(fd)
         return bool(data)
+
+    def _tell_first(self) -> None:
+        """That it has started is told before anything it prints, unless it is over already."""
+        self.slot.reap()
+        if self.status is None:
+            self.slot.end_hold()
 
     def _drain(self) -> None:
         """What is in the pipes now, at most a few MB: somebody may still write."""
@@ -185,6 +200,7 @@ class Program:
         if self.cgroup is not None:
             self.cgroup.close()
         self.slot.program = None
+        self.slot.held_until = 0.0
 
     def end(self, reason: str, grace_ms: int | None = None) -> None:
         """Asks for the end. The intent is on disk before the first signal, so that a successor knows it too."""
@@ -196,7 +212,7 @@ class Program:
 
     def _end_tree(self) -> None:
         folder = self.slot.folder
-        forced = bool(self.reason) or not self.slot.reap() or time.monotonic() - self.began > LONG_S
+        forced = bool(self.reason) or not (self.slot.childless or self.slot.reap()) or time.monotonic() - self.began > LONG_S
         if not forced:
             return  # no child is left and this process is the reaper of all: the tree is gone
         grace_s = self.grace_ms / 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from .codec import loads, read_json
+from .current import read_current
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class SecondWindow:
         """True when the slot is ours; False if this window is closed before."""
         self.slot.view.say("agent %s is at work in another window: this one shows what it prints" % self.slot.agent)
         while not take_slot():
-            current = read_json(self.slot.path + "/current") or {}
+            current = read_current(self.slot.path)
             if current.get("dir") != self.place:
                 self._change(current)
             self._show_new()

@@ -9,8 +9,9 @@ import os
 import time
 
 from .codec import dumps
+from .current import Current
 from .files import write_atomic
-from .journal import agent_value, append_record, framed, now_ms
+from .journal import RECORD_BYTES_MAX, Journal, framed_bytes, now_ms
 from .loop import BEAT_S, Loop
 from .processes import identity_of
 
@@ -18,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from .lease import Fence
 
 
 class Slot(Loop):
@@ -28,31 +31,54 @@ class Slot(Loop):
         self.base = base
         self.path = "%s/agents/%s" % (base, agent)
         self.w = identity_of(os.getpid())
-        self.frames: list[bytes] = []  # records that the disk did not take yet, in order
+        self.signature = b'"agent":%s,"w":"%s"' % ((agent if agent.isdigit() else '"%s"' % agent).encode(), self.w.encode())
+        self.journal = Journal(base)
+        self.frames: list[bytes] = []  # records that are not in the journal yet, in order
         self.programs = 0  # that had a control group
+        self.current = Current(self.path)
+        self.in_hand: dict[str, Any] = {}  # as `current` has it
         self.folder = ""  # of the attempt in hand
         self.names: dict[str, Any] = {}
-        self.child: dict[str, Any] = {}
         self.stops: list[tuple[Any, Any]] = []
+        self.fence: Fence | None = None
         self.reaper = False  # of the orphans of its agents
 
     def beat(self) -> None:
-        """The heartbeat, and another try for what the disk refused."""
+        """The heartbeat, another try for what the disk refused, and a look at the fence."""
         super().beat()
         if self.frames:
             self.write_frames()
+        if self.fence is not None and self.program is not None and not self.fence.holds():
+            self.program.end("fenced")
+
+    # telling
 
     def record(self, kind: str, **fields: Any) -> None:
         """Adds a record to the journal, in order; what the disk refuses is tried again each second."""
-        record = {"k": kind, "ms": now_ms(), "agent": agent_value(self.agent), "w": self.w}
-        record.update(fields)
-        self.frames.append(framed(record))
-        self.write_frames()
+        self.tell(kind, dumps(fields)[1:-1])
+
+    def tell(self, kind: str, fields: bytes, *, at_once: bool = True) -> None:
+        """The same with the fields in JSON. What need not be told at once goes out with what follows, or when the attempt has run for a moment."""
+        body = b'{"k":"%s","ms":%d,%s%s%s}' % (kind.encode(), now_ms(), self.signature, b"," if fields else b"", fields)
+        self.frames.append(framed_bytes(body))
+        if at_once:
+            self.write_frames()
 
     def write_frames(self) -> None:
-        """As many as the disk takes."""
-        while self.frames and append_record(self.base, self.frames[0]):
-            del self.frames[0]
+        """As many as the disk takes: all in one write where they are small, else one by one."""
+        frames = self.frames
+        together = b"".join(frames)
+        if len(together) <= RECORD_BYTES_MAX:
+            if self.journal.append(together):
+                frames.clear()
+            return
+        while frames and self.journal.append(frames[0]):
+            del frames[0]
+
+    def end_hold(self) -> None:
+        """That the attempt in hand has started is told now."""
+        super().end_hold()
+        self.write_frames()
 
     def settle(self) -> None:
         """Turns until the journal has everything."""
@@ -60,6 +86,8 @@ class Slot(Loop):
             self.view.say("! the journal cannot be written: trying each second")
         while self.frames:
             self.turn()
+
+    # keeping
 
     def persist(self, what: Callable[[], Any], path: str) -> Any:
         """Does a piece of writing, as often as it takes. None if the place to write is gone."""
@@ -75,21 +103,26 @@ class Slot(Loop):
                     told_it = True
             self.turn(time.monotonic() + BEAT_S)
 
-    def keep(self, path: str, value: Any) -> None:
+    def keep(self, path: str, data: bytes) -> None:
         """Writes a file that must not be missing."""
-        self.persist(lambda: write_atomic(path, dumps(value)), path)
+        self.persist(lambda: write_atomic(path, data), path)
 
-    def write_child(self) -> None:
-        """child.json: who runs, and why it is being ended."""
+    def take_in_hand(self, **facts: Any) -> None:
+        """What `current` says; nothing means that the slot is idle."""
+        self.in_hand = facts
+        self.persist(lambda: self.current.write(facts), self.current.path)
+
+    def note_child(self, child: dict[str, Any]) -> None:
+        """Who runs, for a successor. The worker goes on without it if the disk is full: the environment names the folder too."""
+        self.in_hand["child"] = child
         try:
-            write_atomic(self.folder + "/child.json", dumps(self.child))
+            self.current.write(self.in_hand)
         except OSError:
             pass
 
     def note_intent(self, reason: str) -> None:
-        """Written before the first signal of an end."""
-        self.child["intent"] = reason
-        self.write_child()
+        """Why it is being ended. Written before the first signal of an end."""
+        self.note_child(dict(self.in_hand.get("child", {}), intent=reason))
 
     def stop_asked(self, names: dict[str, Any]) -> bool:
         """Whether a stop came for this attempt."""

@@ -1,8 +1,10 @@
-"""The order as a worker takes it: every field there, or words for what is wrong. docs/node.md has the form."""
+"""The order as a worker takes it: every field there, or words for what is wrong. docs/node.md has the form.
+
+A worker does this for every attempt, and mostly finds nothing: so it asks for all kinds and all texts at once, and looks for the field that is to blame
+only if there is one.
+"""
 
 from __future__ import annotations
-
-import os
 
 from .ending import GRACE_MS
 
@@ -10,13 +12,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+KINDS: dict[str, type] = {
+    "task": str,
+    "attempt": int,
+    "argv": list,
+    "env": dict,
+    "env_pass": list,
+    "stdin": str,
+    "grace_ms": int,
+    "umask": int,
+}
+KINDS.update({"limits": dict, "output": dict, "signals": list, "success": dict, "checks": list, "fence": bool, "marker": str, "title": str})
+NAMES, EXPECTED = list(KINDS), list(KINDS.values())
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+OUTPUT = {"file_bytes_max": 16777216, "line_bytes_max": 65536, "view": "lines"}
+SUCCESS = {"codes": [0], "signal": None}
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _defaults() -> dict[str, Any]:
+    full: dict[str, Any] = {"v": 1, "env": {}, "env_pass": [], "cwd": None, "stdin": "null", "timeout_ms": None, "grace_ms": GRACE_MS}
+    full.update({"limits": {}, "umask": 0o022, "output": {}, "signals": [], "success": {}, "checks": [], "fence": False, "marker": ""})
+    return full
 
 
 def _must(held: Any, what: str) -> None:
@@ -24,46 +40,68 @@ def _must(held: Any, what: str) -> None:
         raise ValueError("spec: " + what)
 
 
+def _whole(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
 def checked_spec(spec: Any) -> dict[str, Any]:
     """The order with its defaults filled in; ValueError says what is wrong with it."""
-    _must(isinstance(spec, dict), "not a JSON object")
-    _must(spec.get("v", 1) == 1, "v is not 1")
-    _must(isinstance(spec.get("task"), str) and spec["task"], "task is missing")
-    _must(_whole(spec.get("attempt"), 0), "attempt is missing")
-    _must(_texts(spec.get("argv")) and spec["argv"] and spec["argv"][0], "argv is missing")
-    full: dict[str, Any] = {"env": {}, "env_pass": [], "cwd": None, "stdin": "null", "timeout_ms": None, "grace_ms": GRACE_MS, "limits": {}}
-    full["umask"] = 0o022
-    full.update({"output": {}, "signals": [], "success": {}, "checks": [], "marker": "", "title": spec["task"]})
-    full.update({name: value for name, value in spec.items() if value is not None})
+    if not isinstance(spec, dict):
+        raise ValueError("spec: not a JSON object")
+    full = _defaults()
+    full.update(spec)
+    if list(map(type, map(full.get, NAMES))) != EXPECTED:
+        _fill_in(full)
     _check_start(full)
     _check_end(full)
     return full
 
 
+def _fill_in(full: dict[str, Any]) -> None:
+    """What is null, or not there, has its default; what is of another kind is told."""
+    default = dict(_defaults(), title=full.get("task"))
+    for name, kind in KINDS.items():
+        if full.get(name) is None and name in default:
+            full[name] = default[name]
+        _must(type(full.get(name)) is kind, "%s is missing or not of the kind %s" % (name, kind.__name__))
+
+
 def _check_start(full: dict[str, Any]) -> None:
     """What it is started with, and its limits."""
-    _must(isinstance(full["env"], dict) and _texts(list(full["env"].values())), "env is not names and texts")
-    _must(_texts(full["env_pass"]) and _texts(full["signals"]), "env_pass or signals are not texts")
-    _must(full["cwd"] is None or (isinstance(full["cwd"], str) and os.path.isabs(full["cwd"])), "cwd is not an absolute path")
-    _must(full["stdin"] in ("null", "pane", "prompt"), "stdin is not null, pane or prompt")
-    _must(full["timeout_ms"] is None or _whole(full["timeout_ms"], 1), "timeout_ms is not a number")
-    _must(_whole(full["grace_ms"], 0), "grace_ms is not a number")
-    _must(_whole(full["umask"], 0) and full["umask"] <= 0o777, "umask is not a file mode mask")
-    _must(isinstance(full["limits"], dict), "limits is not an object")
-    _must(all(value is None or isinstance(value, int) for value in full["limits"].values()), "limits are not numbers")
+    cwd, timeout_ms, argv = full["cwd"], full["timeout_ms"], full["argv"]
+    if full["v"] != 1 or not full["task"] or full["attempt"] < 0:
+        raise ValueError("spec: v is not 1, task is empty or attempt is negative")
+    if not argv or not argv[0]:
+        raise ValueError("spec: argv is empty")
+    try:
+        "".join([*argv, *full["env"].values(), *full["env_pass"], *full["signals"]])
+    except TypeError:
+        raise ValueError("spec: argv, env, env_pass or signals are not texts") from None
+    if cwd is not None and not (isinstance(cwd, str) and cwd.startswith("/")):
+        raise ValueError("spec: cwd is not an absolute path")
+    if full["stdin"] not in ("null", "pane", "prompt"):
+        raise ValueError("spec: stdin is not null, pane or prompt")
+    if timeout_ms is not None and not _whole(timeout_ms, 1):
+        raise ValueError("spec: timeout_ms is not a number")
+    if full["grace_ms"] < 0 or not 0 <= full["umask"] <= 0o777:
+        raise ValueError("spec: grace_ms or umask is out of range")
+    if full["limits"]:
+        _must(all(value is None or isinstance(value, int) for value in full["limits"].values()), "limits are not numbers")
 
 
 def _check_end(full: dict[str, Any]) -> None:
     """Where its output goes, and what follows when it is over. Fills in the defaults of both."""
-    _must(isinstance(full["output"], dict) and isinstance(full["success"], dict), "output or success is not an object")
-    full["output"] = dict({"file_bytes_max": 16777216, "line_bytes_max": 65536, "view": "lines"}, **full["output"])
-    _must(_whole(full["output"]["file_bytes_max"], 1) and _whole(full["output"]["line_bytes_max"], 16), "output is not numbers")
-    full["success"] = dict({"codes": [0], "signal": None}, **full["success"])
-    expected = full["success"]["signal"]
-    _must(isinstance(full["success"]["codes"], list), "success.codes is not a list")
-    _must(expected is None or (isinstance(expected, dict) and isinstance(expected.get("type"), str)), "success.signal has no type")
-    _must(isinstance(full["checks"], list), "checks is not a list")
+    full["output"] = output = {**OUTPUT, **full["output"]}
+    full["success"] = success = {**SUCCESS, **full["success"]}
+    if not _whole(output["file_bytes_max"], 1) or not _whole(output["line_bytes_max"], 16):
+        raise ValueError("spec: output is not numbers")
+    expected = success["signal"]
+    if type(success["codes"]) is not list or not (
+        expected is None or (isinstance(expected, dict) and isinstance(expected.get("type"), str))
+    ):
+        raise ValueError("spec: success has no list of codes, or its signal has no type")
     for check in full["checks"]:
         _must(isinstance(check, dict) and isinstance(check.get("name"), str), "a check has no name")
-        _must(_texts(check.get("argv")) and check["argv"] and _whole(check.get("timeout_ms"), 1), "a check has no argv or timeout_ms")
-    _must(isinstance(full["marker"], str) and isinstance(full["title"], str), "marker or title is not a text")
+        argv = check.get("argv")
+        _must(isinstance(argv, list) and argv and all(isinstance(part, str) for part in argv), "a check has no argv")
+        _must(_whole(check.get("timeout_ms"), 1), "a check has no timeout_ms")

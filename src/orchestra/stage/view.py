@@ -24,6 +24,8 @@ def _visible_controls() -> dict[int, str]:
 
 def shown(text: str) -> str:
     """Text that is safe in a terminal, on one line, of a sane width. Of a line redrawn by carriage returns the last drawing is shown."""
+    if text.isascii() and text.isprintable() and len(text) <= VIEW_CHARS:
+        return text
     if not _controls:
         _controls.update(_visible_controls())
     text = text.rstrip("\r\n").rpartition("\r")[2]
@@ -85,10 +87,11 @@ class View:
                 line = line.replace(self.marker, "(marker)")  # only the end of the attempt prints it
             self._put("\x1b[2m%s\x1b[0m\n" % line if source != "out" else line + "\n")
 
-    def tick(self) -> None:
-        """Ends a period when its time is over."""
-        if self.due is not None and time.monotonic() >= self.due:
+    def tick(self, moment: float) -> float | None:
+        """Ends a period when its time is over; gives the end of the one that goes on."""
+        if self.due is not None and moment >= self.due:
             self._tell_hidden()
+        return self.due
 
     def _tell_hidden(self) -> None:
         if self.hidden:

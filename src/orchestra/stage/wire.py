@@ -67,9 +67,10 @@ class Tail:
             finally:
                 os.close(fd)
             end = data.rfind(b"\n") + 1
-            if not end:
+            if end:
+                self.wire.send("journal", data[:end], self.offset)
+                self.offset += end
+                found = found or b'{"k":"ready"' in data
+            if not end or len(data) < FRAME_BYTES_MAX:
                 break
-            self.wire.send("journal", data[:end], self.offset)
-            self.offset += end
-            found = found or b'{"k":"ready"' in data
         return found

@@ -12,6 +12,7 @@ import select
 import sys
 
 from .codec import loads
+from .current import read_current
 from .journal import framed_bytes, now_ms
 from .processes import boot_id
 from .slot import Slot
@@ -84,7 +85,7 @@ class Worker:
         except FileExistsError:
             pass
         inbox = os.open(slot.path + "/inbox", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        if os.path.exists(slot.path + "/current"):
+        if read_current(slot.path):
             from .recovery import recover
 
             recover(slot)

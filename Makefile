@@ -12,7 +12,7 @@ UV_VERSION ?= 0.13.8
 LOCK_TOOL := .cache/lock-tool/bin/uv
 COMPILE := $(LOCK_TOOL) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
 
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo demo-fleet test check bench lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ setup: ## Install what is missing and make .venv
 demo: ## Run a real plan on ten agents in tmux, no API key needed
 	@bash scripts/setup.sh
 	@bash scripts/demo.sh
+
+demo-fleet: ## Two machines in miniature, 200 agents, 1,000 tasks, and everything that can go wrong; needs root
+	@bash scripts/setup.sh --test
+	@$(BIN)/python scripts/demo_fleet.py
 
 test: ## Run every test
 	@bash scripts/setup.sh --test

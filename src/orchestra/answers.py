@@ -10,9 +10,10 @@ import msgspec
 
 from orchestra.core.model import AgentSpec, Lifecycle, NodeSpec
 from orchestra.core.state import PlanState, State, TaskState
-from orchestra.errors import BadInput, NotFound, PlanInvalid, Refused
+from orchestra.errors import BadInput, NotFound, PlanInvalid
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
 from orchestra.intake.planfile import AgentGroup
+from orchestra.intake.roster import places
 from orchestra.usecases import LogLine
 from orchestra.viewing import Lens
 from orchestra.views import HealthCheck, NodeView
@@ -21,25 +22,13 @@ READY_FIRST = (Lifecycle.READY, Lifecycle.RUNNING, Lifecycle.SCALING)
 
 
 def spread(groups: Sequence[AgentGroup], nodes: Sequence[NodeSpec]) -> list[AgentSpec]:
-    """Numbers the agents from 1 and lays them on the nodes in proportion to what each takes, filling one node after the other.
+    """Numbers the agents from 1 and lays them on the nodes in proportion to what each takes and its weight, filling one node after the other.
 
     Raises:
         Refused: They do not fit.
     """
-    total = sum(group.count for group in groups)
-    capacity = sum(node.max_agents for node in nodes)
-    if total > capacity:
-        names = ", ".join(f"{node.id} {node.max_agents}" for node in nodes)
-        raise Refused(
-            f"{total} agents do not fit: the nodes take {capacity} ({names})", field="agent_count", hint="raise max_agents or add a node"
-        )
-    places: list[NodeId] = []
-    given = seen = 0
-    for node in nodes:
-        seen += node.max_agents
-        share = -(-total * seen // capacity) - given
-        places += [node.id] * share
-        given += share
+    counts = places(sum(group.count for group in groups), nodes)
+    where = [node.id for node, count in zip(nodes, counts, strict=True) for _ in range(count)]
     kinds = [group for group in groups for _ in range(group.count)]
     return [
         AgentSpec(
@@ -50,7 +39,7 @@ def spread(groups: Sequence[AgentGroup], nodes: Sequence[NodeSpec]) -> list[Agen
             group.weight,
             "" if group.category is msgspec.UNSET else group.category,
         )
-        for index, (group, place) in enumerate(zip(kinds, places, strict=True))
+        for index, (group, place) in enumerate(zip(kinds, where, strict=True))
     ]
 
 

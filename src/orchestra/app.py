@@ -29,15 +29,16 @@ from orchestra.answers import (
 )
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import ANY_KIND, AgentSpec, AgentStatus, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
+from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
 from orchestra.core.state import State
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
 from orchestra.engine.translate import Finder
 from orchestra.errors import BadInput, NotFound, PortFailed, Refused
+from orchestra.fleetdesk import DeskOptions, FleetDesk, Wanted
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId, parse_task_id
-from orchestra.intake.planfile import AgentGroup, PlanDocument, parse_plan
+from orchestra.intake.planfile import PlanDocument, parse_plan
 from orchestra.intake.request import (
     CancelParams,
     InitParams,
@@ -48,6 +49,7 @@ from orchestra.intake.request import (
     SubmitTaskParams,
     to_spec,
 )
+from orchestra.intake.roster import chosen_roster, lay_out, size_of
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
 from orchestra.scheduling.scheduler import eta_ms, work_by_priority
@@ -61,11 +63,17 @@ from orchestra.usecases import (
     BackupReply,
     CancelReply,
     DoneReply,
+    DrainReply,
     Empty,
     ExplainReply,
     InitReply,
     LogsParams,
     LogsReply,
+    NodeAddParams,
+    NodeDrainParams,
+    NodeParams,
+    NodeRemoveParams,
+    NodeReply,
     NodesReply,
     PlanNameParams,
     PlanParams,
@@ -104,7 +112,6 @@ T = TypeVar("T")
 
 EVENTS_KEPT: Final = 20_000
 """Events kept in memory for watchers; one that is further behind starts from the oldest of these."""
-PHASE_AGENTS: Final[Mapping[int, int]] = {1: 18, 2: 50, 3: 200}
 SHUTDOWN_TIMEOUT_MS: Final = 300_000
 
 
@@ -118,7 +125,6 @@ class AppOptions(msgspec.Struct, frozen=True):
     version: str
     root: str
     task_defaults: TaskDefaults
-    scale_eta_ms_per_agent: int = 50
 
 
 class Workbench(msgspec.Struct, frozen=True):
@@ -129,6 +135,8 @@ class Workbench(msgspec.Struct, frozen=True):
     find_adapter: Finder
     drivers: dict[NodeId, NodeDriver]
     add_driver: Callable[[NodeSpec], NodeDriver]
+    remove_driver: Callable[[NodeId], Awaitable[None]]
+    provision: Callable[[Wanted], Awaitable[tuple[NodeSpec, ...]]] | None
     write_report: Callable[[ReportData], tuple[Path, Path]]
     backup: Callable[[Path], Awaitable[int]]
 
@@ -140,6 +148,8 @@ class App:
         self._bench = bench
         self._loop = bench.loop
         self.options = options
+        desk = DeskOptions(options.kind_default)
+        self._desk = FleetDesk(bench.loop, bench.drivers, bench.add_driver, bench.remove_driver, bench.provision, desk)
         self._recent: deque[Happened] = deque(maxlen=EVENTS_KEPT)
         self._news = asyncio.Event()
         bench.loop.listen(self._on_events)
@@ -167,10 +177,9 @@ class App:
     # --- life cycle --------------------------------------------------------------------------------------------------
 
     async def init(self, params: InitParams) -> InitReply:
-        nodes = self._nodes_named(params.nodes)
-        groups = params.agents or (AgentGroup(count=self._count(params), kind=self.options.kind_default),)
-        agents = tuple(spread(groups, nodes))
-        self._check_kinds(groups)
+        nodes = await self._loop.ask(lambda state: self._nodes_named(state, params.nodes))
+        agents = self._fleet(params, nodes)
+        self._check_kinds(agents)
         await self._loop.request(c.Init(self.options.name, nodes, agents, params.phase))
         for node in nodes:
             if node.id not in self._bench.drivers:
@@ -180,24 +189,31 @@ class App:
             raise PortFailed(f"the orchestra could not be initialised: {failed}", hint="`orchestra doctor` looks for the cause")
         return await self._loop.ask(self._init_reply)
 
-    def _count(self, params: InitParams) -> int:
-        if params.agent_count is not None:
-            return params.agent_count
-        return PHASE_AGENTS[params.phase] if params.phase is not None else self.options.agents_default
+    def _fleet(self, params: InitParams, nodes: Sequence[NodeSpec]) -> tuple[AgentSpec, ...]:
+        roster = chosen_roster(params.phase, params.roster, params.roster_text)
+        if not params.agents:
+            count = size_of(roster, params.agent_count, self.options.agents_default)
+            return tuple(lay_out(roster, count, nodes, kind=self.options.kind_default))
+        if params.roster is not None or params.roster_text is not None:
+            raise BadInput("agents and a roster contradict each other", field="agents", hint="give one of them")
+        return tuple(spread(params.agents, nodes))
 
-    def _nodes_named(self, names: Sequence[str] | None) -> tuple[NodeSpec, ...]:
-        known = {node.id: node for node in self.options.nodes}
+    def _nodes_named(self, state: State, names: Sequence[str] | None) -> tuple[NodeSpec, ...]:
+        """The configured nodes and those taken in since, or the ones of them that are named."""
+        taken = {node.spec.id: node.spec for node in state.nodes.values() if node.spec.remote and not node.draining}
+        configured = {node.id: node for node in self.options.nodes}
+        known = taken if taken and not any(node.remote for node in self.options.nodes) else taken | configured
         if not names:
-            return self.options.nodes
+            return tuple(known.values())
         for index, name in enumerate(names):
             if name not in known:
                 raise NotFound(f"there is no node {name!r}", field=f"nodes[{index}]", hint=f"configured nodes: {', '.join(known)}")
         return tuple(known[NodeId(name)] for name in dict.fromkeys(names))
 
-    def _check_kinds(self, groups: Sequence[AgentGroup]) -> None:
-        for group in groups:
-            if group.kind != ANY_KIND:
-                self._bench.find_adapter(group.kind)
+    def _check_kinds(self, agents: Sequence[AgentSpec]) -> None:
+        for kind in dict.fromkeys(agent.kind for agent in agents):
+            if kind != ANY_KIND:
+                self._bench.find_adapter(kind)
 
     def _init_reply(self, state: State) -> InitReply:
         by_node = {node: len(state.agents_on(node)) for node in state.nodes}
@@ -211,36 +227,19 @@ class App:
         )
 
     async def scale(self, params: ScaleParams) -> ScaleReply:
-        additions, current = await self._loop.ask(lambda state: self._additions(state, params.target_count))
-        await self._loop.request(c.Scale(params.target_count, params.strategy, additions))
-        eta = abs(params.target_count - current) * self.options.scale_eta_ms_per_agent
-        return ScaleReply("scaling", current, params.target_count, -(-eta // 1000))
+        return await self._desk.scale(params)
 
-    def _additions(self, state: State, target: int) -> tuple[tuple[AgentSpec, ...], int]:
-        staying = [agent for agent in state.agents.values() if agent.status is not AgentStatus.DRAINING]
-        wanted = target - len(staying)
-        if wanted <= 0:
-            return (), len(staying)
-        nodes = [node.spec for node in state.nodes.values()]
-        capacity = sum(node.max_agents for node in nodes)
-        if target > capacity:
-            names = ", ".join(f"{node.id} {node.max_agents}" for node in nodes) or "none"
-            raise Refused(f"{target} agents do not fit: the nodes take {capacity} ({names})", field="target_count", hint="raise max_agents")
-        kind = staying[-1].spec.kind if staying else self.options.kind_default
-        taken = {agent.id for agent in state.agents.values()}
-        numbers = (number for number in range(1, target + len(taken) + 1) if number not in taken)
-        load = {node.id: len(state.agents_on(node.id)) for node in nodes}
-        found: list[AgentSpec] = []
-        for _, number in zip(range(wanted), numbers, strict=False):
-            roomy = [node for node in nodes if load[node.id] < node.max_agents]
-            if not roomy:
-                raise Refused(
-                    f"{target} agents do not fit beside those that are leaving", field="target_count", hint="wait until those are gone"
-                )
-            node = min(roomy, key=lambda each: load[each.id] / each.max_agents)
-            load[node.id] += 1
-            found.append(AgentSpec(AgentId(number), node.id, kind))
-        return tuple(found), len(staying)
+    async def node_add(self, params: NodeAddParams) -> NodeReply:
+        return await self._desk.node_add(params)
+
+    async def node_drain(self, params: NodeDrainParams) -> DrainReply:
+        return await self._desk.node_drain(params)
+
+    async def node_resume(self, params: NodeParams) -> NodeReply:
+        return await self._desk.node_resume(params)
+
+    async def node_remove(self, params: NodeRemoveParams) -> NodeReply:
+        return await self._desk.node_remove(params)
 
     async def shutdown(self, params: ShutdownParams) -> ShutdownReply:
         timeout_ms = int(params.timeout_seconds * 1000)
@@ -344,7 +343,9 @@ class App:
     async def explain(self, params: TaskParams) -> ExplainReply:
         task = await self._resolve(params.task_id)
         now = self._loop.now_ms()
-        return await self._loop.ask(lambda state: ExplainReply(task, state.task(task).status.value, explain(state, task, now)))
+        return await self._loop.ask(
+            lambda state: ExplainReply(task, state.task(task).status.value, explain(state, task, now, self._bench.lens().gate))
+        )
 
     async def tasks(self, params: TasksParams) -> TasksReply:
         def answer(state: State) -> TasksReply:

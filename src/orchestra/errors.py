@@ -16,6 +16,8 @@ OrchestraError
 │   │   └── LedgerLocked     another coordinator holds this root
 │   ├── NodeFailed
 │   │   ├── NodeUnreachable
+│   │   │   ├── HostKeyRefused  its SSH host key is unknown, or another than the known one
+│   │   │   └── LoginRefused    it took none of our SSH keys for this user
 │   │   ├── TmuxFailed       tmux refused a command
 │   │   │   ├── TmuxTimeout  no answer before the deadline: the server may be wedged
 │   │   │   ├── TmuxGone     the server or its control channel is gone
@@ -122,6 +124,14 @@ class NodeUnreachable(NodeFailed):
     code = "node_unreachable"
 
 
+class HostKeyRefused(NodeUnreachable):
+    code = "host_key_refused"
+
+
+class LoginRefused(NodeUnreachable):
+    code = "login_refused"
+
+
 class TmuxFailed(NodeFailed):
     code = "tmux_failed"
 
@@ -184,6 +194,8 @@ FACES: Final[dict[str, Face]] = {
     "tmux_gone": Face(69, -32024, 503),
     "pane_unknown": Face(2, -32025, 404),
     "courier_failed": Face(69, -32026, 503),
+    "host_key_refused": Face(69, -32027, 503),
+    "login_refused": Face(69, -32028, 503),
     "coordinator_unreachable": Face(69, -32030, 503),
     "protocol_broken": Face(76, -32600, 400),
     "invariant_broken": Face(70, -32603, 500),

@@ -32,6 +32,13 @@ class NodeFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     disk_free_bytes: int = 0
     cpu_percent: float = 0.0
     memory_percent: float = 0.0
+    memory_available_bytes: int = 0
+    """Memory that programs can still get, as the kernel estimates it."""
+    load_1m: float = 0.0
+    clock_offset_ms: int = 0
+    """How far its clock is ahead of ours, give or take half a round trip. Told, never relied on."""
+    programs: dict[str, str] = {}
+    """Path of each program that was asked for and is installed."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -186,6 +193,14 @@ class Node(Protocol):
 
     async def remove(self, attempts: Sequence[AttemptId]) -> None:
         """Removes the folders of attempts that are over."""
+        ...
+
+    async def kill_worker(self, agent: AgentId, worker: Worker) -> bool:
+        """Kills a worker that no longer moves, if it is still that process. Returns whether it was; a `worker-gone` notice follows then."""
+        ...
+
+    async def renew_lease(self, ttl_ms: int) -> None:
+        """Tells the node that we are there: for `ttl_ms` from now it need not wonder whether anybody still wants its attempts."""
         ...
 
     async def facts(self) -> NodeFacts:

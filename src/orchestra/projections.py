@@ -47,6 +47,7 @@ IDLE_STATUS: Final = {
     AgentStatus.STARTING: "OFFLINE",
     AgentStatus.IDLE: "IDLE",
     AgentStatus.BUSY: "BUSY",
+    AgentStatus.SUSPECT: "OFFLINE",
     AgentStatus.ERROR: "ERROR",
     AgentStatus.OFFLINE: "OFFLINE",
     AgentStatus.DRAINING: "IDLE",

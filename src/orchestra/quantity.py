@@ -44,6 +44,13 @@ def show_ms(ms: int) -> str:
     return f"{hours}h {minutes:02}m" if hours else f"{minutes}m {seconds:02}s"
 
 
+def show_bytes(count: int) -> str:
+    """Returns an amount of memory or disk for people: `512 MiB`, `1.5 GiB`."""
+    if count < 1 << 30:
+        return f"{count / (1 << 20):.0f} MiB"
+    return f"{count / (1 << 30):.1f} GiB"
+
+
 def show_usd(micros: int) -> str:
     """Returns dollars for people, with enough digits to see a cent's fraction of small sums."""
     return f"${micros / USD_MICROS:.4f}" if micros < USD_MICROS // 10 else f"${micros / USD_MICROS:.2f}"

@@ -101,6 +101,8 @@ def _rows(section: Section, path: Path, settings: Settings) -> Iterator[Row]:
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return f"{value}".lower()
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) and value == int(value) and value < 1e6 else str(value)
 
 
@@ -212,6 +214,8 @@ def _read(text: str, leaf: _Leaf, origin: str) -> object:
     if isinstance(leaf.kind, inspect.FloatType):
         plain = re.fullmatch(r"\s*[-+]?[0-9]{1,18}(?:\.[0-9]{0,18})?\s*", text)
         return float(text) if plain else _no(text, leaf, origin, "a number")
+    if isinstance(leaf.kind, inspect.VarTupleType):
+        return [part.strip() for part in text.split(",") if part.strip()]
     return text
 
 

@@ -50,6 +50,16 @@ class Node(Section, frozen=True, kw_only=True):
     max_agents: Annotated[int, Meta(ge=1, le=10_000, description="Most agents it takes; about 100 windows a tmux session stay handy.")] = (
         100
     )
+    port: Annotated[int, Meta(ge=0, le=65_535, description="Port of its SSH server; 0 leaves it to the SSH configuration.")] = 0
+    zone: Annotated[OptionalName, Meta(description="Failure domain it belongs to, for example a region.")] = ""
+    weight: Annotated[int, Meta(ge=1, le=10_000, description="Capability in percent of an ordinary machine.")] = 100
+    tags: Annotated[tuple[Name, ...], Meta(max_length=100, description="What tasks may ask for under `tags`.")] = ()
+    agent_memory_mb: Annotated[
+        Count, Meta(description="MiB to count for one attempt there; 0 means as much as attempts of its kind have used.")
+    ] = 0
+    folder: Annotated[
+        Line, Meta(description="Where its things are kept; ~/ is its home. Empty is ~/.local/state/orchestra, or the root on this machine.")
+    ] = ""
 
 
 class RateLimits(Section, frozen=True, kw_only=True):
@@ -78,7 +88,12 @@ class Monitoring(Section, frozen=True, kw_only=True):
 class Recovery(Section, frozen=True, kw_only=True):
     auto_recovery_enabled: Annotated[bool, Meta(description="Whether fallen agents are started again.")] = True
     max_recovery_attempts: Annotated[int, Meta(ge=0, le=1000, description="Restarts of one agent before it is left alone.")] = 3
-    escalation_threshold: Annotated[int, Meta(ge=1, le=1000, description="Failed checks in a row before a person is told.")] = 3
+    escalation_threshold: Annotated[
+        int, Meta(ge=1, le=1000, description="Failed checks in a row before an agent counts as unhealthy and is restarted.")
+    ] = 3
+    fence_seconds: Annotated[
+        Wait, Meta(description="Seconds without a word of ours after which a machine stops what it runs; 0 lets it go on.")
+    ] = 0.0
 
 
 class Cost(Section, frozen=True, kw_only=True):
@@ -87,11 +102,51 @@ class Cost(Section, frozen=True, kw_only=True):
     task_budget_usd: Annotated[Dollars, Meta(description="Dollars a task before the parent is told; 0 means none.")] = 10.0
 
 
+class Ssh(Section, frozen=True, kw_only=True):
+    config_file: Annotated[Line, Meta(description="Client configuration that is honoured; ~/ is your home. Empty is none.")] = (
+        "~/.ssh/config"
+    )
+    connect_timeout_seconds: Annotated[Seconds, Meta(description="Seconds until a machine must have let us in.")] = 10.0
+    keepalive_seconds: Annotated[
+        Seconds, Meta(description="Seconds of silence before a machine is asked for a sign of life; it is lost after three times that.")
+    ] = 5.0
+    passphrase_command: Annotated[
+        Line, Meta(description="Program with arguments (no shell) that prints the passphrase of your key; ssh-agent needs none.")
+    ] = ""
+
+
+class Admission(Section, frozen=True, kw_only=True):
+    memory_reserve_percent: Annotated[int, Meta(ge=0, le=90, description="Share of a machine's memory that attempts are not given.")] = 5
+    load_per_cpu_max: Annotated[
+        float,
+        Meta(ge=0, le=10_000, description="Load a core above which nothing more is started there; 0 means no limit. Agents mostly wait."),
+    ] = 16.0
+    disk_free_mb_min: Annotated[Count, Meta(description="MiB of disk that must be free for an attempt to start; 0 means no limit.")] = 64
+    zone_running_max: Annotated[Count, Meta(description="Attempts at the same time in one zone; 0 means no limit.")] = 0
+
+
+class Fallback(Section, frozen=True, kw_only=True):
+    local_agents: Annotated[
+        int, Meta(ge=0, le=10_000, description="Agents to start on this machine when every other one is lost; 0 means to wait for them.")
+    ] = 0
+    after_seconds: Annotated[Seconds, Meta(description="Seconds without any machine before that.")] = 60.0
+
+
+class Provisioner(Section, frozen=True, kw_only=True):
+    command: Annotated[
+        Line, Meta(description="Program with arguments (no shell) that makes machines when a scaling needs more room; none if empty.")
+    ] = ""
+    timeout_seconds: Annotated[Seconds, Meta(description="Seconds it may take; starting a machine takes minutes.")] = 600.0
+
+
 class Agents(Section, frozen=True, kw_only=True):
     count: Annotated[
         int, Meta(ge=1, le=10_000, description="Agents when neither the plan nor the request says; few enough for a laptop.")
     ] = 4
     kind: Annotated[Name, Meta(description="Their kind; `any` takes tasks of every kind.")] = "any"
+    reserve: Annotated[
+        int, Meta(ge=0, le=10_000, description="Further agents that may be started in the place of ones that are out of order.")
+    ] = 0
 
 
 class Tasks(Section, frozen=True, kw_only=True):
@@ -153,6 +208,10 @@ class Sections(Section, frozen=True, kw_only=True):
     api: Api = Api()
     monitoring: Monitoring = Monitoring()
     recovery: Recovery = Recovery()
+    ssh: Ssh = Ssh()
+    admission: Admission = Admission()
+    fallback: Fallback = Fallback()
+    provisioner: Provisioner = Provisioner()
     cost: Cost = Cost()
     agents: Agents = Agents()
     tasks: Tasks = Tasks()

@@ -200,6 +200,46 @@ class NodesReply(Reply, frozen=True):
     nodes: tuple[NodeView, ...]
 
 
+class NodeReply(Reply, frozen=True):
+    node: NodeView
+
+
+class NodeAddParams(Params, frozen=True):
+    """A machine for the fleet; what it says is kept in the ledger."""
+
+    name: str
+    host: str = ""
+    ssh_user: str = ""
+    max_agents: int = 100
+    port: int = 0
+    zone: str = ""
+    weight: int = 100
+    tags: tuple[str, ...] = ()
+    agent_memory_mb: int = 0
+    folder: str = ""
+
+
+class NodeParams(Params, frozen=True):
+    node: str
+
+
+class NodeDrainParams(Params, frozen=True):
+    node: str
+    move: bool = False
+    """As many agents as leave are started on the other nodes."""
+
+
+class NodeRemoveParams(Params, frozen=True):
+    node: str
+    force: bool = False
+
+
+class DrainReply(Reply, frozen=True):
+    node: str
+    leaving: int
+    moved: int
+
+
 class WatchParams(Params, frozen=True):
     """Events after `after_seq`, waiting up to `wait_ms` for the first; -1: from now on."""
 
@@ -302,6 +342,22 @@ class UseCases(Protocol):
 
     async def nodes(self, params: Empty) -> NodesReply: ...
 
+    async def node_add(self, params: NodeAddParams) -> NodeReply:
+        """Takes a machine into the fleet, or changes what is known of one."""
+        ...
+
+    async def node_drain(self, params: NodeDrainParams) -> DrainReply:
+        """Lets a machine's agents finish and leave."""
+        ...
+
+    async def node_resume(self, params: NodeParams) -> NodeReply:
+        """Uses a drained machine again."""
+        ...
+
+    async def node_remove(self, params: NodeRemoveParams) -> NodeReply:
+        """Forgets a machine."""
+        ...
+
     async def health(self, params: Empty) -> HealthView: ...
 
     async def watch(self, params: WatchParams) -> WatchReply: ...
@@ -345,6 +401,10 @@ METHODS: Final[dict[str, Method]] = {
     "restart_agent": Method(AgentParams, DoneReply),
     "attach": Method(AttachParams, AttachReply),
     "nodes": Method(Empty, NodesReply),
+    "node_add": Method(NodeAddParams, NodeReply),
+    "node_drain": Method(NodeDrainParams, DrainReply),
+    "node_resume": Method(NodeParams, NodeReply),
+    "node_remove": Method(NodeRemoveParams, NodeReply),
     "health": Method(Empty, HealthView),
     "watch": Method(WatchParams, WatchReply),
     "report": Method(PlanNameParams, ReportReply),

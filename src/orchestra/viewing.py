@@ -12,6 +12,8 @@ from orchestra.core.state import AgentState, AttemptState, NodeState, PlanState,
 from orchestra.engine.board import Board
 from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.node import NodeFacts
+from orchestra.quantity import show_bytes, show_ms
+from orchestra.scheduling.admission import Gate
 from orchestra.scheduling.explain import explain
 from orchestra.scheduling.rank import critical_path, estimate_ms, upward_ranks
 from orchestra.views import (
@@ -31,6 +33,9 @@ from orchestra.views import (
 
 RUNNING = (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.DRAINING)
 IN_PROGRESS = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.VERIFYING, TaskStatus.UNKNOWN)
+CLOCK_OFFSET_MS_MAX = 2_000
+DISK_FREE_BYTES_MIN = 256 << 20
+"""Below this a fleet of agents fills a disk within moments; nothing is started below the setting admission.disk_free_mb_min."""
 UNMEASURED = "-"
 """Shown where a figure is not measured; an invented zero would be taken for one."""
 
@@ -45,6 +50,8 @@ class Lens(msgspec.Struct, frozen=True):
     rpm_limit: int = 0
     tpm_limit: int = 0
     ledger_trouble: str = ""
+    gate: Gate | None = None
+    """What the nodes can carry now."""
     absent: str = ""
     """Said first if nobody is at work and what is seen is only the ledger."""
 
@@ -95,7 +102,12 @@ def _warnings(state: State, lens: Lens) -> tuple[str, ...]:
         for node in state.nodes.values()
         if node.status is NodeStatus.LOST and state.agents
     ]
-    wrong = [agent for agent in state.agents.values() if agent.status is AgentStatus.ERROR]
+    found += [
+        f"nothing is started on node {node.spec.id}: {node.breaker.cause}" for node in state.nodes.values() if node.breaker is not None
+    ]
+    silent = [agent for agent in state.agents.values() if agent.status is AgentStatus.SUSPECT]
+    found += [f"agent #{agent.id} does not answer and is being looked after" for agent in silent[:10]]
+    wrong = [agent for agent in state.agents.values() if agent.status is AgentStatus.ERROR and agent.replaced_by is None]
     found += [f"agent #{agent.id} is out of order: {agent.reason}" for agent in wrong[:10]]
     unknown = [task for task in state.live if state.tasks[task].status is TaskStatus.UNKNOWN]
     found += [f"lost sight of {task}: {state.tasks[task].reason}" for task in unknown[:10]]
@@ -121,7 +133,16 @@ def node_view(state: State, node: NodeState, facts: NodeFacts | None) -> NodeVie
     """Returns one node."""
     agents = state.agents_on(node.spec.id)
     up = sum(agent.status in RUNNING for agent in agents)
-    word = "lost" if node.status is NodeStatus.LOST else ("healthy" if up == len(agents) else "degraded")
+    warnings = node_warnings(node, facts)
+    word = (
+        "lost"
+        if node.status is NodeStatus.LOST
+        else "draining"
+        if node.draining
+        else "degraded"
+        if warnings or up < len(agents)
+        else "healthy"
+    )
     return NodeView(
         name=node.spec.id,
         status=word,
@@ -132,7 +153,29 @@ def node_view(state: State, node: NodeState, facts: NodeFacts | None) -> NodeVie
         connected=node.status is NodeStatus.READY,
         session=node.session,
         reason=node.reason,
+        host=node.spec.host,
+        zone=node.spec.zone,
+        tags=node.spec.tags,
+        max_agents=node.spec.max_agents,
+        agents_busy=sum(agent.task is not None for agent in agents),
+        cpus=0 if facts is None else facts.cpus,
+        load_1m=0.0 if facts is None else facts.load_1m,
+        memory_bytes=0 if facts is None else facts.memory_bytes,
+        memory_available_bytes=0 if facts is None else facts.memory_available_bytes,
+        disk_free_bytes=0 if facts is None else facts.disk_free_bytes,
+        warnings=warnings,
     )
+
+
+def node_warnings(node: NodeState, facts: NodeFacts | None) -> tuple[str, ...]:
+    """Returns what is wrong with a node although it is connected."""
+    found = [f"nothing is started here: {node.breaker.cause}"] if node.breaker is not None else []
+    if facts is not None and node.status is NodeStatus.READY:
+        if abs(facts.clock_offset_ms) > CLOCK_OFFSET_MS_MAX:
+            found.append(f"its clock is off by {show_ms(abs(facts.clock_offset_ms))}")
+        if 0 < facts.disk_free_bytes < DISK_FREE_BYTES_MIN:
+            found.append(f"only {show_bytes(facts.disk_free_bytes)} of disk are free")
+    return tuple(found)
 
 
 def agent_view(state: State, agent: AgentState, lens: Lens) -> AgentView:
@@ -154,6 +197,10 @@ def agent_view(state: State, agent: AgentState, lens: Lens) -> AgentView:
         reason=agent.reason,
         activity=signal.activity if signal else "",
         progress=signal.progress if signal else None,
+        category=agent.spec.category,
+        level=agent.spec.level,
+        speciality=agent.spec.speciality,
+        team=agent.spec.team,
     )
 
 
@@ -218,7 +265,7 @@ def task_detail(state: State, task: TaskState, lens: Lens) -> TaskDetail:
     """Returns everything about one task."""
     return TaskDetail(
         task=task_view(state, task, lens),
-        explain=explain(state, task.id, lens.now_ms),
+        explain=explain(state, task.id, lens.now_ms, lens.gate),
         attempts=tuple(attempt_view(task, attempt, lens) for attempt in task.attempts),
         primary_attempt=task.primary,
         success_criteria=task.spec.criteria,

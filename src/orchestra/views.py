@@ -52,7 +52,7 @@ class StatusView(View, frozen=True):
 class NodeView(View, frozen=True):
     name: str
     status: str
-    """`healthy`, `degraded` or `lost`."""
+    """`healthy`, `degraded`, `draining` or `lost`."""
     agents_running: int
     agents_total: int
     cpu_percent: float
@@ -60,6 +60,18 @@ class NodeView(View, frozen=True):
     connected: bool
     session: str
     reason: str = ""
+    host: str = ""
+    """Empty for this machine."""
+    zone: str = ""
+    tags: tuple[str, ...] = ()
+    max_agents: int = 0
+    agents_busy: int = 0
+    cpus: int = 0
+    load_1m: float = 0.0
+    memory_bytes: int = 0
+    memory_available_bytes: int = 0
+    disk_free_bytes: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class AgentView(View, frozen=True):
@@ -78,6 +90,10 @@ class AgentView(View, frozen=True):
     reason: str = ""
     activity: str = ""
     progress: float | None = None
+    category: str = ""
+    level: int = 3
+    speciality: str = ""
+    team: str = ""
 
 
 class CheckView(View, frozen=True):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
@@ -131,9 +133,9 @@ CYCLES: Final = 3
 EXIT_TIMEOUT_S: Final = 60
 
 
-def start_alone(stage: Orchestra, failpoint: str = "") -> subprocess.Popen[str]:
+def start_alone(stage: Orchestra, failpoint: str = "", action: str = "exit") -> subprocess.Popen[str]:
     """Starts a coordinator that nobody supervises."""
-    stage.environment = {failpoints.VARIABLE: f"{failpoint}:exit"} if failpoint else {}
+    stage.environment = {failpoints.VARIABLE: f"{failpoint}:{action}"} if failpoint else {}
     return stage.start("coordinator", "--agents", "4")
 
 
@@ -147,17 +149,23 @@ def upset(stage: Orchestra) -> None:
     strike(min(stage.parts("worker")), signal.SIGKILL)
 
 
+def begin_at_the_gate(stage: Orchestra, folder: Path) -> str:
+    """Has twenty tasks begun, some of which wait at the gate, and kills the coordinator; returns the plan."""
+    os.mkfifo(folder / "gate")
+    process = start_alone(stage)
+    stage.wait_ready()
+    name = stage.submit(plan_text(20, folder, work=GATE.replace("$HERE", str(folder))))
+    wait_for(lambda: len(stage.log()) >= 3, "tasks at the gate")
+    kill(process)
+    return name
+
+
 @pytest.mark.parametrize("place", failpoints.PLACES)
 def test_a_coordinator_may_end_at_every_named_place(tmp_path: Path, place: str) -> None:
-    os.mkfifo(tmp_path / "gate")
-    text = plan_text(20, tmp_path, work=GATE.replace("$HERE", str(tmp_path)))
     with orchestra(tmp_path) as stage:
-        process = start_alone(stage)
-        stage.wait_ready()
-        name = stage.submit(text)
-        wait_for(lambda: len(stage.log()) >= 3, "tasks at the gate")
-        kill(process)
+        name = begin_at_the_gate(stage, tmp_path)
         hits = 0
+        process: subprocess.Popen[str] | None = None
         for _ in range(CYCLES):
             upset(stage)
             process = start_alone(stage, place)
@@ -168,14 +176,75 @@ def test_a_coordinator_may_end_at_every_named_place(tmp_path: Path, place: str) 
             process.communicate(timeout=60)
             hits += 1
         assert hits, f"no coordinator came to {place}"
-        if process.poll() is None:
+        if process is not None and process.poll() is None:
             kill(process)
         open_gate(tmp_path)
-        process = start_alone(stage)
-        stage.wait_plan(name)
-        stage.down()
-        process.communicate(timeout=60)
+        finish(stage, name)
     check_exactly_once(stage, 20)
+
+
+def finish(stage: Orchestra, name: str) -> None:
+    """Starts another coordinator, which brings the plan to its end."""
+    process = start_alone(stage)
+    stage.wait_plan(name)
+    stage.down()
+    process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("place", failpoints.PLACES)
+def test_an_error_at_any_named_place_ends_the_coordinator_and_the_next_one_goes_on(tmp_path: Path, place: str) -> None:
+    with orchestra(tmp_path) as stage:
+        name = begin_at_the_gate(stage, tmp_path)
+        upset(stage)
+        process = start_alone(stage, place, "raise")
+        wait_for(lambda: process.poll() is not None, f"the end of a coordinator at {place}", seconds=EXIT_TIMEOUT_S)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode not in (0, failpoints.EXIT_CODE), said
+        assert place in said, "the error that ended it is not told"
+        open_gate(tmp_path)
+        finish(stage, name)
+    check_exactly_once(stage, 20)
+
+
+@pytest.mark.parametrize("place", failpoints.PLACES)
+def test_a_coordinator_that_stands_still_at_any_named_place_goes_on_from_there(tmp_path: Path, place: str) -> None:
+    with orchestra(tmp_path) as stage:
+        name = begin_at_the_gate(stage, tmp_path)
+        upset(stage)
+        process = start_alone(stage, place, "pause")
+        wait_for(lambda: is_stopped(process.pid), f"a coordinator that stands still at {place}", seconds=EXIT_TIMEOUT_S)
+        open_gate(tmp_path)
+        with kept_awake(process):
+            stage.wait_plan(name)
+            stage.down()
+            process.communicate(timeout=60)
+    check_exactly_once(stage, 20)
+
+
+def is_stopped(pid: int) -> bool:
+    """Tells whether a process stands still by a signal."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
+
+
+@contextmanager
+def kept_awake(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Sends SIGCONT whenever the process stands still."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            if process.poll() is None and is_stopped(process.pid):
+                strike(process.pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def open_gate(folder: Path) -> None:

@@ -100,6 +100,8 @@ class House:
             find_adapter=adapter_for,
             drivers={},
             add_driver=self._add_driver,
+            remove_driver=cast("Any", None),
+            provision=None,
             write_report=lambda data: (Path(), Path()),
             backup=cast("Any", None),
         )

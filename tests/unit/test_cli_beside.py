@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from orchestra.core import events as e
 from orchestra.edges.cli.main import cli
 from orchestra.edges.cli.session import Session
-from orchestra.errors import FACES, CoordinatorUnreachable
+from orchestra.errors import FACES, CoordinatorUnreachable, IllegalMove
+from orchestra.intake.request import InitParams
 from orchestra.testing.fake_usecases import (
     FakeWiring,
     make_attempt,
@@ -24,6 +25,7 @@ from orchestra.testing.fake_usecases import (
     make_watch,
 )
 from orchestra.usecases import (
+    InitReply,
     LogLine,
     LogsReply,
     ScaleReply,
@@ -50,17 +52,18 @@ HEALTH = HealthView("t", "healthy", (HealthCheck("one", True, "fine"),), (make_n
 
 def test_up_starts_in_a_window_or_in_the_foreground() -> None:
     wiring = FakeWiring(running=False)
+    wiring.fake.on("status", make_status("uninitialized"))
     assert call(wiring, "up", "--agents", "3", "--root", "/x").exit_code == 0
     assert call(wiring, "up", "--foreground", "--root", "/x").exit_code == 0
-    assert wiring.log == ["start /x 3", "connect /x", "serve /x 4"]
+    assert wiring.log == ["start /x", "connect /x", "serve /x {'agent_count': 4}"]
+    assert wiring.fake.asked("init") == [InitParams(agent_count=3)]
 
 
 def test_up_without_one_agent_ready_ends_with_1() -> None:
-    wiring = FakeWiring()
-    wiring.fake.on(
-        "status", msgspec.structs.replace(make_status("failed"), agents=msgspec.structs.replace(make_status().agents, running=0))
-    )
-    assert call(wiring, "up").exit_code == 1
+    wiring = FakeWiring(running=False)
+    wiring.fake.on("status", make_status("uninitialized")).on("init", InitReply("initialized", {}, {"total": 2, "local": 2}, 0, "critical"))
+    result = call(wiring, "up")
+    assert (result.exit_code, result.stdout) == (1, "up: 0 of 2 agents ready, critical\n")
 
 
 def test_down_waits_until_nobody_answers() -> None:
@@ -68,6 +71,18 @@ def test_down_waits_until_nobody_answers() -> None:
     wiring.fake.on("watch", make_watch(3), make_watch(4, e.Terminated()), CoordinatorUnreachable("gone"))
     assert call(wiring, "down").stdout == "down\n"
     assert [params.after_seq for params in wiring.fake.asked("watch")] == [-1, 3, 4]
+
+
+def test_down_ends_a_coordinator_that_has_no_agents_and_leftovers_of_one_that_is_gone() -> None:
+    wiring = FakeWiring()
+    wiring.fake.on("watch", make_watch(3)).on("shutdown", IllegalMove("cannot shut down while the orchestra is uninitialized"))
+    result = call(wiring, "down", "--root", "/x")
+    assert (result.exit_code, result.stdout) == (0, "down: there were no agents\n")
+    assert wiring.log[-1] == "abandon /x"
+    assert not wiring.running
+    assert call(wiring, "down").exit_code == 69
+    wiring.leftovers = True
+    assert call(wiring, "down").stdout == "down: ended what an orchestra without a coordinator had left\n"
 
 
 def test_scale_shows_progress_until_it_is_done() -> None:
@@ -86,7 +101,8 @@ def test_health_and_doctor_tick_and_cross() -> None:
         "health", msgspec.structs.replace(HEALTH, checks=(HealthCheck("a", True, ""), HealthCheck("b", False, "gone", "mend it")))
     )
     result = call(wiring, "health")
-    assert (result.exit_code, result.stdout.splitlines()[1:]) == (1, ["✓ a", "✗ b: gone", "    mend it"])
+    lines = ["✓ node local: 2 of 2 agents up, 0 busy", "✓ a", "✗ b: gone", "    mend it"]
+    assert (result.exit_code, result.stdout.splitlines()[1:]) == (1, lines)
     wiring.checks = (HealthCheck("tmux", True, "3.4"), HealthCheck("agent kind claude", False, "missing: claude", "install claude"))
     assert call(wiring, "doctor").exit_code == 0
     wiring.checks = (HealthCheck("tmux", False, "not found", "install tmux"),)
@@ -135,7 +151,7 @@ def test_the_coordinator_command_serves_or_supervises() -> None:
     wiring = FakeWiring()
     call(wiring, "--root", "/x", "coordinator", "--agents", "3")
     call(wiring, "--root", "/x", "coordinator", "--agents", "3", "--supervise")
-    assert wiring.log == ["serve /x 3", "supervise -m orchestra --root /x coordinator --agents 3"]
+    assert wiring.log == ["serve /x {'agent_count': 3}", "supervise -m orchestra --root /x coordinator --agents 3"]
 
 
 def test_backup_and_restore(tmp_path: Path) -> None:

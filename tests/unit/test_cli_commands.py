@@ -153,6 +153,10 @@ def test_quiet_says_nothing() -> None:
 TASK = make_task("demo/a", "failed", reason="exit code 3")
 HEALTH = HealthView("t", "healthy", (HealthCheck("one", True, "fine"),), (make_node(),), TaskCounts(0, 0, 1, 0), 1, 0, 9)
 
+FAR = make_node(
+    name="far", status="lost", agents_running=0, agents_total=3, cpu_percent=0.0, memory_percent=0.0, connected=False, reason="no route"
+)
+
 VIEWS: list[tuple[tuple[str, ...], str, Any]] = [
     (("status",), "status", make_status()),
     (("health",), "health", HEALTH),
@@ -207,12 +211,13 @@ def test_agent_show_is_one_agent() -> None:
 
 def test_status_shows_figures_nodes_plans_and_warnings() -> None:
     wiring = FakeWiring()
-    wiring.fake.on("status", make_status(warnings=("node far is out of sight",))).on("nodes", NodesReply((make_node(),)))
+    wiring.fake.on("status", make_status(warnings=("node far is out of sight",))).on("nodes", NodesReply((make_node(), FAR)))
     wiring.fake.on("plans", PlansReply((PlanLine("demo", "demo", "failed", 3, 0, 1, 0, 0),)))
     lines = call(wiring, "status").stdout.splitlines()
     assert lines[0].split() == ["status", "running"]
     assert "warning  node far is out of sight" in lines
-    assert "local  healthy     2/2  10%     20%  miyabi-orchestra-local" in lines
+    assert "local  healthy     0     2/2  10%     20%" in lines
+    assert "far    lost        0     0/3   0%      0%  no route" in lines
     assert "demo  failed      3     0       1" in lines
 
 

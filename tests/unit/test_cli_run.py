@@ -213,6 +213,14 @@ def test_attach_wants_a_terminal(plan: Path) -> None:
     assert wiring.log == []
 
 
+def test_a_refused_start_leaves_no_coordinator_in_its_window(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestra.edges.cli.render.Renderer.on_terminal", True)
+    wiring = make_wiring()
+    wiring.fake.on("init", Refused("they do not fit"))
+    assert run(wiring, plan, "--attach").exit_code == 2
+    assert wiring.log == ["start /x", "connect /x", "abandon /x"]
+
+
 def test_attach_shows_the_windows_and_then_the_progress(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, ...]] = []
 
@@ -229,7 +237,7 @@ def test_attach_shows_the_windows_and_then_the_progress(plan: Path, monkeypatch:
     monkeypatch.setattr("orchestra.edges.cli.render.Renderer.on_terminal", True)
     wiring = make_wiring(make_watch(8, *DONE), CoordinatorUnreachable("gone"))
     assert run(wiring, plan, "--attach").exit_code == 0
-    assert wiring.log == ["start /x None", "connect /x"]
+    assert wiring.log == ["start /x", "connect /x"]
     assert ran == [("tmux", "attach")]
     assert wiring.fake.asked("shutdown") == [ShutdownParams(graceful=True, drain_tasks=False)]
 

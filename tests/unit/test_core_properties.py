@@ -8,18 +8,36 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from orchestra.core import commands as c
 from orchestra.core.model import AgentSpec, NodeSpec, Outcome, OutcomeKind, Strategy, TaskSpec, Worker
+from orchestra.core.state import AgentState
 from orchestra.errors import BadInput, Refused
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
 from orchestra.testing.builders import Bench, make_task
 
 NODES = (NodeSpec(NodeId("n1"), max_agents=4), NodeSpec(NodeId("n2"), max_agents=4))
+LATER = NodeId("n3")
+"""A machine that is taken in while the orchestra runs."""
 KINDS = ("any", "shell", "rehearsal")
-POLICY = c.Policy(losses_max=2, falls_max=2, unknown_grace_ms=5_000, init_timeout_ms=3_000)
+POLICY = c.Policy(
+    losses_max=2,
+    falls_max=2,
+    unknown_grace_ms=5_000,
+    init_timeout_ms=3_000,
+    strikes_max=2,
+    probe_ms=500,
+    graceful_ms=1_000,
+    start_timeout_ms=5_000,
+    outage_agents_min=2,
+    futile_starts_max=3,
+    reserve=2,
+    scale_step=2,
+)
+"""Small figures, so that a few steps reach every rule."""
 ROUNDS_MAX = 400
 """Rounds after which well-behaved agents must be through; each round ends every live attempt."""
 
-numbers = st.integers(1, 6)
-nodes = st.sampled_from([node.id for node in NODES])
+numbers = st.integers(1, 7)
+any_nodes = st.sampled_from([*(node.id for node in NODES), LATER])
+strategies = st.sampled_from(["gradual", "immediate"])
 outcomes = st.sampled_from(list(OutcomeKind))
 
 
@@ -35,20 +53,23 @@ class AnyOrder(RuleBasedStateMachine):
         self.bench = Bench(policy=POLICY)
         self.plans = 0
         self.workers = 1000
+        self.deaf = False
+        """In the end, silent workers stay silent and have to be killed; else they speak again."""
 
-    @initialize(up=st.sampled_from([4, 4, 4, 2, 0]))
-    def begin(self, up: int) -> None:
+    @initialize(up=st.sampled_from([4, 4, 4, 2, 0]), deaf=st.booleans())
+    def begin(self, up: int, deaf: bool) -> None:
         """Mostly a fleet that is up, since most that can happen happens to one."""
+        self.deaf = deaf
         self.start(4, "any")
         for node in NODES[: 2 if up else 0]:
             self.node_up(node.id)
         for number in range(1, up + 1):
             self.worker_seen(number, fresh=True)
 
-    def do(self, command: c.Command) -> None:
+    def do(self, *commands: c.Command) -> None:
         """A refusal is an answer; anything else that is raised is a bug."""
         try:
-            self.bench.do(command)
+            self.bench.do(*commands)
         except (Refused, BadInput):
             return
 
@@ -106,12 +127,30 @@ class AnyOrder(RuleBasedStateMachine):
     def retry(self, index: int) -> None:
         self.do(c.RetryTask(self.task_at(index)))
 
-    @rule(size=st.integers(0, 6), node=nodes, kind=st.sampled_from(KINDS))
-    def scale(self, size: int, node: NodeId, kind: str) -> None:
+    @rule(size=st.integers(0, 7), node=any_nodes, kind=st.sampled_from(KINDS), strategy=strategies)
+    def scale(self, size: int, node: NodeId, kind: str, strategy: str) -> None:
         state = self.bench.state
         staying = sum(each.status.value != "draining" for each in state.agents.values())
         free = [number for number in range(1, 20) if AgentId(number) not in state.agents]
-        self.do(c.Scale(size, "gradual", tuple(agent(number, node, kind) for number in free[: max(0, size - staying)])))
+        self.do(c.Scale(size, strategy, tuple(agent(number, node, kind) for number in free[: max(0, size - staying)])))
+
+    @rule(node=any_nodes, size=st.integers(2, 5))
+    def add_node(self, node: NodeId, size: int) -> None:
+        self.do(c.AddNode(NodeSpec(node, max_agents=size)))
+
+    @rule(node=any_nodes)
+    def drain_node(self, node: NodeId) -> None:
+        self.do(c.DrainNode(node))
+
+    @rule(node=any_nodes)
+    def resume_node(self, node: NodeId) -> None:
+        self.do(c.ResumeNode(node))
+
+    @rule(node=any_nodes, force=st.booleans(), vanishes=st.booleans())
+    def remove_node(self, node: NodeId, force: bool, vanishes: bool) -> None:
+        """Sometimes in the same turn in which it is lost."""
+        before = (c.NodeDown(node, "switched off"),) if vanishes else ()
+        self.do(*before, c.RemoveNode(node, force))
 
     @rule(number=numbers)
     def restart(self, number: int) -> None:
@@ -131,13 +170,26 @@ class AnyOrder(RuleBasedStateMachine):
 
     # --- reports -----------------------------------------------------------------------------------------------------
 
-    @rule(node=nodes)
+    @rule(node=any_nodes)
     def node_up(self, node: NodeId) -> None:
         self.do(c.NodeUp(node, "boot", "session"))
 
-    @rule(node=nodes)
+    @rule(node=any_nodes)
     def node_down(self, node: NodeId) -> None:
         self.do(c.NodeDown(node, "no answer"))
+
+    @rule(node=any_nodes)
+    def node_troubled(self, node: NodeId) -> None:
+        self.do(c.NodeTroubled(node, "its disk is full"))
+
+    @rule(which=st.sets(numbers, min_size=1, max_size=4), missed=st.booleans(), known=st.booleans())
+    def heart(self, which: set[int], missed: bool, known: bool) -> None:
+        workers = [(AgentId(number), self.worker_of(number, fresh=not known)) for number in sorted(which)]
+        self.do(*(c.BeatMissed(number, worker, "no beat") if missed else c.BeatBack(number, worker) for number, worker in workers))
+
+    @rule(which=st.sets(numbers, min_size=2, max_size=7))
+    def many_fall(self, which: set[int]) -> None:
+        self.do(*(c.WorkerFell(AgentId(number), self.worker_of(number, fresh=False), "killed") for number in sorted(which)))
 
     @rule(number=numbers, fresh=st.booleans())
     def worker_seen(self, number: int, fresh: bool) -> None:
@@ -186,30 +238,61 @@ class AnyOrder(RuleBasedStateMachine):
 
     def settled(self) -> bool:
         state = self.bench.state
-        return state.lifecycle.value in ("ready", "running") and not (state.live or state.waiting or state.queued)
+        at_rest = all(each.status.value in ("idle", "busy") for each in state.agents.values())
+        return at_rest and state.lifecycle.value in ("ready", "running") and not (state.live or state.waiting or state.queued)
 
     def behave(self) -> None:
         bench, state = self.bench, self.bench.state
-        for node in state.nodes.values():
-            if node.status.value != "ready":
-                self.do(c.NodeUp(node.spec.id, "boot", "session"))
-        for each in list(state.agents.values()):
-            if each.status.value == "error":
-                self.do(c.RestartAgent(each.id))
-            if each.status.value == "draining" and each.task is None:
-                self.do(c.AgentClosed(each.id))
-            elif each.status.value in ("starting", "offline"):
-                worker = self.worker_of(each.id, fresh=True)
-                assert worker is not None
-                self.do(c.WorkerSeen(each.id, worker))
-        for attempt_id, _ in list(state.live_attempts()):
-            self.do(c.AttemptFinished(attempt_id.task, attempt_id.number, Outcome(OutcomeKind.DONE)))
+        self.mend_nodes()
+        for number in list(state.agents):
+            if number in state.agents:
+                self.tend(number)
+        for attempt_id, attempt in list(state.live_attempts()):
+            self.work_off(attempt_id.task, attempt_id.number, state.agents[attempt.agent])
         fleet = tuple(agent(n, NODES[n % 2].id, "any") for n in range(1, 5))
         if state.lifecycle.value in ("terminated", "failed"):
             self.do(c.Init("t", NODES, fleet))
         elif state.lifecycle.value in ("ready", "running"):
             self.make_able()
         bench.pass_time(2_000)
+
+    def mend_nodes(self) -> None:
+        state = self.bench.state
+        for spec in NODES:
+            if spec.id not in state.nodes:
+                self.do(c.AddNode(spec))
+        for node in list(state.nodes.values()):
+            if node.status.value != "ready":
+                self.do(c.NodeUp(node.spec.id, "boot", "session"))
+            if node.draining:
+                self.do(c.ResumeNode(node.spec.id))
+
+    def tend(self, number: AgentId) -> None:
+        """A worker comes up where one was asked for, and a silent one speaks or dies."""
+        each = self.bench.state.agents[number]
+        breaker = self.bench.state.nodes[each.spec.node].breaker
+        asked_for = breaker is None or breaker.canary == number
+        if each.suspicion is not None:
+            if not self.deaf:
+                self.do(c.BeatBack(number, each.worker))
+            elif each.suspicion.step == "forced":
+                self.do(c.WorkerFell(number, each.worker, "killed"))
+        elif each.status.value == "error":
+            self.do(c.RestartAgent(number))
+        elif each.status.value == "draining" and each.task is None:
+            self.do(c.AgentClosed(number))
+        elif each.status.value == "offline" or (each.status.value == "starting" and asked_for):
+            worker = self.worker_of(number, fresh=True)
+            assert worker is not None
+            self.do(c.WorkerSeen(number, worker))
+
+    def work_off(self, task: TaskId, number: int, holder: AgentState) -> None:
+        """A worker that is heard ends what it has; what a dead one had is accounted for, but not while the breaker is tripped."""
+        if holder.worker is not None and holder.suspicion is None:
+            self.do(c.AttemptBegan(task, number, 4711, 1))
+            self.do(c.AttemptFinished(task, number, Outcome(OutcomeKind.DONE)))
+        elif holder.worker is None and self.bench.state.nodes[holder.spec.node].breaker is None:
+            self.do(c.AttemptFinished(task, number, Outcome(OutcomeKind.LOST)))
 
     def make_able(self) -> None:
         """A fleet that was scaled to something that cannot run all there is gets agents that can: two of any kind on the node tasks are pinned to."""
@@ -225,6 +308,6 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 TestAnyOrder = AnyOrder.TestCase

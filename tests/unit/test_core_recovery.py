@@ -120,7 +120,8 @@ def test_a_worker_that_was_believed_dead_may_still_die() -> None:
     bench = Bench(make_agents(1))
     worker = Worker(101, 1)
     bench.do(c.WorkerFell(ONE, worker, "it does not listen"))
-    bench.do(c.WorkerSeen(ONE, worker))
+    assert bench.do(c.WorkerSeen(ONE, worker)) == [], "it was seen before it fell"
+    bench.do(c.WorkerSeen(ONE, worker, worker))
     assert bench.state.agents[ONE].status.value == "idle"
     bench.do(c.WorkerFell(ONE, worker, "killed"))
     assert bench.state.agents[ONE].status.value == "starting"

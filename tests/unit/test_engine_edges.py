@@ -13,7 +13,7 @@ import pytest
 from orchestra.agents.registry import adapter_for
 from orchestra.app import App, AppOptions, Workbench
 from orchestra.core import commands as c
-from orchestra.core.model import NodeSpec, OutcomeKind, Strategy, TaskDefaults, Worker
+from orchestra.core.model import AgentSpec, NodeSpec, OutcomeKind, Strategy, TaskDefaults, Worker
 from orchestra.engine import loop as loop_module
 from orchestra.engine.board import Board
 from orchestra.engine.driver import DriverOptions, NodeDriver, Tools
@@ -74,6 +74,8 @@ def make_app(loop: Loop) -> App:
         find_adapter=adapter_for,
         drivers={},
         add_driver=cast("Any", None),
+        remove_driver=cast("Any", None),
+        provision=None,
         write_report=cast("Any", None),
         backup=cast("Any", None),
     )
@@ -117,7 +119,7 @@ async def test_growing_while_others_leave_is_refused_and_ends_nothing() -> None:
         await loop.report([c.NodeUp(NODE, "boot", "s"), *(c.WorkerSeen(AgentId(n), Worker(n, 1)) for n in (1, 2))])
         app = make_app(loop)
         await app.scale(ScaleParams(target_count=1))
-        with pytest.raises(Refused, match="do not fit beside those that are leaving"):
+        with pytest.raises(Refused, match="no room beside those that are leaving"):
             await app.scale(ScaleParams(target_count=2))
         assert not task.done()
 
@@ -144,7 +146,7 @@ def broken(name: str) -> Any:
 
 def test_a_kind_that_cannot_make_an_order_is_a_refusal_of_the_task() -> None:
     with pytest.raises(BadInput, match="agent kind 'shell' failed: KeyError"):
-        OrderMaker(broken, OrderOptions()).make(make_task("a"), AttemptId(TaskId("p/a"), 1), AgentId(1))
+        OrderMaker(broken, OrderOptions()).make(make_task("a"), AttemptId(TaskId("p/a"), 1), AgentSpec(AgentId(1), NODE))
 
 
 def signal_of(bench: Bench, finder: Any = adapter_for) -> object:

@@ -131,7 +131,7 @@ def test_every_field_arrives() -> None:
 
 def test_what_is_not_said() -> None:
     spec = only("{id: a, run: echo}")
-    assert spec == TaskSpec("P/a", "echo", Payload("command", "echo"), plan=PlanId("P"), workspace="/w/plans")  # type: ignore[arg-type]
+    assert spec == TaskSpec("P/a", "echo", Payload("command", "echo"), plan=PlanId("P"), workspace="/w/plans", workspace_here=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

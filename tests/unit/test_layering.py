@@ -40,6 +40,7 @@ LAYERS: Final = (
     ("keeper", "projector"),
     ("usecases",),
     ("answers",),
+    ("fleetdesk", "fallback"),
     ("app", "client"),
     ("edges",),
     ("bootstrap",),

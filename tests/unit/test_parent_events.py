@@ -61,10 +61,50 @@ def test_the_downtime_counts_from_the_first_fall() -> None:
 
 
 def test_an_agent_beyond_recovery_is_an_error_with_a_remedy() -> None:
-    told = ParentEvents().of(State(), Happened(1, 0, e.AgentSuspended(AgentId(3), "4 times in a row")))
+    rule = ParentEvents()
+    assert rule.of(State(), Happened(1, 0, e.AgentSuspended(AgentId(3), "4 times in a row"))) is None, "it may be replaced"
+    told = rule.of(State(), Happened(2, 0, e.Escalated(AgentId(3), "4 times in a row")))
     assert told is not None
     assert (told.event, told.severity) == ("unrecoverable_error", "critical")
     assert told.values == {"agent_id": 3, "reason": "4 times in a row", "remedy": "orchestra agent restart 3"}
+
+
+def test_a_silent_agent_is_told_and_so_is_its_return() -> None:
+    rule = ParentEvents()
+    told = rule.of(State(), Happened(1, 1000, e.AgentSuspected(AgentId(3), "it does not answer", 3000)))
+    assert told is not None
+    assert (told.event, told.severity) == ("agent_failure", "medium")
+    back = rule.of(State(), Happened(2, 8000, e.AgentCleared(AgentId(3))))
+    assert back is not None
+    assert back.values == {"agent_id": 3, "downtime_seconds": 7}
+
+
+def test_a_replaced_agent_names_its_replacement() -> None:
+    told = ParentEvents().of(State(), Happened(1, 0, e.AgentReplaced(AgentId(3), AgentId(21))))
+    assert told is not None
+    assert (told.event, told.values) == ("agent_replaced", {"agent_id": 3, "replaced_by": 21})
+
+
+def test_a_node_that_is_back_says_how_long_it_was_gone_and_whether_it_was_started_anew() -> None:
+    rule = ParentEvents()
+    assert rule.of(State(), Happened(1, 0, e.NodeConnected(NODE, "b", "s"))) is None, "the first time is no return"
+    for at_ms, still in ((1000, False), (4000, True)):
+        lost = rule.of(State(), Happened(2, at_ms, e.NodeLost(NODE, "silence", still)))
+        assert lost is not None
+        assert (lost.event, lost.severity) == ("node_lost", "critical")
+    back = rule.of(State(), Happened(3, 31_000, e.NodeConnected(NODE, "c", "s", (), True)))
+    assert back is not None
+    assert back.values == {"node": NODE, "rebooted": True, "downtime_seconds": 30}
+
+
+def test_a_tripped_node_is_degraded_until_its_reset() -> None:
+    rule = ParentEvents()
+    tripped = rule.of(State(), Happened(1, 0, e.BreakerTripped(NODE, "60 of 100 workers fell at once", 2000)))
+    assert tripped is not None
+    assert (tripped.event, tripped.values["reason"]) == ("node_degraded", "60 of 100 workers fell at once")
+    reset = rule.of(State(), Happened(2, 5000, e.BreakerReset(NODE)))
+    assert reset is not None
+    assert (reset.event, reset.values["downtime_seconds"]) == ("node_recovered", 5)
 
 
 def test_an_agent_that_was_removed_is_forgotten() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestra import settings as s
 from orchestra.errors import SettingsInvalid
-from orchestra.settings_schema import Section
+from orchestra.settings_schema import Node, Section
 
 PUBLISHED = """\
 orchestra:
@@ -46,7 +45,7 @@ def test_nothing_said_is_the_defaults(text: str | None) -> None:
 
 def test_the_published_file_is_read_field_for_field() -> None:
     loaded = s.load(PUBLISHED, "o.yaml", {}, {})
-    assert msgspec.structs.asdict(loaded.nodes["majin"]) == {"host": "majin", "ssh_user": "ubuntu", "max_agents": 100}
+    assert loaded.nodes["majin"] == Node(host="majin", ssh_user="ubuntu", max_agents=100)
     assert loaded.api.retry.backoff_multiplier == 2
     assert loaded.origin("api.rate_limits.rpm") == "o.yaml:9"
 

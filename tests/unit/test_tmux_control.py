@@ -245,6 +245,11 @@ class ForgingTransport:
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_ms: int) -> Completed:
         return Completed(0, b"", b"")
 
+    def interactive(self, argv: Sequence[str]) -> tuple[str, ...]:
+        return tuple(argv)
+
+    async def close(self) -> None: ...
+
 
 async def test_a_pane_that_forges_answers_is_not_believed() -> None:
     async with TmuxServer(ForgingTransport(), "/tmp/s", "/tmp/c") as server:

@@ -16,6 +16,8 @@ ATTEMPT_DIR: Final = "@attempt/"
 """Prefix of an argument or environment value that names a file in the attempt's folder; the node puts the real path there."""
 STAGE_DIR: Final = "@stage/"
 """The same for a file that was pushed to the node with the worker."""
+SPACE_DIR: Final = "@space/"
+"""Prefix of a working folder that the node makes for tasks with the same workspace."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -102,6 +104,8 @@ class Adapter(Protocol):
     kind: str
     programs: tuple[str, ...]
     """Programs that have to be on the node's PATH."""
+    memory_bytes: int
+    """Memory an attempt is expected to need before any was measured."""
 
     def launch(self, spec: TaskSpec, context: Context) -> Launch:
         """Returns the process for one attempt.

@@ -29,6 +29,8 @@ def imposed(end: Exit) -> Verdict | None:
             return Verdict(OutcomeKind.MEMORY, f"passed its memory limit at {end.rss_bytes_max // 2**20} MB")
         case "stopped":
             return Verdict(OutcomeKind.STOPPED, "stopped")
+        case "fenced":
+            return Verdict(OutcomeKind.STOPPED, "ended by its node, which had not heard of the coordinator for too long")
         case "spawn":
             said = end.tail[-1] if end.tail else "no reason given"
             passing = _PASSING.search(said) is not None

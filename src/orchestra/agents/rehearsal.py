@@ -235,6 +235,7 @@ class Rehearsal:
 
     kind = "rehearsal"
     programs: tuple[str, ...] = ("python3",)
+    memory_bytes: int = 16 << 20
 
     def launch(self, spec: TaskSpec, context: Context) -> Launch:
         """Returns the CLI with scenario and prompt as files. The same attempt of the same task always gets the same seed."""

@@ -86,6 +86,7 @@ class Shell:
 
     kind = "shell"
     programs: tuple[str, ...] = ("sh",)
+    memory_bytes: int = 16 << 20
 
     def launch(self, spec: TaskSpec, context: Context) -> Launch:
         """Returns the process: the interpreter with the payload's file. The two variables it adds win over the task's own."""

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from orchestra.agents.registry import adapters
-from orchestra.bootstrap.wiring import ledger_options
+from orchestra.bootstrap.wiring import ledger_options, node_specs
 from orchestra.clocks.system import SystemClock
 from orchestra.codec.events import decode
 from orchestra.errors import NotFound, OrchestraError
@@ -42,6 +42,8 @@ def doctor(root: Path, settings: Settings) -> tuple[HealthCheck, ...]:
     ]
     checks += [_attempt("file system", lambda: _file_system(place.path)), _disk(place.path), _files()]
     checks += [_attempt("private folder for sockets", lambda: str(place.runtime_folder()))]
+    if any(spec.remote for spec in node_specs(settings)):
+        checks.append(_ssh_program())
     checks += [_kind(name, adapter.programs) for name, adapter in adapters().items()]
     if (place.ledger / "ledger.db").exists():
         checks.append(_attempt("ledger", lambda: _ledger(place)))
@@ -102,6 +104,12 @@ def _disk(path: Path) -> HealthCheck:
 def _files() -> HealthCheck:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return HealthCheck("open files", soft >= 512, f"limit {soft}", "" if soft >= 512 else "ulimit -n 4096")
+
+
+def _ssh_program() -> HealthCheck:
+    path = shutil.which("ssh")
+    remedy = "install openssh-client: windows on other machines are shown with it (`orchestra agent attach`); all else works without"
+    return HealthCheck("ssh program", path is not None, path or "not found on PATH", "" if path else remedy)
 
 
 def _kind(name: str, programs: tuple[str, ...]) -> HealthCheck:

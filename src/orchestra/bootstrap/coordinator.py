@@ -18,9 +18,13 @@ from orchestra import __version__
 from orchestra.agents.registry import adapter_for
 from orchestra.app import App, Workbench
 from orchestra.bootstrap.logs import start_logging, stop_logging
+from orchestra.bootstrap.provisioning import provisioner
 from orchestra.bootstrap.wiring import (
+    admission_options,
     app_options,
+    attempt_place,
     driver_options,
+    fallback_options,
     ledger_options,
     make_node,
     milliseconds,
@@ -45,8 +49,9 @@ from orchestra.engine.orders import OrderMaker
 from orchestra.engine.services import Service, ServiceGroup
 from orchestra.engine.translate import Translator
 from orchestra.errors import OrchestraError
+from orchestra.fallback import LocalFallback
 from orchestra.files import write_atomically
-from orchestra.ids import NodeId
+from orchestra.ids import AttemptId, NodeId
 from orchestra.keeper import Keeper
 from orchestra.ledger import Ledger
 from orchestra.ledgers.care import backup
@@ -56,6 +61,7 @@ from orchestra.projector import Projector
 from orchestra.reporting.html import render_html
 from orchestra.reporting.markdown import render_markdown
 from orchestra.root import Root
+from orchestra.scheduling.admission import Load
 from orchestra.settings import Settings
 from orchestra.viewing import Lens
 from orchestra.views import ReportData
@@ -64,7 +70,7 @@ log = logging.getLogger(__name__)
 
 TICK_MS = 100
 """How late a retry or a deadline may be noticed."""
-FACTS_MS = 10_000
+FACTS_MS = 5_000
 """How often a node's load is asked for."""
 
 
@@ -87,6 +93,7 @@ class Coordinator:
             LedgerLocked: Another coordinator has this root.
             LedgerDamaged: The ledger needs care first.
         """
+        limits = policy(self._settings)
         self.root.prepare()
         self._log_handler = start_logging(self.root.logs)
         try:
@@ -96,7 +103,8 @@ class Coordinator:
             raise
         term = self._ledger.claim_term()  # before the fold: from here on nobody else appends what this one would not have seen
         started = time.monotonic()
-        kernel = restore_kernel(self._ledger, policy(self._settings))
+        kernel = restore_kernel(self._ledger, limits)
+        kernel.admission = admission_options(self._settings)
         log.info("ledger-folded", extra={"events": kernel.state.seq, "ms": int((time.monotonic() - started) * 1000)})
         self.loop = Loop(
             kernel,
@@ -140,6 +148,10 @@ class Coordinator:
                 Service("facts", self._ask_facts),
             ]
         )
+        fallback = fallback_options(self._settings)
+        if fallback.agents:
+            keeper = LocalFallback(self.loop, self._clock, self._add_driver, self._remove_driver, fallback)
+            self._services.add(Service("local-fallback", keeper.run))
 
     def _bench(self) -> Workbench:
         return Workbench(
@@ -148,6 +160,8 @@ class Coordinator:
             find_adapter=adapter_for,
             drivers=self._drivers,
             add_driver=self._add_driver,
+            remove_driver=self._remove_driver,
+            provision=provisioner(self._settings),
             write_report=lambda data: write_report(self.root, data),
             backup=self._backup,
         )
@@ -157,26 +171,52 @@ class Coordinator:
         return Lens(
             now_ms=self.loop.now_ms(),
             board=self._board,
-            attempt_folder=self.root.attempt_folder,
+            attempt_folder=self._attempt_place,
             result_folder=lambda task: str(self.root.results_of(task)),
             rpm_limit=limits.rpm,
             tpm_limit=limits.tpm,
             ledger_trouble=self.loop.ledger_trouble,
+            gate=self.loop.kernel.gate(self.loop.now_ms()),
         )
+
+    def _attempt_place(self, node: NodeId, attempt: AttemptId) -> str:
+        known = self.loop.state.nodes.get(node)
+        return attempt_place(None if known is None else known.spec, self.root, attempt)
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
     def _add_driver(self, spec: NodeSpec) -> NodeDriver:
+        """Begins to run a node. One that is run already goes on: a driver keeps its connection for life."""
+        if spec.id in self._drivers:
+            return self._drivers[spec.id]
         tools = Tools(self.loop, self._clock, self._translator, self._board, self._orders)
         node = make_node(spec, self.root, self._settings)
         driver = self._drivers[spec.id] = NodeDriver(node, tools, driver_options(self._settings))
         self._services.add(Service(f"node-{spec.id}", driver.run))
         return driver
 
+    async def _remove_driver(self, node: NodeId) -> None:
+        """Stops running a node. What of ours still runs on it is ended, if it can be reached."""
+        driver = self._drivers.pop(node, None)
+        if driver is None:
+            return
+        if driver.connected:
+            try:
+                await driver.node.close_all()
+            except OrchestraError as error:
+                log.warning("windows-not-closed", extra={"node": node, "reason": str(error)})
+        await self._services.remove(f"node-{node}")
+        try:
+            await driver.node.stop()
+        except OrchestraError as error:
+            log.info("node-not-released", extra={"node": node, "reason": str(error)})
+        self.loop.kernel.loads.pop(node, None)
+        self.root.forget_runtime(node)
+
     def _reconnect_known_nodes(self, state: State) -> None:
         if state.lifecycle not in (Lifecycle.UNINITIALIZED, Lifecycle.TERMINATED, Lifecycle.FAILED):
             for node in state.nodes.values():
-                if state.agents_on(node.spec.id):
+                if state.agents_on(node.spec.id) or (node.spec.remote and not node.draining):
                     self._add_driver(node.spec)
 
     def _dispatch(self, effects: Sequence[Effect]) -> None:
@@ -199,16 +239,18 @@ class Coordinator:
         """The orchestra has ended: results written, windows closed, files current."""
         try:
             await self._keeper.wait_written()
-            for driver in self._drivers.values():
-                try:
-                    await driver.node.close_all()
-                except OrchestraError as error:
-                    log.warning("windows-not-closed", extra={"node": driver.node.id, "reason": str(error)})
-                self.root.forget_runtime(driver.node.id)
+            await asyncio.gather(*(self._close_windows(driver) for driver in self._drivers.values()))
             await self._projector.write()
             self._parent_events.flush()
         finally:
             self._ended.set()
+
+    async def _close_windows(self, driver: NodeDriver) -> None:
+        try:
+            await driver.node.close_all()
+        except OrchestraError as error:
+            log.warning("windows-not-closed", extra={"node": driver.node.id, "reason": str(error)})
+        self.root.forget_runtime(driver.node.id)
 
     # --- in the background -------------------------------------------------------------------------------------------
 
@@ -219,13 +261,18 @@ class Coordinator:
 
     async def _ask_facts(self) -> None:
         while True:
+            await asyncio.gather(*(self._ask_node(driver) for driver in list(self._drivers.values()) if driver.connected))
             await self._clock.sleep_ms(FACTS_MS)
-            for driver in list(self._drivers.values()):
-                if driver.connected:
-                    try:
-                        driver.facts = await driver.node.facts()
-                    except OrchestraError as error:
-                        log.info("no-facts", extra={"node": driver.node.id, "reason": str(error)})
+
+    async def _ask_node(self, driver: NodeDriver) -> None:
+        try:
+            facts = driver.facts = await driver.node.facts()
+        except OrchestraError as error:
+            log.info("no-facts", extra={"node": driver.node.id, "reason": str(error)})
+            return
+        self.loop.kernel.loads[driver.node.id] = Load(
+            self.loop.now_ms(), facts.cpus, facts.load_1m, facts.memory_bytes, facts.memory_available_bytes, facts.disk_free_bytes
+        )
 
     def _facts_now(self) -> dict[str, NodeFacts | None]:
         return {node: driver.facts for node, driver in self._drivers.items()}

@@ -39,8 +39,6 @@ STEADY_S: Final = 300.0
 """A coordinator that ran for so long is no longer the one that fails at once: it is started again as after the first failure."""
 FINAL_CODES: Final = (0, 2, 65, 75, 130, 143)
 """Exit codes after which a coordinator is not started again: it ended as asked, or would fail the same way."""
-AGENTS_BACK_S: Final = 20.0
-"""Longest that `up` waits for the first agent of an orchestra that was running already when its machine or its agents died."""
 STOP_TIMEOUT_S: Final = 300
 CONTROL_SOCKET: Final = "control.sock"
 LEFTOVERS_S: Final = 10.0
@@ -132,27 +130,35 @@ async def host(root: Path, settings: Settings) -> AsyncIterator[Hosted]:
         await coordinator.stop()
 
 
-async def serve(root: Path, settings: Settings, agents: int | None) -> int:
-    """Serves until the orchestra has terminated. `agents` None: waits for an `init` from outside. Returns the exit code."""
+async def serve(root: Path, settings: Settings, init: InitParams | None) -> int:
+    """Serves until the orchestra has terminated. `init` None: waits for one from outside. Returns the exit code.
+
+    Raises:
+        OrchestraError: It could not be set up as asked.
+    """
     async with host(root, settings) as hosted:
         signals = asyncio.create_task(_obey_signals(hosted.use_cases))
+        ended = asyncio.create_task(_init_and_wait(hosted, init))
         try:
-            if agents is not None:
-                await _init_unless_up(hosted.use_cases, agents)
-            await hosted.wait_ended()
+            await asyncio.wait((signals, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                ended.result()
         finally:
             signals.cancel()
-            await asyncio.gather(signals, return_exceptions=True)
+            ended.cancel()
+            await asyncio.gather(signals, ended, return_exceptions=True)
     return 0
 
 
-async def _init_unless_up(use_cases: UseCases, agents: int) -> None:
-    with contextlib.suppress(IllegalMove):
-        await use_cases.init(InitParams(agent_count=agents))
+async def _init_and_wait(hosted: Hosted, init: InitParams | None) -> None:
+    if init is not None:
+        with contextlib.suppress(IllegalMove):  # it was up when its coordinator ended, and goes on
+            await hosted.use_cases.init(init)
+    await hosted.wait_ended()
 
 
 async def _obey_signals(use_cases: UseCases) -> None:
-    """SIGTERM and the first SIGINT let running tasks finish; the second SIGINT stops them."""
+    """SIGTERM and the first SIGINT let running tasks finish; the second SIGINT stops them. Returns at one when there is nothing to end."""
     loop = asyncio.get_running_loop()
     wanted: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -163,16 +169,20 @@ async def _obey_signals(use_cases: UseCases) -> None:
         while True:
             await wanted.get()
             seen += 1
-            with contextlib.suppress(OrchestraError):
+            try:
                 await use_cases.shutdown(ShutdownParams(graceful=seen == 1, drain_tasks=False, timeout_seconds=STOP_TIMEOUT_S))
+            except IllegalMove:
+                return
+            except OrchestraError:
+                continue
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
 
-def serve_forever(root: Path, settings: Settings, agents: int | None) -> int:
+def serve_forever(root: Path, settings: Settings, init: InitParams | None) -> int:
     """Serves in this process; see `serve`."""
-    return asyncio.run(serve(root, settings, agents))
+    return asyncio.run(serve(root, settings, init))
 
 
 def supervise(argv: Sequence[str]) -> int:
@@ -215,8 +225,8 @@ def _close_own_window() -> None:
         subprocess.run(["tmux", "-S", server, "kill-session", "-t", f"={WINDOW_SESSION}"], timeout=10, check=False, capture_output=True)
 
 
-async def start_in_window(root: Path, settings: Settings, agents: int | None) -> None:
-    """Starts a supervised coordinator in its own tmux window and waits until it answers.
+async def start_in_window(root: Path, settings: Settings) -> None:
+    """Starts a supervised coordinator in its own tmux window and waits until it answers. Agents come with an `init` from outside.
 
     Raises:
         NodeFailed: tmux could not start it, or it ended at once; the message has its last words.
@@ -231,8 +241,6 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
             )
     tmux = ["tmux", "-S", str(place.runtime_folder() / CONTROL_SOCKET), "-f", "/dev/null"]
     argv = [sys.executable, "-m", "orchestra", "--root", str(place.path), "coordinator", "--supervise"]
-    if agents is not None:
-        argv += ["--agents", str(agents)]
     for row in rows(settings):
         if row.origin.startswith("flag"):
             argv += ["--set", f"{row.path}={row.value}"]
@@ -258,7 +266,7 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
     )
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            await _wait_answers(root, tmux, agents is not None)
+            await _wait_answers(root, tmux)
     except TimeoutError as exc:
         await end_window(root)
         raise NodeFailed(f"the coordinator did not answer within {START_TIMEOUT_S:.0f} s", hint=f"look into {place.logs}") from exc
@@ -267,11 +275,11 @@ async def start_in_window(root: Path, settings: Settings, agents: int | None) ->
         raise
 
 
-async def _wait_answers(root: Path, tmux: Sequence[str], initialising: bool) -> None:
+async def _wait_answers(root: Path, tmux: Sequence[str]) -> None:
     while True:
         with contextlib.suppress(CoordinatorUnreachable):
             async with reach(root) as use_cases:
-                await _wait_settled(use_cases, initialising)
+                await use_cases.status(StatusParams())
                 return
         dead = await _tmux(tmux, "display-message", "-p", "-t", f"={WINDOW_SESSION}:", "#{pane_dead}", may_fail=True)
         if dead.strip() != "0":
@@ -291,6 +299,27 @@ async def end_window(root: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGTERM)
     await _tmux(tmux, "kill-session", "-t", f"={WINDOW_SESSION}", may_fail=True)
+
+
+async def abandon(root: Path) -> None:
+    """Ends a coordinator in its window that was started for something that came to nothing, and what it has started. Waits for its end."""
+    tmux = ["tmux", "-S", str(Root(root).runtime_folder() / CONTROL_SOCKET), "-f", "/dev/null"]
+    supervisor = await _tmux(tmux, "display-message", "-p", "-t", f"={WINDOW_SESSION}:", "#{pane_pid}", may_fail=True)
+    with contextlib.suppress(CoordinatorUnreachable, IllegalMove):
+        async with reach(root) as use_cases:
+            await use_cases.shutdown(ShutdownParams(graceful=False, drain_tasks=False, timeout_seconds=LEFTOVERS_S))
+            await _wait_gone(supervisor.strip(), LEFTOVERS_S * 2)
+    await end_window(root)
+    await _wait_gone(supervisor.strip(), WINDOW_GONE_S)
+
+
+async def _wait_gone(pid: str, seconds: float) -> None:
+    """Waits until a process has ended, for so long at most."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while pid.isdigit() and asyncio.get_running_loop().time() < deadline:
+            os.kill(int(pid), 0)
+            await asyncio.sleep(0.02)
 
 
 async def end_leftovers(root: Path, settings: Settings) -> bool:
@@ -320,19 +349,6 @@ async def wait_window_gone(root: Path) -> None:
         if (await _tmux(tmux, "display-message", "-p", "-t", f"={WINDOW_SESSION}:", "#{pane_dead}", may_fail=True)).strip() != "0":
             return
         await asyncio.sleep(0.02)
-
-
-async def _wait_settled(use_cases: UseCases, initialising: bool) -> None:
-    """With agents asked for, `up` is done when they are up, or have failed to come up."""
-    deadline = asyncio.get_running_loop().time() + AGENTS_BACK_S
-    while initialising:
-        status = await use_cases.status(StatusParams())
-        agents_back = status.agents.running == status.agents.total or not status.agents.total or status.status == Lifecycle.FAILED.value
-        if status.status not in (Lifecycle.UNINITIALIZED.value, Lifecycle.INITIALIZING.value, Lifecycle.TERMINATED.value) and (
-            agents_back or asyncio.get_running_loop().time() > deadline
-        ):
-            return
-        await asyncio.sleep(0.05)
 
 
 async def _tmux(command: Sequence[str], *arguments: str, may_fail: bool = False) -> str:

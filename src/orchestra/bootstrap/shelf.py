@@ -61,6 +61,8 @@ def open_shelf(root: Root, settings: Settings) -> UseCases | None:
         find_adapter=adapter_for,
         drivers=cast("dict[NodeId, NodeDriver]", drivers),
         add_driver=_refuse,
+        remove_driver=_refuse,
+        provision=None,
         write_report=lambda data: write_report(root, data),
         backup=_refuse,
     )

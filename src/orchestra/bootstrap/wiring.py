@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
+import socket
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orchestra import __version__
+from orchestra.agents.registry import adapters
 from orchestra.app import AppOptions
 from orchestra.core import commands as c
 from orchestra.core.model import Limits, NodeSpec, TaskDefaults
@@ -14,17 +18,29 @@ from orchestra.edges.filerpc.service import FileRpcOptions
 from orchestra.engine.driver import DriverOptions
 from orchestra.engine.orders import OrderOptions
 from orchestra.errors import SettingsInvalid
-from orchestra.ids import NodeId
+from orchestra.fallback import FallbackOptions
+from orchestra.ids import AttemptId, NodeId
 from orchestra.ledgers.sqlite import SqliteOptions
 from orchestra.node import Node
 from orchestra.nodes.tmux import TmuxOptions
 from orchestra.nodes.tmux_node import NodeOptions, TmuxNode
-from orchestra.nodes.transport import LocalTransport
+from orchestra.nodes.transport import LocalTransport, Transport
 from orchestra.root import Root
+from orchestra.scheduling.admission import AdmissionOptions
 from orchestra.settings import Settings
+
+if TYPE_CHECKING:
+    from orchestra.nodes.ssh import SshOptions, SshTarget
 
 LOCAL: Final = NodeId("local")
 LOCAL_HOSTS: Final = ("", "local", "localhost", "127.0.0.1", "::1")
+PROGRAMS: Final = tuple(
+    sorted(
+        {program for adapter in adapters().values() for program in adapter.programs}
+        | {"git", "node", "npm", "python3", "uv", "cargo", "go", "java", "make", "gcc", "pytest", "docker", "rsync", "jq", "curl", "bwrap"}
+    )
+)
+"""Programs that nodes are asked for, so that tasks can name them under `programs`."""
 LOCAL_AGENTS_MAX: Final = 250
 """The largest fleet the scaling rules know; what the machine really carries is the user's choice of `agents.count`."""
 
@@ -37,12 +53,20 @@ def milliseconds(seconds: float) -> int:
 def policy(settings: Settings) -> c.Policy:
     """Returns the core's limits."""
     limits = settings.limits
+    if settings.recovery.fence_seconds >= limits.unknown_grace_seconds:
+        raise SettingsInvalid(
+            f"recovery.fence_seconds is {settings.recovery.fence_seconds:g} and limits.unknown_grace_seconds is {limits.unknown_grace_seconds:g}",
+            field="recovery.fence_seconds",
+            hint="a machine must stop its work before that work is given to another: make the fence shorter than the grace",
+        )
     return c.Policy(
         losses_max=limits.losses_max,
         falls_max=settings.recovery.max_recovery_attempts if settings.recovery.auto_recovery_enabled else 0,
         unknown_grace_ms=milliseconds(limits.unknown_grace_seconds),
         init_timeout_ms=milliseconds(limits.init_timeout_seconds),
         tasks_max=limits.tasks,
+        strikes_max=settings.recovery.escalation_threshold,
+        reserve=settings.agents.reserve,
     )
 
 
@@ -68,12 +92,16 @@ def order_options(settings: Settings) -> OrderOptions:
         marker_prefix=settings.marker.prefix,
         marker_suffix=settings.marker.suffix,
         limits=Limits(memory_bytes=settings.limits.agent_memory_mb << 20),
+        fence=settings.recovery.fence_seconds > 0,
     )
 
 
 def driver_options(settings: Settings) -> DriverOptions:
     """Returns what node drivers work with."""
-    return DriverOptions(sweep_ms=milliseconds(settings.monitoring.health_check_interval))
+    return DriverOptions(
+        sweep_ms=milliseconds(settings.monitoring.health_check_interval),
+        fence_ms=milliseconds(settings.recovery.fence_seconds),
+    )
 
 
 def rpc_options(settings: Settings) -> FileRpcOptions:
@@ -82,21 +110,101 @@ def rpc_options(settings: Settings) -> FileRpcOptions:
 
 
 def node_specs(settings: Settings) -> tuple[NodeSpec, ...]:
-    """Returns the configured nodes, or this machine alone if none is.
+    """Returns the configured nodes, or this machine alone if none is."""
+    specs = [
+        NodeSpec(
+            NodeId(name),
+            host="" if node.host in LOCAL_HOSTS and not (node.port or node.ssh_user) else node.host,
+            ssh_user=node.ssh_user,
+            max_agents=node.max_agents,
+            port=node.port,
+            zone=node.zone,
+            weight=node.weight,
+            tags=node.tags,
+            agent_memory_bytes=node.agent_memory_mb << 20,
+            folder=node.folder,
+        )
+        for name, node in settings.nodes.items()
+    ]
+    return tuple(specs) or (NodeSpec(LOCAL, max_agents=LOCAL_AGENTS_MAX),)
+
+
+def ssh_target(spec: NodeSpec) -> SshTarget:
+    """Returns where a node is reached."""
+    from orchestra.nodes.ssh import SshTarget  # here and below: loading SSH takes an eighth of a second, for which a local fleet has no use
+
+    return SshTarget(spec.host, spec.ssh_user, spec.port, spec.id)
+
+
+def ssh_options(settings: Settings) -> SshOptions:
+    """Returns how nodes are reached."""
+    from orchestra.nodes.ssh import SshOptions
+
+    ssh = settings.ssh
+    return SshOptions(
+        config_file=ssh.config_file,
+        connect_timeout_ms=milliseconds(ssh.connect_timeout_seconds),
+        keepalive_ms=milliseconds(ssh.keepalive_seconds),
+        passphrase_command=words(ssh.passphrase_command, "ssh.passphrase_command"),
+    )
+
+
+def words(command: str, field: str) -> tuple[str, ...]:
+    """Returns a program and its arguments, written as on a command line; no shell sees them.
 
     Raises:
-        SettingsInvalid: A node is on another machine.
+        SettingsInvalid: A quote is not closed.
     """
-    specs: list[NodeSpec] = []
-    for name, node in settings.nodes.items():
-        if node.host not in LOCAL_HOSTS:
-            raise SettingsInvalid(
-                f"node {name!r} is on another machine ({node.host}); this version drives nodes on this machine only",
-                field=f"nodes.{name}.host",
-                hint="leave `nodes` out to use this machine",
-            )
-        specs.append(NodeSpec(NodeId(name), max_agents=node.max_agents))
-    return tuple(specs) or (NodeSpec(LOCAL, max_agents=LOCAL_AGENTS_MAX),)
+    try:
+        return tuple(shlex.split(command))
+    except ValueError as problem:
+        raise SettingsInvalid(f"{command!r} cannot be read as a program and its arguments: {problem}", field=field) from problem
+
+
+def make_transport(spec: NodeSpec, settings: Settings) -> Transport:
+    """Returns what starts programs on a node."""
+    if not spec.remote:
+        return LocalTransport()
+    from orchestra.nodes.ssh import SshTransport
+
+    return SshTransport(ssh_target(spec), ssh_options(settings))
+
+
+def node_folder(spec: NodeSpec, root: Root) -> str:
+    """Returns where a node's things are; on another machine a place that no other orchestra uses, not even one with the same root elsewhere."""
+    if spec.folder:
+        return spec.folder
+    return f"~/.local/state/orchestra/{remote_key(root)}/{spec.id}" if spec.remote else str(root.nodes / spec.id)
+
+
+def remote_key(root: Root) -> str:
+    """Returns what tells this orchestra from others on a machine that several use."""
+    return hashlib.sha256(f"{socket.gethostname()}:{root.key}".encode()).hexdigest()[:12]
+
+
+def attempt_place(spec: NodeSpec | None, root: Root, attempt: AttemptId) -> str:
+    """Returns where an attempt's files are, for people."""
+    if spec is None or not spec.remote:
+        return root.attempt_folder(NodeId("") if spec is None else spec.id, attempt)
+    return f"{spec.host}:{node_folder(spec, root)}/attempts/{attempt.task}/{attempt.number}"
+
+
+def admission_options(settings: Settings) -> AdmissionOptions:
+    """Returns how much nodes are asked to carry."""
+    admission = settings.admission
+    return AdmissionOptions(
+        memory_reserve_percent=admission.memory_reserve_percent,
+        load_per_cpu_max=admission.load_per_cpu_max,
+        disk_free_bytes_min=admission.disk_free_mb_min << 20,
+        footprints={name: adapter.memory_bytes for name, adapter in adapters().items()},
+        zone_running_max=admission.zone_running_max,
+    )
+
+
+def fallback_options(settings: Settings) -> FallbackOptions:
+    """Returns what happens when every other machine is lost."""
+    fallback = settings.fallback
+    return FallbackOptions(fallback.local_agents, milliseconds(fallback.after_seconds), settings.agents.kind)
 
 
 def task_defaults(settings: Settings) -> TaskDefaults:
@@ -128,10 +236,11 @@ def make_node(spec: NodeSpec, root: Root, settings: Settings) -> Node:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     prefix = f"{settings.tmux.session_prefix}-{spec.id}-"
     options = NodeOptions(
-        folder=str(root.nodes / spec.id),
-        runtime=str(root.runtime_folder() / spec.id),
+        folder=node_folder(spec, root),
+        runtime=f"/tmp/orchestra-{{uid}}-{remote_key(root)}/{spec.id}" if spec.remote else str(root.runtime_folder() / spec.id),
         session=prefix + stamp,
         session_prefix=prefix,
         tmux=TmuxOptions(history_lines=settings.tmux.history_lines, command_timeout_ms=milliseconds(settings.tmux.command_timeout_seconds)),
+        programs=PROGRAMS,
     )
-    return TmuxNode(spec.id, LocalTransport(), options)
+    return TmuxNode(spec.id, make_transport(spec, settings), options)

@@ -76,6 +76,31 @@ class Scale(Command, frozen=True):
     additions: tuple[AgentSpec, ...] = ()
 
 
+class AddNode(Command, frozen=True):
+    """Take a machine into the fleet, or change what is known of one."""
+
+    node: NodeSpec
+
+
+class DrainNode(Command, frozen=True):
+    """Let the node's agents finish and leave, and put nothing new there."""
+
+    node: NodeId
+
+
+class ResumeNode(Command, frozen=True):
+    """Use a drained node again."""
+
+    node: NodeId
+
+
+class RemoveNode(Command, frozen=True):
+    """Forget a node. `force` gives up what is still on it, if it is out of sight."""
+
+    node: NodeId
+    force: bool = False
+
+
 class RestartAgent(Command, frozen=True):
     """Give the slot a new worker. An attempt in hand is stopped and queued again."""
 
@@ -110,11 +135,19 @@ class NodeUp(Command, frozen=True):
     node: NodeId
     boot: str
     session: str
+    programs: tuple[str, ...] = ()
 
 
 class NodeDown(Command, frozen=True):
     node: NodeId
     reason: str
+
+
+class NodeTroubled(Command, frozen=True):
+    """The node could not do what every node can, for a reason of its own (its disk is full)."""
+
+    node: NodeId
+    cause: str
 
 
 class JournalAt(Command, frozen=True):
@@ -127,6 +160,8 @@ class JournalAt(Command, frozen=True):
 class WorkerSeen(Command, frozen=True):
     agent: AgentId
     worker: Worker
+    fallen: Worker | None = None
+    """The last worker of the slot whose fall was known when this was seen."""
 
 
 class WorkerFell(Command, frozen=True):
@@ -135,6 +170,21 @@ class WorkerFell(Command, frozen=True):
     agent: AgentId
     worker: Worker | None
     reason: str
+
+
+class BeatMissed(Command, frozen=True):
+    """The worker lives, and nothing is heard of it."""
+
+    agent: AgentId
+    worker: Worker | None
+    reason: str
+
+
+class BeatBack(Command, frozen=True):
+    """The worker is heard again."""
+
+    agent: AgentId
+    worker: Worker | None
 
 
 class AgentClosed(Command, frozen=True):
@@ -181,3 +231,22 @@ class Policy(msgspec.Struct, frozen=True):
     init_timeout_ms: int = 60_000
     tasks_max: int = 200_000
     lost_retry_ms: int = 0
+    strikes_max: int = 3
+    """Looks at a silent worker before it is asked to leave."""
+    probe_ms: int = 2_000
+    """Between two looks."""
+    graceful_ms: int = 5_000
+    """How long a silent worker that was asked to leave, and then one that was killed, may take to be gone."""
+    start_timeout_ms: int = 60_000
+    """How long a worker may take to come up."""
+    outage_agents_min: int = 5
+    """Fewer agents than these do not make an outage."""
+    outage_window_ms: int = 5_000
+    futile_starts_max: int = 10
+    """Workers that fell in a row on one node before any came up."""
+    breaker_first_ms: int = 1_000
+    breaker_max_ms: int = 60_000
+    reserve: int = 0
+    """Slots that may be added in the place of suspended ones."""
+    scale_step: int = 10
+    """Slots that a gradual scaling starts at a time."""

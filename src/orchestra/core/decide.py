@@ -16,7 +16,17 @@ from typing import Any, Final
 from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core import transitions as t
-from orchestra.core.fleet import check_fits, check_room, fleet_changes
+from orchestra.core.fleet import (
+    add_node,
+    check_fits,
+    drain_node,
+    fleet_changes,
+    remove_node,
+    resume_node,
+    scale,
+    scale_on,
+    suits,
+)
 from orchestra.core.graph import topological_order
 from orchestra.core.model import (
     AgentStatus,
@@ -28,17 +38,37 @@ from orchestra.core.model import (
     TaskSpec,
     TaskStatus,
 )
+from orchestra.core.recovery import (
+    UP,
+    after_agent_cleared,
+    after_agent_lost,
+    after_agent_suspected,
+    after_agent_suspended,
+    after_attempt_started,
+    agent_closed,
+    beat_back,
+    beat_missed,
+    lose_attempt,
+    node_down,
+    node_troubled,
+    node_up,
+    overdue,
+    reset_by_agent,
+    worker_fell,
+    worker_seen,
+)
 from orchestra.core.state import AttemptState, State, TaskState, better
 from orchestra.errors import DuplicateId, IllegalMove, InvariantBroken, PlanInvalid, Refused
-from orchestra.ids import AgentId, NodeId, TaskId
+from orchestra.ids import AgentId, TaskId
 
 Events = list[e.Event]
 ACCEPTING: Final = (Lifecycle.READY, Lifecycle.RUNNING, Lifecycle.SCALING)
-UP: Final = (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.DRAINING)
+SETTLED: Final = (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.ERROR, AgentStatus.SUSPECT)
+"""Slots that a start or a scaling does not wait for."""
 
 
-def decide(state: State, command: c.Command, now_ms: int, policy: c.Policy) -> Events:
-    """Returns the events that answer the command; empty if nothing changes.
+def decide(state: State, command: c.Command, now_ms: int, policy: c.Policy) -> Iterable[e.Event]:
+    """Returns the events that answer the command, to be folded as they are taken; empty if nothing changes.
 
     Raises:
         Refused: A request that is not possible now; nothing has changed.
@@ -68,7 +98,8 @@ def _init(s: State, cmd: c.Init, now: int, policy: c.Policy) -> Events:
     _require(s, e.InitStarted, "initialise")
     check_fits(cmd.nodes, cmd.agents)
     nodes: Events = [e.NodeAdded(node) for node in cmd.nodes]
-    return [e.InitStarted(cmd.name, cmd.phase), *nodes, *fleet_changes(s, cmd.agents)]
+    used_again: Events = [e.NodeResumed(node.id) for node in cmd.nodes if node.id in s.nodes and s.nodes[node.id].draining]
+    return [e.InitStarted(cmd.name, cmd.phase), *nodes, *used_again, *fleet_changes(s, cmd.agents)]
 
 
 def _require(s: State, event: type[e.Event], verb: str) -> None:
@@ -85,17 +116,7 @@ def _require(s: State, event: type[e.Event], verb: str) -> None:
 
 def _scale(s: State, cmd: c.Scale, now: int, policy: c.Policy) -> Events:
     _require(s, e.ScaleStarted, "scale")
-    staying = [agent for agent in s.agents.values() if agent.status is not AgentStatus.DRAINING]
-    events: Events = [e.ScaleStarted(cmd.target, cmd.strategy)]
-    if cmd.target >= len(staying):
-        for index, agent in enumerate(cmd.additions):
-            if agent.id in s.agents:
-                raise DuplicateId(f"there is an agent #{agent.id} already", field=f"additions[{index}]")
-        check_room(s, cmd.additions)
-        return [*events, *(e.AgentAdded(agent) for agent in cmd.additions)]
-    # The idle and the youngest go first, so that no work is touched and the numbers stay dense.
-    leaving = sorted(staying, key=lambda agent: (agent.task is not None, -agent.id))[: len(staying) - cmd.target]
-    return [*events, *(e.AgentDraining(agent.id) for agent in leaving)]
+    return scale(s, cmd)
 
 
 def _restart_agent(s: State, cmd: c.RestartAgent, now: int, policy: c.Policy) -> Events:
@@ -152,21 +173,21 @@ def _submit(s: State, cmd: c.Submit, now: int, policy: c.Policy) -> Events:
 
 def _check_runnable(s: State, spec: TaskSpec) -> None:
     staying = [agent for agent in s.agents.values() if agent.status is not AgentStatus.DRAINING]
-    able = sum(suits(agent.spec.kind, agent.spec.node, spec) for agent in staying)
+    able = sum(suits(s, agent.spec, spec) for agent in staying)
     if able < spec.replicas:
         kinds = ", ".join(dict.fromkeys(agent.spec.kind for agent in staying)) or "none"
         raise PlanInvalid(
-            f"task {spec.id!r} wants {spec.replicas} agent(s) of kind {spec.kind!r}"
-            + (f" on node {spec.node!r}" if spec.node else "")
-            + f"; the fleet has {able} (kinds: {kinds})",
+            f"task {spec.id!r} wants {spec.replicas} agent(s) of {wants(spec)}; the fleet has {able} (kinds: {kinds})",
             field="agent",
-            hint="add such agents, or change `agent`, `node` or `target_agents.count`",
+            hint="add such agents or nodes, or change `agent`, `node`, `tags`, `programs` or `target_agents.count`",
         )
 
 
-def suits(kind: str, node: NodeId, spec: TaskSpec) -> bool:
-    """Tells whether a slot of that kind on that node can ever run the task."""
-    return (kind in ("any", spec.kind)) and (spec.node is None or spec.node == node)
+def wants(spec: TaskSpec) -> str:
+    """Returns what a task asks of an agent, in words."""
+    tags = f" with tag {', '.join(spec.tags)}" if spec.tags else ""
+    programs = f" with {', '.join(spec.programs)} installed" if spec.programs else ""
+    return f"kind {spec.kind!r}" + (f" on node {spec.node!r}" if spec.node else "") + tags + programs
 
 
 def _cancel_task(s: State, cmd: c.CancelTask, now: int, policy: c.Policy) -> Events:
@@ -233,7 +254,7 @@ def _assign(s: State, cmd: c.Assign, now: int, policy: c.Policy) -> Events:
         raise IllegalMove(f"task {cmd.task} is {task.status.value}, not queued")
     for agent_id in cmd.agents:
         agent = s.agent(agent_id)
-        if agent.status is not AgentStatus.IDLE or agent.task is not None or not suits(agent.spec.kind, agent.spec.node, task.spec):
+        if agent.status is not AgentStatus.IDLE or agent.task is not None or not suits(s, agent.spec, task.spec):
             raise IllegalMove(f"agent #{agent_id} cannot take {cmd.task}")
     first = len(task.attempts) + 1
     return [e.AttemptAssigned(cmd.task, first + index, agent_id) for index, agent_id in enumerate(cmd.agents)]
@@ -242,74 +263,9 @@ def _assign(s: State, cmd: c.Assign, now: int, policy: c.Policy) -> Events:
 # --- reports ---------------------------------------------------------------------------------------------------------
 
 
-def _node_up(s: State, cmd: c.NodeUp, now: int, policy: c.Policy) -> Events:
-    return [e.NodeConnected(cmd.node, cmd.boot, cmd.session)] if cmd.node in s.nodes else []
-
-
-def _node_down(s: State, cmd: c.NodeDown, now: int, policy: c.Policy) -> Events:
-    node = s.nodes.get(cmd.node)
-    if node is None or node.status is NodeStatus.LOST:
-        return []
-    return [e.NodeLost(cmd.node, cmd.reason)]
-
-
 def _journal_at(s: State, cmd: c.JournalAt, now: int, policy: c.Policy) -> Events:
     node = s.nodes.get(cmd.node)
     return [] if node is None or node.journal_offset == cmd.offset else [e.JournalRead(cmd.node, cmd.offset)]
-
-
-def _worker_seen(s: State, cmd: c.WorkerSeen, now: int, policy: c.Policy) -> Events:
-    agent = s.agents.get(cmd.agent)
-    if agent is None or (agent.worker == cmd.worker and agent.status in UP):
-        return []
-    if s.nodes[agent.spec.node].status is not NodeStatus.READY:
-        return []
-    if agent.worker is not None and agent.worker != cmd.worker and agent.status in (AgentStatus.IDLE, AgentStatus.BUSY):
-        return [e.AgentLost(cmd.agent, "its worker was replaced"), e.AgentReady(cmd.agent, cmd.worker)]
-    return [e.AgentReady(cmd.agent, cmd.worker)]
-
-
-def _worker_fell(s: State, cmd: c.WorkerFell, now: int, policy: c.Policy) -> Events:
-    agent = s.agents.get(cmd.agent)
-    if agent is None or agent.status is AgentStatus.ERROR:
-        return []
-    if cmd.worker is not None and agent.worker is not None and agent.worker != cmd.worker:
-        return []  # an earlier worker of the slot; the present one is another
-    if cmd.worker is not None and cmd.worker == agent.fallen:
-        return []  # the same fall, told by another way: a death counts once
-    if cmd.worker is None and agent.worker is not None and agent.status in (AgentStatus.IDLE, AgentStatus.BUSY):
-        return []  # a window that could not be opened says nothing about the worker we know
-    if agent.status is AgentStatus.DRAINING:
-        return _drop_agent(s, cmd.agent, cmd.reason)
-    if agent.falls + 1 > policy.falls_max:
-        return [*_lose_attempt(s, cmd.agent, cmd.reason), e.AgentSuspended(cmd.agent, f"{cmd.reason}, {agent.falls + 1} times in a row")]
-    return [e.AgentLost(cmd.agent, cmd.reason)]
-
-
-def _drop_agent(s: State, agent: AgentId, reason: str) -> Events:
-    """A leaving slot whose worker is gone is removed at once, or after its attempt has been accounted for."""
-    if s.agents[agent].task is None:
-        return [e.AgentRemoved(agent, s.agents[agent].spec.node)]
-    return [e.AgentLost(agent, reason)] if s.agents[agent].worker is not None else _lose_attempt(s, agent, reason)
-
-
-def _lose_attempt(s: State, agent_id: AgentId, reason: str) -> Events:
-    agent = s.agents[agent_id]
-    if agent.task is None:
-        return []
-    attempt = s.tasks[agent.task].attempt(agent.attempt)
-    if attempt is None or not t.may(t.ATTEMPT, attempt.status, e.AttemptLostSight):
-        return []
-    return [e.AttemptLostSight(agent.task, agent.attempt, reason)]
-
-
-def _agent_closed(s: State, cmd: c.AgentClosed, now: int, policy: c.Policy) -> Events:
-    agent = s.agents.get(cmd.agent)
-    if agent is None:
-        return []
-    if agent.status is AgentStatus.DRAINING:
-        return _drop_agent(s, cmd.agent, "its worker left")
-    return _worker_fell(s, c.WorkerFell(cmd.agent, agent.worker, "its worker left"), now, policy)
 
 
 def _current(s: State, task: TaskId, number: int) -> AttemptState | None:
@@ -352,18 +308,24 @@ def _attempt_finished(s: State, cmd: c.AttemptFinished, now: int, policy: c.Poli
     return [] if same or cmd.outcome.kind is OutcomeKind.LOST else [e.StaleResultRecorded(cmd.task, cmd.attempt, cmd.outcome)]
 
 
-def _tick(s: State, cmd: c.Tick, now: int, policy: c.Policy) -> Events:
-    due: Events = [e.TaskQueued(task) for task in s.waiting if s.tasks[task].ready_ms <= now]
+def _tick(s: State, cmd: c.Tick, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    yield from [e.TaskQueued(task) for task in s.waiting if s.tasks[task].ready_ms <= now]
+    yield from _init_settled(s, now, policy)
+    yield from scale_on(s, policy)
+    yield from overdue(s, now, policy)
     given_up = list(_given_up(s, now, policy))  # what follows from those comes first: the next tick sees to a shutdown
-    return [*due, *_init_settled(s, now, policy), *(given_up or _shutdown_overdue(s, now, policy))]
+    yield from given_up or _shutdown_overdue(s, now, policy)
 
 
 def _given_up(s: State, now: int, policy: c.Policy) -> Iterable[e.Event]:
     for attempt_id, attempt in s.live_attempts():
         node = s.nodes[attempt.node]
-        since_ms = max(attempt.lost_sight_ms, node.since_ms)
-        if attempt.lost_sight_ms and node.status is NodeStatus.LOST and now - since_ms > policy.unknown_grace_ms:
-            reason = f"node {attempt.node} was out of sight for {policy.unknown_grace_ms // 1000} s: {node.reason}"
+        hidden, hidden_ms = (node.reason, node.since_ms) if node.status is NodeStatus.LOST else ("", 0)
+        if not hidden and node.breaker is not None:
+            hidden, hidden_ms = node.breaker.cause, node.breaker.since_ms
+        since_ms = max(attempt.lost_sight_ms, hidden_ms)
+        if attempt.lost_sight_ms and hidden and now - since_ms > policy.unknown_grace_ms:
+            reason = f"node {attempt.node} was out of sight for {policy.unknown_grace_ms // 1000} s: {hidden}"
             yield e.AttemptEnded(attempt_id.task, attempt_id.number, Outcome(OutcomeKind.LOST, reason))
 
 
@@ -457,9 +419,13 @@ def _maybe_terminated(s: State) -> Events:
 
 def _after_attempt_ended(s: State, ev: e.AttemptEnded, now: int, policy: c.Policy) -> Iterator[e.Event]:
     task = s.tasks[ev.task]
+    attempt = task.attempts[ev.attempt - 1]
+    node = s.nodes.get(attempt.node)
+    if node is not None and node.breaker is not None and node.breaker.probing and node.breaker.canary == attempt.agent:
+        yield e.BreakerProbing(attempt.node)  # the trial ended before it had begun: the next attempt is the trial
     if not task.over and not task.live_attempts():
         yield from _settle(s, task, now, policy)
-    agent = s.agents.get(task.attempts[ev.attempt - 1].agent)
+    agent = s.agents.get(attempt.agent)
     if agent is not None and agent.status is AgentStatus.DRAINING and agent.worker is None and agent.task is None:
         yield e.AgentRemoved(agent.id, agent.spec.node)
 
@@ -501,20 +467,26 @@ def _after_retry_scheduled(s: State, ev: e.TaskRetryScheduled, now: int, policy:
     return _maybe_terminated(s)
 
 
-def _after_agent_lost(s: State, ev: e.AgentLost, now: int, policy: c.Policy) -> Events:
-    return _lose_attempt(s, ev.agent, ev.reason)
-
-
 def _after_node_lost(s: State, ev: e.NodeLost, now: int, policy: c.Policy) -> Iterator[e.Event]:
     for agent in s.agents_on(ev.node):
-        yield from _lose_attempt(s, agent.id, ev.reason)
+        yield from lose_attempt(s, agent.id, ev.reason)
 
 
-def _after_agent_ready(s: State, ev: e.AgentReady | e.AgentSuspended, now: int, policy: c.Policy) -> Events:
+def _after_agent_ready(s: State, ev: e.AgentReady, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    yield from reset_by_agent(s, ev.agent)
+    yield from _after_agent_settled(s, ev.agent)
+
+
+def _after_agent_suspended(s: State, ev: e.AgentSuspended, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    yield from after_agent_suspended(s, ev, now, policy)
+    yield from _after_agent_settled(s, ev.agent)
+
+
+def _after_agent_settled(s: State, agent_id: AgentId) -> Events:
     starting = any(agent.status in (AgentStatus.STARTING, AgentStatus.OFFLINE) for agent in s.agents.values())
     if s.lifecycle is Lifecycle.INITIALIZING and not starting:
         ready = sum(agent.status in UP for agent in s.agents.values())
-        return [e.InitCompleted(ready)] if ready else [e.InitFailed(f"no agent came up: {s.agents[ev.agent].reason}")]
+        return [e.InitCompleted(ready)] if ready else [e.InitFailed(f"no agent came up: {s.agents[agent_id].reason}")]
     return [*_maybe_scaled(s), *_maybe_terminated(s)]
 
 
@@ -523,9 +495,9 @@ def _after_init_completed(s: State, ev: e.InitCompleted, now: int, policy: c.Pol
 
 
 def _maybe_scaled(s: State) -> Events:
-    if s.lifecycle is not Lifecycle.SCALING:
+    if s.lifecycle is not Lifecycle.SCALING or s.scale_queue:
         return []
-    settled = all(agent.status in (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.ERROR) for agent in s.agents.values())
+    settled = all(agent.status in SETTLED for agent in s.agents.values())
     return [e.ScaleCompleted(len(s.agents))] if settled else []
 
 
@@ -535,8 +507,10 @@ def _after_agent_draining(s: State, ev: e.AgentDraining, now: int, policy: c.Pol
     return [e.AgentRemoved(agent.id, agent.spec.node)] if agent.worker is None and agent.task is None else []
 
 
-def _after_scale_started(s: State, ev: e.ScaleStarted, now: int, policy: c.Policy) -> Events:
-    return _maybe_scaled(s) if len(s.agents) == ev.target else []
+def _after_scale_started(s: State, ev: e.ScaleStarted, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    yield from scale_on(s, policy)
+    if len(s.agents) == ev.target:
+        yield from _maybe_scaled(s)
 
 
 def _after_agent_removed(s: State, ev: e.AgentRemoved, now: int, policy: c.Policy) -> Events:
@@ -547,7 +521,7 @@ def _after_shutdown_started(s: State, ev: e.ShutdownStarted, now: int, policy: c
     return _maybe_terminated(s)
 
 
-Decision = Callable[[State, Any, int, c.Policy], Events]
+Decision = Callable[[State, Any, int, c.Policy], Iterable[e.Event]]
 
 DECISIONS: Final[dict[type[c.Command], Decision]] = {
     c.TakeLead: _take_lead,
@@ -558,15 +532,22 @@ DECISIONS: Final[dict[type[c.Command], Decision]] = {
     c.RetryTask: _retry_task,
     c.Scale: _scale,
     c.RestartAgent: _restart_agent,
+    c.AddNode: add_node,
+    c.DrainNode: drain_node,
+    c.ResumeNode: resume_node,
+    c.RemoveNode: remove_node,
     c.ShutDown: _shut_down,
     c.AnswerCommand: _answer_command,
     c.Assign: _assign,
-    c.NodeUp: _node_up,
-    c.NodeDown: _node_down,
+    c.NodeUp: node_up,
+    c.NodeDown: node_down,
+    c.NodeTroubled: node_troubled,
     c.JournalAt: _journal_at,
-    c.WorkerSeen: _worker_seen,
-    c.WorkerFell: _worker_fell,
-    c.AgentClosed: _agent_closed,
+    c.BeatMissed: beat_missed,
+    c.BeatBack: beat_back,
+    c.WorkerSeen: worker_seen,
+    c.WorkerFell: worker_fell,
+    c.AgentClosed: agent_closed,
     c.AttemptBegan: _attempt_began,
     c.AttemptChecking: _attempt_checking,
     c.AttemptSeen: _attempt_seen,
@@ -585,9 +566,12 @@ CONSEQUENCES: Final[dict[type[e.Event], Consequence]] = {
     e.TaskCancelled: _after_task_failed,
     e.TaskRetryScheduled: _after_retry_scheduled,
     e.AttemptEnded: _after_attempt_ended,
-    e.AgentLost: _after_agent_lost,
+    e.AttemptStarted: after_attempt_started,
+    e.AgentLost: after_agent_lost,
+    e.AgentSuspected: after_agent_suspected,
+    e.AgentCleared: after_agent_cleared,
     e.AgentReady: _after_agent_ready,
-    e.AgentSuspended: _after_agent_ready,
+    e.AgentSuspended: _after_agent_suspended,
     e.AgentDraining: _after_agent_draining,
     e.AgentRemoved: _after_agent_removed,
     e.NodeLost: _after_node_lost,

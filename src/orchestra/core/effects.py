@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestra.core import events as e
-from orchestra.core.model import AgentStatus, NodeStatus
+from orchestra.core.model import AgentStatus, NodeStatus, Worker
 from orchestra.core.state import State
 from orchestra.ids import AgentId, NodeId, TaskId
 
@@ -43,6 +43,23 @@ class RemoveWindow(NodeEffect, frozen=True):
     """The slot is gone: so is its window."""
 
     agent: AgentId
+
+
+class ProbeAgent(NodeEffect, frozen=True):
+    """Look whether the slot's worker is still there."""
+
+    agent: AgentId
+
+
+class KillWorker(NodeEffect, frozen=True):
+    """End a worker that does not answer. Its `worker-gone` notice follows."""
+
+    agent: AgentId
+    worker: Worker
+
+
+class SweepNode(NodeEffect, frozen=True):
+    """Look at everything on the node."""
 
 
 class StartAttempt(NodeEffect, frozen=True):
@@ -85,11 +102,13 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
             return (StopAttempt(seq, owner.node, owner.agent, task, attempt, reason),)
         case e.AttemptLostSight(task, attempt):
             node = _node_of(state, task, attempt)
-            return (ReapAttempt(seq, node, task, attempt),) if state.nodes[node].status is NodeStatus.READY else ()
+            return (ReapAttempt(seq, node, task, attempt),) if may_act(state, node) else ()
         case e.TaskCompleted(task) | e.TaskFailed(task) | e.TaskCancelled(task):
             return (KeepResult(seq, task),)
         case e.AgentAdded(agent):
-            return (OpenAgents(seq, agent.node, (agent.id,)),)
+            return (
+                (OpenAgents(seq, agent.node, (agent.id,)),) if agent.id in state.agents and state.nodes[agent.node].breaker is None else ()
+            )
         case e.AgentLost(agent_id) | e.AgentRestarted(agent_id):
             agent_state = state.agents.get(agent_id)
             if agent_state is None:
@@ -99,7 +118,13 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
             node = agent_state.spec.node
             restarted = isinstance(event, e.AgentRestarted) and agent_state.worker is not None
             close = (CloseAgent(seq, node, agent_id, now=True),) if restarted else ()
-            return (*close, OpenAgents(seq, node, (agent_id,)))
+            return (*close, OpenAgents(seq, node, (agent_id,))) if state.nodes[node].breaker is None else close
+        case e.RecoveryStepTaken(agent_id, step):
+            return _step(state, seq, agent_id, step)
+        case e.BreakerProbing(node, canary):
+            return (SweepNode(seq, node), *((OpenAgents(seq, node, (canary,)),) if canary is not None else ()))
+        case e.BreakerReset(node):
+            return (SweepNode(seq, node),)
         case e.AgentReady(agent_id) | e.AgentDraining(agent_id):
             draining = state.agents.get(agent_id)
             return (
@@ -111,6 +136,24 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
             return (Finish(seq),)
         case _:
             return ()
+
+
+def may_act(state: State, node: NodeId) -> bool:
+    """While a node's breaker is tripped, nothing is ended for dead on it: what looks dead may only be out of sight."""
+    known = state.nodes.get(node)  # it may have been removed in the same append
+    return known is not None and known.status is NodeStatus.READY and known.breaker is None
+
+
+def _step(state: State, seq: int, agent_id: AgentId, step: str) -> tuple[Effect, ...]:
+    agent = state.agents.get(agent_id)
+    if agent is None:
+        return ()
+    node = agent.spec.node
+    if step == "probe":
+        return (ProbeAgent(seq, node, agent_id),)
+    if step == "graceful":
+        return (CloseAgent(seq, node, agent_id, now=True),)
+    return () if agent.worker is None else (KillWorker(seq, node, agent_id, agent.worker),)
 
 
 def _node_of(state: State, task: TaskId, attempt: int) -> NodeId:

@@ -49,6 +49,8 @@ class WorkBegan(Event, frozen=True):
 class ScaleStarted(Event, frozen=True):
     target: int
     strategy: str
+    additions: tuple[AgentSpec, ...] = ()
+    """Slots that are still to be added, a few at a time (`gradual`)."""
 
 
 class ScaleCompleted(Event, frozen=True):
@@ -80,11 +82,55 @@ class NodeConnected(Event, frozen=True):
     boot: str
     session: str
     """Name of its tmux session."""
+    programs: tuple[str, ...] = ()
+    """Programs that are installed there, of those that were looked for."""
+    rebooted: bool = False
+    """The machine has been started anew since it was last seen."""
+
+
+class NodeDraining(Event, frozen=True):
+    """It gets no new work and no new agents; its agents leave as they become idle."""
+
+    node: NodeId
+
+
+class NodeResumed(Event, frozen=True):
+    """It is drained no longer."""
+
+    node: NodeId
+
+
+class NodeRemoved(Event, frozen=True):
+    node: NodeId
+
+
+class BreakerTripped(Event, frozen=True):
+    """Something is wrong with the node itself, not with its agents: nothing is started or ended there before `until_ms`, then one is tried."""
+
+    node: NodeId
+    cause: str
+    until_ms: int
+
+
+class BreakerProbing(Event, frozen=True):
+    """One agent, or one attempt, is tried on the node."""
+
+    node: NodeId
+    agent: AgentId | None = None
+    """The agent that is started; None where all have workers and the next attempt is the trial."""
+
+
+class BreakerReset(Event, frozen=True):
+    """The node works again."""
+
+    node: NodeId
 
 
 class NodeLost(Event, frozen=True):
     node: NodeId
     reason: str
+    still: bool = False
+    """It was lost already; what is known of the cause has changed."""
 
 
 class JournalRead(Event, frozen=True):
@@ -110,8 +156,45 @@ class AgentLost(Event, frozen=True):
     reason: str
 
 
+class AgentSuspected(Event, frozen=True):
+    """Its worker is there and does not answer."""
+
+    agent: AgentId
+    reason: str
+    next_ms: int
+    """Ledger time of the next step."""
+
+
+class RecoveryStepTaken(Event, frozen=True):
+    """A rung of the ladder: `probe`, `graceful` (asked to leave), `forced` (killed)."""
+
+    agent: AgentId
+    step: str
+    next_ms: int
+
+
+class AgentCleared(Event, frozen=True):
+    """It answers again."""
+
+    agent: AgentId
+
+
 class AgentSuspended(Event, frozen=True):
-    """Its worker fell too often in a row."""
+    """Its worker fell too often in a row, or could not be ended."""
+
+    agent: AgentId
+    reason: str
+
+
+class AgentReplaced(Event, frozen=True):
+    """Another slot, from the reserve, does the work of a suspended one."""
+
+    agent: AgentId
+    by: AgentId
+
+
+class Escalated(Event, frozen=True):
+    """The orchestra has done what it can: somebody has to look."""
 
     agent: AgentId
     reason: str
@@ -279,11 +362,22 @@ AnyEvent = (
     | NodeAdded
     | NodeConnected
     | NodeLost
+    | NodeDraining
+    | NodeResumed
+    | NodeRemoved
+    | BreakerTripped
+    | BreakerProbing
+    | BreakerReset
     | JournalRead
     | AgentAdded
     | AgentReady
     | AgentLost
+    | AgentSuspected
+    | RecoveryStepTaken
+    | AgentCleared
     | AgentSuspended
+    | AgentReplaced
+    | Escalated
     | AgentRestarted
     | AgentDraining
     | AgentRemoved

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from orchestra.core import events as e
 from orchestra.core import transitions as t
 from orchestra.core.model import OutcomeKind, TaskStatus
@@ -16,10 +18,13 @@ from orchestra.core.state import (
     AgentState,
     Answer,
     AttemptState,
+    Breaker,
     NodeState,
     PlanState,
+    Removed,
     Shutdown,
     State,
+    Suspicion,
     TaskState,
     duration_key,
 )
@@ -28,6 +33,9 @@ from orchestra.ids import TaskId
 
 ANSWERS_MAX: Final = 10_000
 """Answers kept for repeated command ids; the oldest go first. A parent that repeats a command does so within minutes."""
+
+FOOTPRINT_DECAY_BITS: Final = 4
+"""An attempt that used less takes a sixteenth off what is counted for its kind: one large one is remembered for some time, not for ever."""
 
 
 def evolve(state: State, event: e.Event, seq: int, at_ms: int) -> None:
@@ -70,7 +78,7 @@ def _work_began(s: State, ev: e.WorkBegan, at: int) -> None:
 
 def _scale_started(s: State, ev: e.ScaleStarted, at: int) -> None:
     s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
-    s.scale_target = ev.target
+    s.scale_target, s.scale_queue = ev.target, list(ev.additions)
 
 
 def _scale_completed(s: State, ev: e.ScaleCompleted, at: int) -> None:
@@ -80,12 +88,15 @@ def _scale_completed(s: State, ev: e.ScaleCompleted, at: int) -> None:
 def _shutdown_started(s: State, ev: e.ShutdownStarted, at: int) -> None:
     s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
     s.shutdown = Shutdown(ev.drain, ev.graceful, ev.deadline_ms)
+    s.scale_queue.clear()
 
 
 def _terminated(s: State, ev: e.Terminated, at: int) -> None:
     s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
     s.shutdown = None
     s.agents.clear()
+    for node in s.nodes.values():
+        node.breaker, node.futile = None, 0
 
 
 # --- nodes and agents ------------------------------------------------------------------------------------------------
@@ -94,7 +105,9 @@ def _terminated(s: State, ev: e.Terminated, at: int) -> None:
 def _node_added(s: State, ev: e.NodeAdded, at: int) -> None:
     known = s.nodes.get(ev.node.id)
     if known is None:
-        s.nodes[ev.node.id] = NodeState(ev.node, since_ms=at)
+        before = s.removed.pop(ev.node.id, None)
+        offset = before.journal_offset if before is not None and before.spec.machine == ev.node.machine else 0
+        s.nodes[ev.node.id] = NodeState(ev.node, since_ms=at, journal_offset=offset)
     else:
         known.spec = ev.node
 
@@ -103,15 +116,57 @@ def _node_connected(s: State, ev: e.NodeConnected, at: int) -> None:
     node = s.nodes[ev.node]
     node.status = t.move(t.NODE, node.status, ev)
     node.boot, node.session, node.reason, node.since_ms = ev.boot, ev.session, "", at
+    node.programs, node.breaker, node.futile = ev.programs, None, 0
 
 
 def _node_lost(s: State, ev: e.NodeLost, at: int) -> None:
     node = s.nodes[ev.node]
     node.status = t.move(t.NODE, node.status, ev)
-    node.reason, node.since_ms = ev.reason, at
+    node.reason = ev.reason
+    if ev.still:
+        return
+    node.since_ms = at
     for agent in s.agents_on(ev.node):
         agent.status = t.move(t.AGENT, agent.status, ev)
-        agent.since_ms = at
+        agent.since_ms, agent.suspicion = at, None
+
+
+def _node_draining(s: State, ev: e.NodeDraining, at: int) -> None:
+    s.nodes[ev.node].draining = True
+
+
+def _node_resumed(s: State, ev: e.NodeResumed, at: int) -> None:
+    s.nodes[ev.node].draining = False
+
+
+def _node_removed(s: State, ev: e.NodeRemoved, at: int) -> None:
+    gone = s.nodes.pop(ev.node)
+    s.removed[ev.node] = Removed(gone.spec, gone.journal_offset)
+
+
+def _breaker_tripped(s: State, ev: e.BreakerTripped, at: int) -> None:
+    node = s.nodes[ev.node]
+    since_ms, trips = (at, 0) if node.breaker is None else (node.breaker.since_ms, node.breaker.trips)
+    node.breaker = Breaker(ev.cause, since_ms, ev.until_ms, trips + 1)
+    node.futile = 0
+    for agent in s.agents_on(ev.node):
+        agent.falls = 0  # what fell with the machine is not to blame
+
+
+def _breaker_probing(s: State, ev: e.BreakerProbing, at: int) -> None:
+    node = s.nodes[ev.node]
+    if node.breaker is not None:
+        node.breaker = msgspec.structs.replace(node.breaker, probing=True, canary=ev.agent)
+    if ev.agent is not None:
+        s.agents[ev.agent].since_ms = at
+
+
+def _breaker_reset(s: State, ev: e.BreakerReset, at: int) -> None:
+    node = s.nodes[ev.node]
+    node.breaker, node.futile = None, 0
+    for agent in s.agents_on(ev.node):
+        if agent.status is t.G.STARTING:
+            agent.since_ms = at  # it begins to be awaited only now
 
 
 def _journal_read(s: State, ev: e.JournalRead, at: int) -> None:
@@ -124,6 +179,8 @@ def _agent_added(s: State, ev: e.AgentAdded, at: int) -> None:
         s.agents[ev.agent.id] = AgentState(ev.agent, since_ms=at)
     else:
         known.spec = ev.agent
+    if s.scale_queue and s.scale_queue[0].id == ev.agent.id:
+        del s.scale_queue[0]
 
 
 def _agent_ready(s: State, ev: e.AgentReady, at: int) -> None:
@@ -131,30 +188,66 @@ def _agent_ready(s: State, ev: e.AgentReady, at: int) -> None:
     agent.status = t.move(t.AGENT, agent.status, ev)
     if agent.status is t.G.IDLE and agent.task is not None:
         agent.status = t.G.BUSY  # found again with its attempt still in hand
-    agent.worker, agent.since_ms, agent.reason = ev.worker, at, ""
+    agent.worker, agent.since_ms, agent.reason, agent.suspicion = ev.worker, at, "", None
+    s.nodes[agent.spec.node].futile = 0
     if agent.fallen == ev.worker:
         agent.fallen = None  # it was not dead after all; when it dies, that counts
 
 
 def _agent_lost(s: State, ev: e.AgentLost, at: int) -> None:
     agent = s.agents[ev.agent]
+    node = s.nodes[agent.spec.node]
+    made_room = agent.status is t.G.STARTING and agent.worker is not None  # it was restarted: that is no fall
+    if agent.status is t.G.STARTING and not made_room:
+        node.futile += 1
+    if not made_room:
+        agent.falls, agent.fell_ms = agent.falls + (node.breaker is None), at  # what falls with the machine is not to blame
     agent.status = t.move(t.AGENT, agent.status, ev)
     agent.fallen = agent.worker or agent.fallen
-    agent.worker, agent.since_ms, agent.reason = None, at, ev.reason
-    agent.falls += 1
+    agent.worker, agent.since_ms, agent.reason, agent.suspicion = None, at, ev.reason, None
+
+
+def _agent_suspected(s: State, ev: e.AgentSuspected, at: int) -> None:
+    agent = s.agents[ev.agent]
+    agent.status = t.move(t.AGENT, agent.status, ev)
+    agent.since_ms, agent.reason = at, ev.reason
+    agent.suspicion = Suspicion(at, "", 0, ev.next_ms)
+
+
+def _recovery_step_taken(s: State, ev: e.RecoveryStepTaken, at: int) -> None:
+    agent = s.agents[ev.agent]
+    if agent.suspicion is not None:
+        strikes = agent.suspicion.strikes + (ev.step == "probe")
+        agent.suspicion = Suspicion(agent.suspicion.since_ms, ev.step, strikes, ev.next_ms)
+
+
+def _agent_cleared(s: State, ev: e.AgentCleared, at: int) -> None:
+    agent = s.agents[ev.agent]
+    agent.status = t.move(t.AGENT, agent.status, ev)
+    if agent.status is t.G.IDLE and agent.task is not None:
+        agent.status = t.G.BUSY
+    agent.since_ms, agent.reason, agent.suspicion = at, "", None
 
 
 def _agent_suspended(s: State, ev: e.AgentSuspended, at: int) -> None:
     agent = s.agents[ev.agent]
     agent.status = t.move(t.AGENT, agent.status, ev)
     agent.fallen = agent.worker or agent.fallen
-    agent.worker, agent.since_ms, agent.reason = None, at, ev.reason
+    agent.worker, agent.since_ms, agent.reason, agent.suspicion = None, at, ev.reason, None
+
+
+def _agent_replaced(s: State, ev: e.AgentReplaced, at: int) -> None:
+    s.agents[ev.agent].replaced_by = ev.by
+
+
+def _escalated(s: State, ev: e.Escalated, at: int) -> None:
+    """Kept for those who read the ledger and for the parent; it changes nothing."""
 
 
 def _agent_restarted(s: State, ev: e.AgentRestarted, at: int) -> None:
     agent = s.agents[ev.agent]
     agent.status = t.move(t.AGENT, agent.status, ev)
-    agent.since_ms, agent.falls, agent.reason = at, 0, ""
+    agent.since_ms, agent.falls, agent.reason, agent.suspicion = at, 0, "", None
 
 
 def _agent_draining(s: State, ev: e.AgentDraining, at: int) -> None:
@@ -165,6 +258,9 @@ def _agent_draining(s: State, ev: e.AgentDraining, at: int) -> None:
 
 def _agent_removed(s: State, ev: e.AgentRemoved, at: int) -> None:
     del s.agents[ev.agent]
+    node = s.nodes[ev.node]
+    if node.breaker is not None and node.breaker.canary == ev.agent:
+        node.breaker = msgspec.structs.replace(node.breaker, canary=None)
 
 
 # --- plans and tasks -------------------------------------------------------------------------------------------------
@@ -298,6 +394,9 @@ def _attempt_assigned(s: State, ev: e.AttemptAssigned, at: int) -> None:
     agent.status = t.move(t.AGENT, agent.status, ev)
     agent.task, agent.attempt, agent.since_ms = ev.task, ev.attempt, at
     task.attempts.append(AttemptState(ev.attempt, ev.agent, agent.spec.node, at))
+    node = s.nodes[agent.spec.node]
+    if node.breaker is not None and node.breaker.canary is None:
+        node.breaker = msgspec.structs.replace(node.breaker, canary=agent.id)  # one is enough for a trial
     s.totals.attempts += 1
     s.queued.pop(ev.task, None)
     s.live[ev.task] = None
@@ -350,6 +449,9 @@ def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
     elif kind not in (OutcomeKind.DONE, OutcomeKind.STOPPED):
         task.failures += 1
     s.totals.usage = s.totals.usage.plus(ev.outcome.usage)
+    if ev.outcome.rss_bytes_max:
+        known = s.footprints.get(task.spec.kind, 0)
+        s.footprints[task.spec.kind] = max(ev.outcome.rss_bytes_max, known - (known >> FOOTPRINT_DECAY_BITS))
     agent = s.agents.get(attempt.agent)
     if agent is not None and agent.task == ev.task and agent.attempt == ev.attempt:
         agent.status = t.move(t.AGENT, agent.status, ev)
@@ -386,11 +488,22 @@ FOLDS: Final[dict[type[e.Event], Callable[[State, Any, int], None]]] = {
     e.NodeAdded: _node_added,
     e.NodeConnected: _node_connected,
     e.NodeLost: _node_lost,
+    e.NodeDraining: _node_draining,
+    e.NodeResumed: _node_resumed,
+    e.NodeRemoved: _node_removed,
+    e.BreakerTripped: _breaker_tripped,
+    e.BreakerProbing: _breaker_probing,
+    e.BreakerReset: _breaker_reset,
     e.JournalRead: _journal_read,
     e.AgentAdded: _agent_added,
     e.AgentReady: _agent_ready,
     e.AgentLost: _agent_lost,
+    e.AgentSuspected: _agent_suspected,
+    e.RecoveryStepTaken: _recovery_step_taken,
+    e.AgentCleared: _agent_cleared,
     e.AgentSuspended: _agent_suspended,
+    e.AgentReplaced: _agent_replaced,
+    e.Escalated: _escalated,
     e.AgentRestarted: _agent_restarted,
     e.AgentDraining: _agent_draining,
     e.AgentRemoved: _agent_removed,

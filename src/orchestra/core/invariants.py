@@ -6,9 +6,14 @@ it, every test does.
 
 from __future__ import annotations
 
-from orchestra.core.model import AgentStatus, OutcomeKind, TaskStatus
+from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, OutcomeKind, TaskStatus
 from orchestra.core.state import State, TaskState
 from orchestra.errors import InvariantBroken
+
+HEARD = (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.SUSPECT)
+"""Slots that have a worker, on a node that is in sight."""
+DOUBTED = (AgentStatus.SUSPECT, AgentStatus.DRAINING, AgentStatus.STARTING)
+"""Slots whose worker may be silent: one that works, one that leaves, one that is to make room for another."""
 
 
 def check_invariants(state: State) -> None:
@@ -23,6 +28,8 @@ def check_invariants(state: State) -> None:
         check_indexes(state, task)
     check_capacity(state)
     check_plans(state)
+    check_agents(state)
+    check_nodes(state)
 
 
 def check_one(task: TaskState) -> None:
@@ -87,6 +94,41 @@ def check_plans(state: State) -> None:
         tasks = [state.tasks[task] for task in plan.tasks]
         _require(plan.open == sum(not task.over for task in tasks), "INV-PROJ", plan.id, "open count differs")
         _require(plan.failed == sum(task.status is TaskStatus.FAILED for task in tasks), "INV-PROJ", plan.id, "failed count differs")
+
+
+def check_agents(state: State) -> None:
+    """INV-AGENT: a slot is where its status says: with a node, a worker, a doubt about it, something to stay for."""
+    for agent in state.agents.values():
+        where, node = f"agent {agent.id}", state.nodes.get(agent.spec.node)
+        _require(node is not None, "INV-AGENT", where, f"is on node {agent.spec.node}, which is gone")
+        if agent.status in HEARD:
+            _require(agent.worker is not None, "INV-AGENT", where, f"is {agent.status.value} without a worker")
+            ready = node is not None and node.status is NodeStatus.READY
+            _require(ready, "INV-AGENT", where, f"is {agent.status.value} on a node that is out of sight")
+        if agent.suspicion is None:
+            _require(agent.status is not AgentStatus.SUSPECT, "INV-AGENT", where, "is suspect of nothing")
+        else:
+            _require(agent.status in DOUBTED, "INV-AGENT", where, f"is {agent.status.value} and under suspicion")
+            _require(agent.worker is not None, "INV-AGENT", where, "has no worker that could be under suspicion")
+        if agent.status is AgentStatus.DRAINING:
+            _require(agent.worker is not None or agent.task is not None, "INV-AGENT", where, "leaves and has nothing left to wait for")
+
+
+def check_nodes(state: State) -> None:
+    """INV-NODE: a tripped breaker tries one that is there, and what is still to be added waits only while the fleet is scaled."""
+    for node in state.nodes.values():
+        breaker = node.breaker
+        if breaker is None or breaker.canary is None:
+            continue
+        tried = state.agents.get(breaker.canary)
+        _require(breaker.probing, "INV-NODE", node.spec.id, f"has agent {breaker.canary} on trial before its time")
+        _require(
+            tried is not None and tried.spec.node == node.spec.id, "INV-NODE", node.spec.id, f"tries agent {breaker.canary}, which is gone"
+        )
+    if state.lifecycle is not Lifecycle.SCALING:
+        _require(not state.scale_queue, "INV-NODE", "the fleet", f"has slots to add while it is {state.lifecycle.value}")
+    for spec in state.scale_queue:
+        _require(spec.id not in state.agents, "INV-NODE", f"agent {spec.id}", "is there and has still to be added")
 
 
 def _require(holds: bool, name: str, where: str, what: str) -> None:

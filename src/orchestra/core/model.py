@@ -68,6 +68,8 @@ class AgentStatus(Enum):
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
+    SUSPECT = "suspect"
+    """Its worker is there and does not answer; it is being looked after and gets no new work."""
     ERROR = "error"
     """Its worker fell too often; it is left alone until it is restarted."""
     OFFLINE = "offline"
@@ -157,6 +159,8 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
     open_files: int = 0
     processes: int = 0
     nice: int = 0
+    cpus: int = 0
+    """Processors the whole tree may use at the same time, where a control group can be made."""
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -226,12 +230,19 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """Paths the task says it may touch, relative to the workspace."""
     workspace: str = ""
     """Absolute folder the task runs in; empty means a private folder of the attempt."""
+    workspace_here: bool = False
+    """The folder was named as seen from the plan file, on this machine; on another one the task runs in a folder of the node's own instead, which
+    tasks with the same workspace share there."""
     stdin: str = ""
     """`pane`, `none`, or empty for what the kind prefers."""
     affinity: str = ""
     """Tasks with the same key prefer the same agent."""
     node: NodeId | None = None
     """Pins the task to one node."""
+    tags: tuple[str, ...] = ()
+    """Tags its node must have."""
+    programs: tuple[str, ...] = ()
+    """Programs that must be installed on its node."""
     env: dict[str, str] = {}
     limits: Limits = Limits()
     submitted_by: str = ""
@@ -249,6 +260,14 @@ class AgentSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """Capability in percent of an ordinary agent; the most capable free agent gets the longest remaining path."""
     category: str = ""
     """Category it is meant for; empty for all."""
+    level: int = 3
+    """Place in the hierarchy: 0 chief coordinator, 1 zone coordinator, 2 team lead, 3 specialist. Escalation goes upwards."""
+    speciality: str = ""
+    """What it is best at (`codegen`, `review`), or empty."""
+    team: str = ""
+    """Team it belongs to, or empty."""
+    limits: Limits = Limits()
+    """What its attempts run under where the task names no limit of its own."""
 
 
 class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -258,6 +277,28 @@ class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     host: str = ""
     ssh_user: str = ""
     max_agents: int = 200
+    port: int = 0
+    """Port of its SSH server; 0 leaves it to the SSH configuration."""
+    zone: str = ""
+    """Failure domain it belongs to, or empty."""
+    weight: int = 100
+    """Capability in percent of an ordinary machine; agents are laid out in proportion to it and to `max_agents`."""
+    tags: tuple[str, ...] = ()
+    """What tasks may ask for (`gpu`, `eu`)."""
+    agent_memory_bytes: int = 0
+    """Memory to count for an attempt before it was measured; 0 leaves it to what attempts of the same kind have used."""
+    folder: str = ""
+    """Where its things are kept; empty for the usual place."""
+
+    @property
+    def remote(self) -> bool:
+        """Tells whether it is reached by SSH."""
+        return bool(self.host)
+
+    @property
+    def machine(self) -> tuple[str, int, str, str]:
+        """What decides which machine, and which place there, it is."""
+        return self.host, self.port, self.ssh_user, self.folder
 
 
 class Worker(msgspec.Struct, frozen=True):

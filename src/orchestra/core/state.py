@@ -30,7 +30,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -102,6 +102,31 @@ class TaskState(msgspec.Struct, omit_defaults=True):
         return next((attempt.outcome for attempt in reversed(self.attempts) if attempt.outcome), None)
 
 
+class Suspicion(msgspec.Struct, frozen=True):
+    """A worker that does not answer, and how far it has been looked after."""
+
+    since_ms: int
+    step: str
+    """`probe`, `graceful` or `forced`; empty before the first look."""
+    strikes: int
+    next_ms: int
+    """Ledger time of the next step."""
+
+
+class Breaker(msgspec.Struct, frozen=True):
+    """A node on which nothing is started for now."""
+
+    cause: str
+    since_ms: int
+    until_ms: int
+    trips: int
+    """How often in a row; the pause doubles."""
+    probing: bool = False
+    """One is being tried."""
+    canary: AgentId | None = None
+    """The agent that is tried; None while the trial is an attempt that has not been assigned yet."""
+
+
 class AgentState(msgspec.Struct, omit_defaults=True):
     """One slot."""
 
@@ -115,6 +140,10 @@ class AgentState(msgspec.Struct, omit_defaults=True):
     attempt: int = 0
     falls: int = 0
     """Workers lost in a row without a finished attempt between."""
+    fell_ms: int = 0
+    """When the last one was lost."""
+    suspicion: Suspicion | None = None
+    replaced_by: AgentId | None = None
     completed: int = 0
     failed: int = 0
     busy_ms: int = 0
@@ -135,6 +164,24 @@ class NodeState(msgspec.Struct, omit_defaults=True):
     journal_offset: int = 0
     since_ms: int = 0
     reason: str = ""
+    draining: bool = False
+    programs: tuple[str, ...] = ()
+    breaker: Breaker | None = None
+    futile: int = 0
+    """Workers that fell in a row before any came up."""
+
+    @property
+    def usable(self) -> bool:
+        """Tells whether new work may be put there. While its breaker is being tried, that is one attempt."""
+        trial = self.breaker is None or (self.breaker.probing and self.breaker.canary is None)
+        return self.status is NodeStatus.READY and not self.draining and trial
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """A node that was removed, and how far its journal had been read."""
+
+    spec: NodeSpec
+    journal_offset: int
 
 
 class PlanState(msgspec.Struct, omit_defaults=True):
@@ -203,8 +250,12 @@ class State(msgspec.Struct, omit_defaults=True):
     """Ledger time the orchestra was last initialised at."""
     reason: str = ""
     scale_target: int = 0
+    scale_queue: list[AgentSpec] = []
+    """Slots that a gradual scaling has still to add."""
     shutdown: Shutdown | None = None
     nodes: dict[NodeId, NodeState] = {}
+    removed: dict[NodeId, Removed] = {}
+    """Nodes that were removed; should one come back, what its journal said before is old news."""
     agents: dict[AgentId, AgentState] = {}
     plans: dict[PlanId, PlanState] = {}
     tasks: dict[TaskId, TaskState] = {}
@@ -212,6 +263,8 @@ class State(msgspec.Struct, omit_defaults=True):
     waiting: dict[TaskId, None] = {}
     live: dict[TaskId, None] = {}
     answers: dict[str, Answer] = {}
+    footprints: dict[str, int] = {}
+    """Memory in bytes that attempts of each kind have used at most, falling slowly, for the admission of further ones."""
     durations: dict[str, int] = {}
     """Measured execution time in milliseconds, smoothed, by `plan name/task name`."""
     totals: Totals = msgspec.field(default_factory=Totals)

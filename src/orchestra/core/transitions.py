@@ -83,20 +83,24 @@ ATTEMPT: Final[Table[AttemptStatus]] = {
 }
 
 AGENT: Final[Table[AgentStatus]] = {
-    **{(status, e.AgentReady): G.IDLE for status in (G.STARTING, G.OFFLINE, G.ERROR, G.IDLE)},
+    **{(status, e.AgentReady): G.IDLE for status in (G.STARTING, G.OFFLINE, G.ERROR, G.IDLE, G.SUSPECT)},
     (G.BUSY, e.AgentReady): G.BUSY,
     (G.DRAINING, e.AgentReady): G.DRAINING,
     (G.IDLE, e.AttemptAssigned): G.BUSY,
     (G.BUSY, e.AttemptEnded): G.IDLE,
-    **{(status, e.AttemptEnded): status for status in (G.STARTING, G.OFFLINE, G.ERROR, G.DRAINING, G.IDLE)},
-    **{(status, e.AgentLost): G.STARTING for status in (G.STARTING, G.IDLE, G.BUSY, G.OFFLINE)},
+    **{(status, e.AttemptEnded): status for status in (G.STARTING, G.OFFLINE, G.ERROR, G.DRAINING, G.IDLE, G.SUSPECT)},
+    **{(status, e.AgentLost): G.STARTING for status in (G.STARTING, G.IDLE, G.BUSY, G.OFFLINE, G.SUSPECT)},
     (G.DRAINING, e.AgentLost): G.DRAINING,
-    **{(status, e.AgentSuspended): G.ERROR for status in (G.STARTING, G.IDLE, G.BUSY, G.OFFLINE, G.ERROR)},
-    **{(status, e.AgentRestarted): G.STARTING for status in (G.STARTING, G.IDLE, G.BUSY, G.OFFLINE, G.ERROR)},
-    **{(status, e.NodeLost): G.OFFLINE for status in (G.STARTING, G.IDLE, G.BUSY, G.OFFLINE)},
+    **{(status, e.AgentSuspected): G.SUSPECT for status in (G.IDLE, G.BUSY)},
+    **{(status, e.AgentSuspected): status for status in (G.DRAINING, G.STARTING)},
+    (G.SUSPECT, e.AgentCleared): G.IDLE,
+    **{(status, e.AgentCleared): status for status in (G.DRAINING, G.STARTING)},
+    **{(status, e.AgentSuspended): G.ERROR for status in (G.STARTING, G.IDLE, G.BUSY, G.OFFLINE, G.ERROR, G.SUSPECT)},
+    **{(status, e.AgentRestarted): G.STARTING for status in (G.STARTING, G.IDLE, G.BUSY, G.OFFLINE, G.ERROR, G.SUSPECT)},
+    **{(status, e.NodeLost): G.OFFLINE for status in (G.STARTING, G.IDLE, G.BUSY, G.OFFLINE, G.SUSPECT)},
     (G.ERROR, e.NodeLost): G.ERROR,
     (G.DRAINING, e.NodeLost): G.DRAINING,
-    **{(status, e.AgentDraining): G.DRAINING for status in (G.STARTING, G.IDLE, G.BUSY, G.OFFLINE, G.ERROR, G.DRAINING)},
+    **{(status, e.AgentDraining): G.DRAINING for status in (G.STARTING, G.IDLE, G.BUSY, G.OFFLINE, G.ERROR, G.DRAINING, G.SUSPECT)},
 }
 
 NODE: Final[Table[NodeStatus]] = {

@@ -31,12 +31,21 @@ EFFECTS_MAX: Final = 4096
 """Effects taken in one go; more wait for the next."""
 
 
+EAGER_PAUSE_MS: Final = 1_000
+LEASE_RENEWALS: Final = 4
+"""Renewals within the time of a lease: it takes several lost ones until a node gives up its work."""
+
+
 class DriverOptions(msgspec.Struct, frozen=True):
     """Settings of a driver."""
 
     sweep_ms: int = 60_000
     reconnect_first_ms: int = 200
     reconnect_max_ms: int = 30_000
+    reconnect_eager_ms: int = 600_000
+    """How long a lost node is looked for every second; later, twice as seldom each time."""
+    fence_ms: int = 0
+    """After so long without a word of ours the node stops what it runs; 0 lets it go on."""
     sweep_again_ms: int = 500
     """Pause before a sweep that something odd asked for, so that a burst of oddities costs one sweep."""
 
@@ -77,6 +86,7 @@ class NodeDriver:
     async def run(self) -> None:
         """Connects and reconnects until cancelled."""
         pause_ms = self._options.reconnect_first_ms
+        lost_ms = self._tools.clock.steady_ms()
         while True:
             reason = "the connection ended"
             try:
@@ -85,26 +95,33 @@ class NodeDriver:
                 reason = str(error)
                 log.warning("node-lost", extra={"node": self.node.id, "reason": reason})
             if self._connected.is_set():
-                pause_ms = self._options.reconnect_first_ms  # it was there: this is a new trouble, not the old one going on
+                # It was there: this is a new trouble, not the old one going on.
+                pause_ms, lost_ms = self._options.reconnect_first_ms, self._tools.clock.steady_ms()
             self._connected.clear()
             await self._tools.loop.report([c.NodeDown(self.node.id, reason)])
             with contextlib.suppress(PortFailed, ProtocolBroken):
                 await self.node.stop()
             await self._tools.clock.sleep_ms(pause_ms)
-            pause_ms = min(pause_ms * 2, self._options.reconnect_max_ms)
+            eager = self._tools.clock.steady_ms() - lost_ms < self._options.reconnect_eager_ms
+            pause_ms = min(pause_ms * 2, EAGER_PAUSE_MS if eager else self._options.reconnect_max_ms)
 
     async def _session(self) -> None:
         offset = await self._tools.loop.ask(lambda state: state.nodes[self.node.id].journal_offset)
         self.facts = await self.node.start(offset)
         while not self._effects.empty():
             self._effects.get_nowait()
+        if self._options.fence_ms:
+            await self.node.renew_lease(self._options.fence_ms)
         self._connected.set()
-        await self._tools.loop.report([c.NodeUp(self.node.id, self.facts.boot, self.facts.session)])
+        programs = tuple(sorted(self.facts.programs))
+        await self._tools.loop.report([c.NodeUp(self.node.id, self.facts.boot, self.facts.session, programs)])
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read())
                 group.create_task(self._carry_out())
                 group.create_task(self._sweep_now_and_then())
+                if self._options.fence_ms:
+                    group.create_task(self._renew_lease())
                 self._sweep_wanted.set()
         except* _SessionEnded:
             pass
@@ -126,6 +143,11 @@ class NodeDriver:
             self._sweep_wanted.clear()
             await self.sweep()
             await self._tools.clock.sleep_ms(self._options.sweep_again_ms)
+
+    async def _renew_lease(self) -> None:
+        while True:
+            await self.node.renew_lease(self._options.fence_ms)
+            await self._tools.clock.sleep_ms(self._options.fence_ms // LEASE_RENEWALS)
 
     async def sweep(self) -> None:
         """Looks at everything on the node and settles the differences."""

@@ -12,13 +12,25 @@ from typing import Any
 import msgspec
 
 from orchestra.core import commands as c
-from orchestra.core.effects import CloseAgent, Effect, OpenAgents, ReapAttempt, RemoveWindow, StartAttempt, StopAttempt
-from orchestra.core.model import AgentStatus, Outcome, OutcomeKind, Worker
+from orchestra.core.effects import (
+    CloseAgent,
+    Effect,
+    KillWorker,
+    OpenAgents,
+    ProbeAgent,
+    ReapAttempt,
+    RemoveWindow,
+    StartAttempt,
+    StopAttempt,
+    SweepNode,
+    may_act,
+)
+from orchestra.core.model import AgentSpec, AgentStatus, Outcome, OutcomeKind, Worker
 from orchestra.core.state import State
 from orchestra.engine.board import Board
 from orchestra.engine.failpoints import hit
 from orchestra.engine.orders import OrderMaker
-from orchestra.engine.reconcile import expected_attempts, reconcile
+from orchestra.engine.reconcile import BEAT_MISSED_MS, expected, reconcile
 from orchestra.engine.translate import Translator
 from orchestra.errors import BadInput, NodeFailed
 from orchestra.ids import AgentId, AttemptId, NodeId
@@ -113,6 +125,10 @@ class Duties:
         match notice.kind:
             case "worker-gone":
                 yield Tell([c.WorkerFell(notice.agent, notice.worker, notice.detail or "its worker died")])
+            case "beat-missed":
+                yield Tell([c.BeatMissed(notice.agent, notice.worker, notice.detail or "its worker does not answer")])
+            case "beat-back":
+                yield Tell([c.BeatBack(notice.agent, notice.worker)])
             case "channel-lost":
                 raise NodeFailed(notice.detail or "the channel to the node was lost")
             case _:
@@ -120,9 +136,9 @@ class Duties:
 
     def sweep(self) -> Duty:
         """Looks at everything on the node and settles the differences."""
-        wanted = yield Ask(lambda state: expected_attempts(state, self.node))
-        found = yield Call("inventory", (wanted,))
-        difference = yield Ask(lambda state: reconcile(state, self.node, found, self._translator))
+        before = yield Ask(lambda state: expected(state, self.node))
+        found = yield Call("inventory", (before.attempts,))
+        difference = yield Ask(lambda state: reconcile(state, self.node, found, self._translator, before))
         yield Tell(difference.commands)
         hit("after-sweep")
         yield Act(difference.effects)
@@ -146,6 +162,13 @@ class Duties:
                     yield from self._reap(AttemptId(task, number))
                 case CloseAgent(_, _, agent, now):
                     yield Call("close_agents", ([agent],), {"now": now})
+                case ProbeAgent(_, _, agent):
+                    yield from self._probe(agent)
+                case KillWorker(_, _, agent, worker):
+                    if (yield Ask(lambda state: is_condemned(state, agent, worker))):  # it may have answered meanwhile
+                        yield Call("kill_worker", (agent, worker))
+                case SweepNode():
+                    yield WantSweep()
                 case RemoveWindow(_, _, agent):
                     yield Call("remove_windows", ([agent],))
                 case _:
@@ -155,7 +178,20 @@ class Duties:
             yield Remark("effect-failed", facts)
             yield WantSweep()
 
+    def _probe(self, agent: AgentId) -> Duty:
+        """A worker that is silent may have died unseen, and its window may be gone."""
+        found = yield Call("inventory", ((),))
+        seen = next((worker for worker in found.workers if worker.agent == agent), None)
+        if seen is not None and not seen.alive:
+            yield Tell([c.WorkerFell(agent, seen.worker, "its worker is gone")])
+        elif seen is not None and seen.beat_age_ms < BEAT_MISSED_MS:
+            yield Tell([c.BeatBack(agent, seen.worker)])
+        if agent not in found.windows:
+            yield WantSweep()
+
     def _reap(self, attempt: AttemptId) -> Duty:
+        if (yield Ask(lambda state: not may_act(state, self.node))):
+            return  # it was asked for before the breaker tripped; the look after the reset asks again
         hit("before-reap")
         found = yield Call("reap", (attempt,))
         hit("after-reap")
@@ -185,11 +221,14 @@ class Duties:
             return
         specs = yield Peek(lambda state: [state.tasks[effect.task].spec for effect in effects])
         workers = yield Peek(lambda state: {each.id: each.worker for effect in effects if (each := state.agents.get(effect.agent))})
+        slots = yield Peek(lambda state: {each.id: each.spec for effect in effects if (each := state.agents.get(effect.agent))})
+        remote = yield Peek(lambda state: self.node in state.nodes and state.nodes[self.node].spec.remote)
         orders: list[AttemptOrder] = []
         for effect, spec in zip(effects, specs, strict=True):
             attempt = AttemptId(effect.task, effect.attempt)
             try:
-                orders.append(self._orders.make(spec, attempt, effect.agent))
+                slot = slots.get(effect.agent) or AgentSpec(effect.agent, self.node)
+                orders.append(self._orders.make(spec, attempt, slot, remote=remote))
             except BadInput as error:
                 yield Tell([refused(attempt, str(error))])
         hit("before-order")
@@ -197,14 +236,22 @@ class Duties:
         hit("after-order")
         for failure in failures:
             yield Remark("order-failed", {"node": self.node, "attempt": str(failure.attempt), "code": failure.code})
-            yield Tell([order_failed(failure, workers.get(failure.agent))])
+            worker = workers.get(failure.agent)
+            if failure.code == "no-worker" and worker is None:
+                yield WantSweep()  # its worker is about to come, or its fall is about to be told
+            else:
+                yield Tell(order_failed(self.node, failure, worker))
 
 
-def order_failed(failure: OrderFailure, worker: Worker | None) -> c.Command:
+def order_failed(node: NodeId, failure: OrderFailure, worker: Worker | None) -> list[c.Command]:
     """Returns what an order that could not be delivered means to the core; `worker` is who was to get it."""
     if failure.code == "no-worker":
-        return c.WorkerFell(failure.agent, worker, "its worker does not listen")
-    return refused(failure.attempt, failure.message)
+        return [c.WorkerFell(failure.agent, worker, "its worker does not listen")]
+    if failure.code == "io":  # the node is to blame, not the task: it goes elsewhere
+        reason = f"node {node} could not take the order: {failure.message}"
+        lost = c.AttemptFinished(failure.attempt.task, failure.attempt.number, Outcome(OutcomeKind.LOST, reason))
+        return [c.NodeTroubled(node, reason), lost]
+    return [refused(failure.attempt, failure.message)]
 
 
 def refused(attempt: AttemptId, reason: str) -> c.Command:
@@ -212,11 +259,18 @@ def refused(attempt: AttemptId, reason: str) -> c.Command:
     return c.AttemptFinished(attempt.task, attempt.number, Outcome(OutcomeKind.REFUSED, reason))
 
 
+def is_condemned(state: State, number: AgentId, worker: Worker) -> bool:
+    """Tells whether the worker is still to be killed."""
+    agent = state.agents.get(number)
+    return agent is None or (agent.worker == worker and agent.suspicion is not None and agent.suspicion.step == "forced")
+
+
 def window_names(state: State, agents: Sequence[AgentId]) -> list[AgentWindow]:
     """Returns the windows of the slots that still exist and have not been given up meanwhile."""
     found: list[AgentWindow] = []
     for number in dict.fromkeys(agents):
         agent = state.agents.get(number)
-        if agent is not None and agent.status is not AgentStatus.ERROR:
+        breaker = None if agent is None else state.nodes[agent.spec.node].breaker
+        if agent is not None and agent.status is not AgentStatus.ERROR and (breaker is None or breaker.canary == number):
             found.append(AgentWindow(number, agent.spec.name or f"agent-{number:03}"))
     return found

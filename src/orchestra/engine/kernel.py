@@ -21,7 +21,9 @@ from orchestra.core.effects import Effect, effects_of
 from orchestra.core.events import Event
 from orchestra.core.evolve import evolve
 from orchestra.core.state import STATE_FORMAT, State
+from orchestra.ids import NodeId
 from orchestra.ledger import Append, NewEvent, Snapshot, StoredEvent
+from orchestra.scheduling.admission import AdmissionOptions, Gate, Load
 from orchestra.scheduling.scheduler import Scheduler
 
 
@@ -56,6 +58,9 @@ class Kernel:
         self.policy = policy
         self.state = state or State()
         self.scheduler = Scheduler()
+        self.loads: dict[NodeId, Load] = {}
+        """What the nodes last said of themselves. Not durable, and never folded: it only decides what is started now."""
+        self.admission = AdmissionOptions()
         self._pending: list[Happened] = []
 
     @classmethod
@@ -103,10 +108,15 @@ class Kernel:
         """Assigns what can be assigned. Returns how many attempts that are."""
         at_ms = max(now_ms, self.state.at_ms)
         count = 0
-        for order in self.scheduler.assignments(self.state, at_ms):
+        gate = self.gate(at_ms) if self.state.queued else None
+        for order in self.scheduler.assignments(self.state, at_ms, gate):
             self.take(order, at_ms)
             count += len(order.agents)
         return count
+
+    def gate(self, now_ms: int) -> Gate:
+        """Returns what lets attempts in now."""
+        return Gate(self.state, self.loads, self.admission, now_ms)
 
     @property
     def pending(self) -> int:

@@ -6,15 +6,37 @@ coordinator that was killed at any point starts again, folds the ledger, looks, 
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from orchestra.core import commands as c
-from orchestra.core.effects import CloseAgent, Effect, OpenAgents, ReapAttempt, RemoveWindow, StartAttempt, StopAttempt
-from orchestra.core.model import AgentStatus
+from orchestra.core.effects import CloseAgent, Effect, KillWorker, OpenAgents, ReapAttempt, RemoveWindow, StartAttempt, StopAttempt
+from orchestra.core.model import AgentStatus, Worker
 from orchestra.core.state import AgentState, AttemptState, State
 from orchestra.engine.translate import Translator
-from orchestra.ids import AgentId, AttemptId, NodeId
+from orchestra.ids import AgentId, AttemptId, NodeId, TaskId
 from orchestra.node import AttemptFacts, Inventory, WorkerFacts
+
+BEAT_MISSED_MS: Final = 5_000
+"""Age of its last heartbeat from which a worker counts as silent, as for the courier."""
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """What was believed of a node just before it was looked at. What has changed since then is not compared: the look is older than the change."""
+
+    attempts: tuple[AttemptId, ...]
+    slots: dict[AgentId, tuple[Worker | None, Worker | None, TaskId | None, int]]
+
+
+def expected(state: State, node: NodeId) -> Expected:
+    """Returns what should be on the node now."""
+    attempts = tuple(attempt_id for attempt_id, attempt in state.live_attempts() if attempt.node == node)
+    return Expected(attempts, {agent.id: _mark(agent) for agent in state.agents_on(node)})
+
+
+def _mark(agent: AgentState) -> tuple[Worker | None, Worker | None, TaskId | None, int]:
+    return agent.worker, agent.fallen, agent.task, agent.attempt
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -24,21 +46,25 @@ class Difference(msgspec.Struct, frozen=True):
     effects: tuple[Effect, ...]
 
 
-def expected_attempts(state: State, node: NodeId) -> list[AttemptId]:
-    """Returns the attempts that should be on the node."""
-    return [attempt_id for attempt_id, attempt in state.live_attempts() if attempt.node == node]
+def reconcile(state: State, node: NodeId, found: Inventory, translator: Translator, before: Expected | None = None) -> Difference:
+    """Compares the state with what was found on the node.
 
-
-def reconcile(state: State, node: NodeId, found: Inventory, translator: Translator) -> Difference:
-    """Compares the state with what was found on the node."""
+    Args:
+        before: What was expected when the look began; slots that differ from it now are left for the next look.
+    """
+    if node not in state.nodes:
+        return Difference((), ())
     commands: list[c.Command] = []
     effects: list[Effect] = []
     seen = {worker.agent: worker for worker in found.workers}
     workers = {worker.agent: worker for worker in found.workers if worker.alive}
     missing: list[AgentId] = []
     slots = state.agents_on(node)
+    moved = set() if before is None else {agent.id for agent in slots if before.slots.get(agent.id) != _mark(agent)}
     for agent in slots:
-        commands += _worker_news(agent, seen.get(agent.id))
+        if agent.id in moved:
+            continue
+        commands += _worker_news(agent, seen.get(agent.id), late=before is None)
         if agent.status is AgentStatus.ERROR:
             continue  # it fell too often: it gets no worker until somebody asks
         if agent.status is AgentStatus.DRAINING and agent.id in workers:
@@ -49,25 +75,34 @@ def reconcile(state: State, node: NodeId, found: Inventory, translator: Translat
             missing.append(agent.id)
     facts = {each.attempt: each for each in found.attempts}
     for attempt_id, attempt in state.live_attempts():
-        if attempt.node == node:
+        if attempt.node == node and attempt.agent not in moved:
             _attempt_news(attempt_id, attempt, facts.get(attempt_id), workers, translator, commands, effects)
     for worker in workers.values():
-        if worker.attempt is not None and not _is_live(state, worker.attempt):
+        if worker.attempt is not None and worker.agent not in moved and not _is_live(state, worker.attempt):
             effects.append(StopAttempt(state.seq, node, worker.agent, *worker.attempt, "superseded"))  # noqa: PERF401 - reads as the others
     ours = {agent.id for agent in slots}
-    effects += [CloseAgent(state.seq, node, number, now=True) for number in workers if number not in ours]
+    for number, stray in workers.items():
+        if number not in ours:
+            effects.append(CloseAgent(state.seq, node, number, now=True))
+            if stray.worker is not None and stray.beat_age_ms >= BEAT_MISSED_MS:
+                effects.append(KillWorker(state.seq, node, number, stray.worker))  # it will not hear that
     effects += [RemoveWindow(state.seq, node, number) for number in found.windows if number not in ours]
     if missing:
         effects.append(OpenAgents(state.seq, node, tuple(missing)))
+    if state.nodes[node].breaker is not None:
+        effects = [effect for effect in effects if not isinstance(effect, OpenAgents | ReapAttempt | StartAttempt)]
     return Difference(tuple(commands), tuple(effects))
 
 
-def _worker_news(agent: AgentState, worker: WorkerFacts | None) -> list[c.Command]:
+def _worker_news(agent: AgentState, worker: WorkerFacts | None, *, late: bool) -> list[c.Command]:
     if worker is not None and worker.alive and worker.worker is not None:
-        return [c.WorkerSeen(agent.id, worker.worker)]
-    if worker is not None and agent.worker is not None and worker.worker not in (None, agent.worker):
+        news: list[c.Command] = [c.WorkerSeen(agent.id, worker.worker, agent.fallen)]
+        if worker.beat_age_ms >= BEAT_MISSED_MS:  # the courier may have said so before the slot was known to have this worker
+            news.append(c.BeatMissed(agent.id, worker.worker, "its worker does not answer"))
+        return news
+    if late and worker is not None and agent.worker is not None and worker.worker not in (None, agent.worker):
         return []  # what was found is an earlier worker: the present one came after we looked
-    if agent.status in (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.OFFLINE, AgentStatus.DRAINING):
+    if agent.status in (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.SUSPECT, AgentStatus.OFFLINE, AgentStatus.DRAINING):
         return [c.WorkerFell(agent.id, agent.worker, "its worker is gone")]
     return []
 

@@ -60,6 +60,14 @@ class ServiceGroup:
         service.start()
         self._grown.set()
 
+    async def remove(self, name: str) -> None:
+        """Stops one and forgets it; its end is nobody's news."""
+        leaving = [service for service in self._services if service.name == name]
+        self._services = [service for service in self._services if service.name != name]
+        self._grown.set()
+        for service in leaving:
+            await service.stop()
+
     def start(self) -> None:
         for service in self._services:
             service.start()
@@ -73,15 +81,15 @@ class ServiceGroup:
         while True:
             self._grown.clear()
             grown = asyncio.ensure_future(self._grown.wait())
-            waits = [asyncio.ensure_future(service.wait_ended()) for service in self._services]
+            waits = {service: asyncio.ensure_future(service.wait_ended()) for service in self._services}
             try:
-                await asyncio.wait([grown, *waits], return_when=asyncio.FIRST_COMPLETED)
-                ended = [each for each in waits if each.done()]
+                await asyncio.wait([grown, *waits.values()], return_when=asyncio.FIRST_COMPLETED)
+                ended = [wait for service, wait in waits.items() if wait.done() and service in self._services]
                 for each in ended:
                     each.result()
                 if ended:
                     return
             finally:
-                for wait in (grown, *waits):
+                for wait in (grown, *waits.values()):
                     wait.cancel()
-                await asyncio.gather(grown, *waits, return_exceptions=True)
+                await asyncio.gather(grown, *waits.values(), return_exceptions=True)

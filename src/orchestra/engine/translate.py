@@ -10,7 +10,7 @@ import msgspec
 from orchestra.agents.adapter import Adapter, Exit, Signal, Verdict
 from orchestra.agents.ending import outcome
 from orchestra.core import commands as c
-from orchestra.core.model import CheckResult, Outcome, OutcomeKind, TaskSpec
+from orchestra.core.model import AgentStatus, CheckResult, Outcome, OutcomeKind, TaskSpec
 from orchestra.core.state import State
 from orchestra.errors import OrchestraError
 from orchestra.ids import AttemptId, TaskId
@@ -76,7 +76,11 @@ class Translator:
     def _ready(self, record: Record) -> list[c.Command]:
         """Old news must not bring back a worker that is known to be gone, or push out the present one: if it is new, a sweep finds it."""
         agent = self._state().agents.get(record.agent)
-        if agent is not None and (record.worker == agent.fallen or agent.worker not in (None, record.worker)):
+        if agent is not None and (
+            record.worker == agent.fallen
+            or agent.worker not in (None, record.worker)
+            or (agent.worker is None and agent.status in (AgentStatus.OFFLINE, AgentStatus.ERROR))
+        ):
             return []
         return [c.WorkerSeen(record.agent, record.worker)]
 
@@ -99,12 +103,16 @@ class Translator:
         reason = str(record.body.get("reason") or "")
         if reason.startswith("claimed"):
             return []  # a second delivery of an order that is being carried out
+        if reason.startswith("fenced"):  # its node had not heard of us for too long: it never ran
+            return [
+                c.AttemptFinished(TaskId(record.task), record.attempt, Outcome(OutcomeKind.LOST, "its node was cut off before it began"))
+            ]
         return [c.AttemptFinished(TaskId(record.task), record.attempt, Outcome(OutcomeKind.REFUSED, f"the worker refused it: {reason}"))]
 
     def _left(self, record: Record) -> list[c.Command]:
         agent = self._state().agents.get(record.agent)
-        if agent is None or (agent.worker is not None and agent.worker != record.worker):
-            return []
+        if agent is None or record.worker == agent.fallen or agent.worker not in (None, record.worker):
+            return []  # of an earlier worker, or told already by another way
         return [c.AgentClosed(record.agent)]
 
 

@@ -56,6 +56,12 @@ Folder = Annotated[
 ]
 JsonObject = dict[str, Any]
 
+Tags = Annotated[tuple[Name, ...], Meta(max_length=100, description="Tags its node must have.")]
+ProgramName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}(?!\n)$", extra={"says": "the name of a program, without a path"})
+]
+Programs = Annotated[tuple[ProgramName, ...], Meta(max_length=100, description="Programs that must be installed on its node.")]
+
 WIRE_PRIORITIES: Final[dict[str, Priority]] = {
     "critical": Priority.CRITICAL,
     "high": Priority.HIGH,
@@ -112,6 +118,10 @@ class LimitFields(Record, frozen=True):
     cpu_seconds: Annotated[int, Meta(ge=0, le=YEAR_SECONDS, description="Processor time of a process in seconds.")] | UnsetType = UNSET
     open_files: Annotated[int, Meta(ge=0, le=1_048_576, description="Files a process may hold open.")] | UnsetType = UNSET
     processes: Annotated[int, Meta(ge=0, le=4_194_304, description="Processes of the user.")] | UnsetType = UNSET
+    cpus: (
+        Annotated[int, Meta(ge=0, le=1024, description="Processors it may use at the same time, where the node can limit that.")]
+        | UnsetType
+    ) = UNSET
     nice: Annotated[int, Meta(ge=0, le=19, description="How far it steps back for others, 0 to 19.")] | UnsetType = UNSET
 
 
@@ -138,6 +148,7 @@ def limits_of(fields: LimitFields | UnsetType) -> Limits:
         open_files=given(fields.open_files, 0),
         processes=given(fields.processes, 0),
         nice=given(fields.nice, 0),
+        cpus=given(fields.cpus, 0),
     )
 
 

@@ -75,6 +75,8 @@ class TaskFields(f.Record, frozen=True, kw_only=True):
     stdin: Annotated[Literal["pane", "none"], Meta(description="Whether a person can type into it.")] | UnsetType = UNSET
     affinity: Annotated[f.Name, Meta(description="Tasks with the same key prefer the same agent.")] | UnsetType = UNSET
     node: Annotated[f.Name, Meta(description="Node it has to run on.")] | UnsetType = UNSET
+    tags: f.Tags | UnsetType = UNSET
+    programs: f.Programs | UnsetType = UNSET
     limits: f.LimitFields | UnsetType = UNSET
     workspace: f.Folder | UnsetType = UNSET
 
@@ -265,9 +267,12 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         requirements="{}" if isinstance(requirements, UnsetType) else msgspec.json.encode(requirements).decode(),
         files=f.given(merged.files, ()),
         workspace=_workspace(plan, merged, kind, directory),
+        workspace_here=not _folder(plan, merged, kind).startswith("/"),
         stdin=f.given(merged.stdin, ""),
         affinity=f.given(merged.affinity, ""),
         node=None if isinstance(merged.node, UnsetType) else NodeId(merged.node),
+        tags=f.given(merged.tags, ()),
+        programs=f.given(merged.programs, ()),
         env=dict(f.given(merged.env, {})),
         limits=f.limits_of(merged.limits),
     )
@@ -329,7 +334,11 @@ def _kind(plan: PlanFile, merged: TaskFields, payload: Payload, path: Path) -> s
     )
 
 
+def _folder(plan: PlanFile, merged: TaskFields, kind: str) -> str:
+    return f.given(merged.workspace, f.given(plan.workspace, "." if kind == SHELL_KIND else ""))
+
+
 def _workspace(plan: PlanFile, merged: TaskFields, kind: str, directory: str) -> str:
     """Returns the absolute folder; empty for a private one. Shell tasks work where the plan lies unless it says otherwise."""
-    folder = f.given(merged.workspace, f.given(plan.workspace, "." if kind == SHELL_KIND else ""))
+    folder = _folder(plan, merged, kind)
     return posixpath.normpath(posixpath.join(directory, folder)) if folder else ""

@@ -44,12 +44,14 @@ _WORD: Final = re.compile(r"[^\W_]+(?:[-'./][^\W_]+)*")
 
 
 class InitParams(f.Record, frozen=True, kw_only=True):
-    """`orchestra.init`: a phase is a preset; `nodes` and `agent_count` say it outright."""
+    """`orchestra.init`: a phase or roster says of what sorts the agents are; `nodes` and `agent_count` say where and how many."""
 
     phase: Annotated[int, Meta(ge=1, le=3, description="1: 18 agents, 2: 50 to 100, 3: 200.")] | None = None
     nodes: Annotated[tuple[f.Name, ...], Meta(max_length=1000, description="Names of configured nodes; absent means all.")] | None = None
     agent_count: Annotated[int, Meta(ge=1, le=10_000, description="Agents in all.")] | None = None
     agents: Annotated[tuple[AgentGroup, ...], Meta(max_length=1000, description="Agents by kind, instead of a bare count.")] = ()
+    roster: Annotated[f.Name, Meta(description="Name of a preset, instead of a phase.")] | None = None
+    roster_text: Annotated[f.Content, Meta(description="Text of a roster file, instead of a phase.")] | None = None
 
 
 class SubmitTaskParams(f.Record, frozen=True, kw_only=True):
@@ -70,6 +72,9 @@ class SubmitTaskParams(f.Record, frozen=True, kw_only=True):
     agent: Annotated[f.Name, Meta(description="Agent kind that has to run it.")] | None = None
     estimated_time: Annotated[f.Seconds, Meta(description="Seconds it is expected to take.")] = ESTIMATE_DEFAULT_MS / 1000
     files: Annotated[tuple[f.RelativePath, ...], Meta(max_length=10_000)] = ()
+    node: Annotated[f.Name, Meta(description="Node it has to run on.")] | None = None
+    tags: f.Tags = ()
+    programs: f.Programs = ()
     retries: f.Retries | None = None
     retry_backoff_seconds: Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each.")] | None = None
 

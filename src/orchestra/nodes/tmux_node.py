@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
 import msgspec
 
-from orchestra.agents.adapter import ATTEMPT_DIR, STAGE_DIR
+from orchestra.agents.adapter import ATTEMPT_DIR, SPACE_DIR, STAGE_DIR
+from orchestra.core.model import Worker
 from orchestra.errors import CourierFailed, NodeFailed, NodeUnreachable, NotFound, PaneUnknown, TmuxFailed
 from orchestra.ids import AgentId, AttemptId, NodeId, parse_attempt_id
 from orchestra.node import (
@@ -29,6 +30,7 @@ from orchestra.node import (
     WorkerFacts,
 )
 from orchestra.nodes.courier import Courier, CourierRefused, worker_of
+from orchestra.nodes.probe import UNKNOWN, NodeNeeds, NodeProbe, findings, probe, system_wall_ms
 from orchestra.nodes.tmux import PaneFacts, TmuxOptions, TmuxServer, WindowOrder
 from orchestra.nodes.transport import Transport
 
@@ -37,15 +39,16 @@ STAGE_PACKAGE: Final = "orchestra_stage"
 ORDERS_A_REQUEST: Final = 64
 """Orders sent together; more would hold up the courier's other work for longer than a blink."""
 LEAVE_TIMEOUT_MS: Final = 10_000
+UID: Final = "{uid}"
 
 
 class NodeOptions(msgspec.Struct, frozen=True):
     """Where a node's things are, and its deadlines."""
 
     folder: str
-    """Absolute folder on the node; everything of ours is below it."""
+    """Folder on the node, absolute or below `~/`; everything of ours is below it."""
     runtime: str
-    """Absolute short folder on the node, private, for the tmux socket and its configuration."""
+    """Absolute short folder on the node, private, for the tmux socket and its configuration. `{uid}` stands for the user's number there."""
     session: str
     """Name for the tmux session if one has to be made."""
     session_prefix: str
@@ -53,36 +56,41 @@ class NodeOptions(msgspec.Struct, frozen=True):
     python: str = "python3"
     request_timeout_ms: int = 20_000
     tmux: TmuxOptions = TmuxOptions()
+    programs: tuple[str, ...] = ()
+    """Programs to look for; `NodeFacts.programs` has those that are there."""
+    needs: NodeNeeds = NodeNeeds()
 
 
 class TmuxNode:
     """Implements `orchestra.node.Node`."""
 
-    def __init__(self, node: NodeId, transport: Transport, options: NodeOptions) -> None:
+    def __init__(self, node: NodeId, transport: Transport, options: NodeOptions, *, wall_ms: Callable[[], int] = system_wall_ms) -> None:
         self.id = node
         self._transport = transport
         self._options = options
+        self._wall_ms = wall_ms
+        self._folder = options.folder
+        self._server = None if UID in options.runtime else self._make_server(options.runtime)
+        self._runtime = options.runtime
         self._courier: Courier | None = None
-        self._tmux = TmuxServer(transport, f"{options.runtime}/tmux.sock", f"{options.runtime}/tmux.conf", options.tmux)
         self._session = ""
         self._stage = ""
         self._python = options.python
-        self._hello: dict[str, Any] = {}
-        self._tmux_version = ""
+        self._probed: NodeProbe | None = None
         self._windows = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
 
     # --- connecting --------------------------------------------------------------------------------------------------
 
     async def start(self, journal_offset: int) -> NodeFacts:
-        await self._find_programs()
+        await self._look()
         self._stage = await self._push_stage()
-        courier_argv = stage_argv(self._python, self._stage, "courier", self._options.folder)
-        self._courier, self._hello = await Courier.open(self._transport, courier_argv, request_timeout_ms=self._options.request_timeout_ms)
+        courier_argv = stage_argv(self._python, self._stage, "courier", self._folder)
+        self._courier, hello = await Courier.open(self._transport, courier_argv, request_timeout_ms=self._options.request_timeout_ms)
         await self._connect_tmux()
         await self._tail(journal_offset)
         self._watch = asyncio.create_task(self._watch_tmux(), name=f"tmux-watch-{self.id}")
-        return self._facts(self._hello)
+        return self._facts(hello)
 
     async def _tail(self, offset: int) -> None:
         """Has the journal sent from there; all of it if it is shorter, as after a power cut or when somebody removed it. What was read twice
@@ -94,28 +102,50 @@ class TmuxNode:
                 raise
             await self._ask("tail", offset=0)
 
-    async def _find_programs(self) -> None:
-        """Resolves the real interpreter once: `python3` may be a shim that costs a tenth of a second a start."""
-        script = "import sys; print(sys.executable if sys.version_info >= (3, 8) else '', sys.version.split()[0])"
-        done = await self._transport.run([self._options.python, "-I", "-c", script], timeout_ms=self._options.request_timeout_ms)
-        executable, _, version = done.out.decode(errors="replace").strip().rpartition(" ")
-        if done.code != 0 or not executable:
-            found = version or done.err.decode(errors="replace").strip()[-200:]
-            raise NodeFailed(f"node {self.id} has no usable python3: {found}", hint="install Python 3.8 or newer there")
-        self._python = executable
-        done = await self._transport.run(["tmux", "-V"], timeout_ms=self._options.request_timeout_ms)
-        self._tmux_version = done.out.decode(errors="replace").strip().removeprefix("tmux ")
-        if done.code != 0:
-            raise NodeFailed(f"node {self.id} has no tmux", hint="install tmux 3.2 or newer there")
+    async def _look(self) -> None:
+        """Finds out what the machine is and where our things go there.
+
+        Raises:
+            NodeFailed: Something is missing that we cannot do without.
+        """
+        options = self._options
+        self._probed = await probe(
+            self._transport,
+            self.id,
+            options.folder,
+            options.programs,
+            python=options.python,
+            tmux=options.tmux.tmux,
+            timeout_ms=options.request_timeout_ms,
+            wall_ms=self._wall_ms,
+        )
+        fatal = [each for each in findings(self._probed, options.needs) if each.fatal]
+        if fatal:
+            raise NodeFailed("; ".join(each.detail for each in fatal), hint="; ".join(each.remedy for each in fatal))
+        self._python = self._probed.python
+        self._folder = self._probed.folder
+        self._runtime = options.runtime.replace(UID, str(self._probed.uid))
+
+    @property
+    def _tmux(self) -> TmuxServer:
+        """The tmux server's client, the same one for life: it remembers which server it knew. Where its socket is, is known after a look."""
+        if self._server is None:
+            if UID in self._runtime:
+                raise NodeUnreachable(f"node {self.id} is not connected")
+            self._server = self._make_server(self._runtime)
+        return self._server
+
+    def _make_server(self, runtime: str) -> TmuxServer:
+        return TmuxServer(self._transport, f"{runtime}/tmux.sock", f"{runtime}/tmux.conf", self._options.tmux)
 
     async def _push_stage(self) -> str:
         """Puts the stage files into a folder named by their content; one that is there already is complete (it is renamed into place)."""
         files = stage_files()
         digest = hashlib.sha256(b"".join(name.encode() + body for name, body in files.items())).hexdigest()[:16]
-        target = f"{self._options.folder}/stage/{digest}"
+        target = f"{self._folder}/stage/{digest}"
         packed = msgspec.json.encode({name: body.decode() for name, body in files.items()})
         done = await self._transport.run(
-            [self._python, "-I", "-S", "-c", PUSH_SCRIPT, target, STAGE_PACKAGE, self._options.runtime],
+            [self._python, "-I", "-S", "-c", PUSH_SCRIPT, target, STAGE_PACKAGE, self._runtime],
             stdin=packed,
             timeout_ms=self._options.request_timeout_ms,
         )
@@ -147,7 +177,9 @@ class TmuxNode:
         courier, self._courier = self._courier, None
         if courier is not None:
             await courier.close()
-        await self._tmux.disconnect()
+        if self._server is not None:
+            await self._server.disconnect()
+        await self._transport.close()
 
     async def reports(self) -> AsyncIterator[Report]:
         courier = self._require()
@@ -182,7 +214,7 @@ class TmuxNode:
                 await self._tmux.create_windows(self._session, [self._window_order(window) for window in wanted])
 
     def _window_order(self, window: AgentWindow) -> WindowOrder:
-        argv = stage_argv(self._python, self._stage, "worker", self._options.folder, str(window.agent))
+        argv = stage_argv(self._python, self._stage, "worker", self._folder, str(window.agent))
         return WindowOrder(window.agent, window.name, argv)
 
     async def _ensure_tmux(self) -> None:
@@ -239,10 +271,10 @@ class TmuxNode:
 
     async def attach_argv(self, agent: AgentId | None) -> Sequence[str]:
         if agent is None:
-            return self._tmux.attach_argv(self._session, None)
+            return self._transport.interactive(self._tmux.attach_argv(self._session, None))
         for pane in await self._tmux.list_panes():
             if pane.agent == agent:
-                return self._tmux.attach_argv(self._session, pane.window_id)
+                return self._transport.interactive(self._tmux.attach_argv(self._session, pane.window_id))
         raise PaneUnknown(f"agent #{agent} has no window now", field="agent", hint="`orchestra agent list` shows its state")
 
     # --- attempts ----------------------------------------------------------------------------------------------------
@@ -272,7 +304,11 @@ class TmuxNode:
 
     def _place(self, spec: dict[str, Any], path: str) -> dict[str, Any]:
         """Puts real paths where the agent kind named files of the attempt or of the stage."""
-        places = {ATTEMPT_DIR: f"{self._options.folder}/{path}/", STAGE_DIR: f"{self._stage}/{STAGE_PACKAGE}/"}
+        places = {
+            ATTEMPT_DIR: f"{self._folder}/{path}/",
+            STAGE_DIR: f"{self._stage}/{STAGE_PACKAGE}/",
+            SPACE_DIR: f"{self._folder}/spaces/",
+        }
 
         def real(text: str) -> str:
             for mark, folder in places.items():
@@ -280,7 +316,8 @@ class TmuxNode:
                     return folder + text.removeprefix(mark)
             return self._python if text == PYTHON else text
 
-        return {**spec, "argv": [real(each) for each in spec["argv"]], "env": {name: real(value) for name, value in spec["env"].items()}}
+        placed = {"argv": [real(each) for each in spec["argv"]], "env": {name: real(value) for name, value in spec["env"].items()}}
+        return {**spec, **placed, "cwd": spec["cwd"] and real(spec["cwd"])}
 
     async def stop_attempt(self, attempt: AttemptId, agent: AgentId, grace_ms: int) -> None:
         values = {"op": "stop", "task": attempt.task, "attempt": attempt.number, "grace_ms": grace_ms}
@@ -326,12 +363,26 @@ class TmuxNode:
     async def remove(self, attempts: Sequence[AttemptId]) -> None:
         await self._ask("remove", dirs=[attempt_dir(attempt) for attempt in attempts])
 
+    async def kill_worker(self, agent: AgentId, worker: Worker) -> bool:
+        reply = await self._ask("kill", agent=agent, w=f"{worker.pid}:{worker.start}")
+        return bool(reply.get("killed"))
+
+    async def renew_lease(self, ttl_ms: int) -> None:
+        await self._ask("lease", ttl_ms=ttl_ms)
+
     async def facts(self) -> NodeFacts:
-        return self._facts(await self._ask("facts"))
+        loop = asyncio.get_running_loop()
+        asked, began = self._wall_ms(), loop.time()
+        values = await self._ask("facts", programs=list(self._options.programs))
+        if "ms" in values:
+            values["clock_offset_ms"] = int(values["ms"]) - asked - round((loop.time() - began) * 1000 / 2)
+        return self._facts(values)
 
     def _facts(self, values: dict[str, Any]) -> NodeFacts:
-        known = {name: values[name] for name in NodeFacts.__struct_fields__ if name in values}
-        return msgspec.convert({**known, "tmux": self._tmux_version, "session": self._session}, NodeFacts, strict=False)
+        """Makes facts of what the courier said and, where it said nothing, of what was seen at the start."""
+        seen = {} if self._probed is None else msgspec.structs.asdict(self._probed)
+        known = {name: each[name] for each in (seen, values) for name in NodeFacts.__struct_fields__ if each.get(name, UNKNOWN) != UNKNOWN}
+        return msgspec.convert({**known, "session": self._session}, NodeFacts, strict=False)
 
     async def close_all(self) -> None:
         """Asks every worker to leave, then ends the server; a worker outlives neither for longer than it takes to end its attempt."""

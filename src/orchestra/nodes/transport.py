@@ -1,4 +1,4 @@
-"""How programs are started on a node. `LocalTransport` starts them here; one over SSH has the same two methods.
+"""How programs are started on a node. `LocalTransport` starts them here; `orchestra.nodes.ssh` has one that does it over SSH.
 
 Nothing that uses a transport may assume it is local: no file is opened by path, no pid is signalled, no environment is inherited
 on purpose. A program that cannot be started gives code 127, as a shell would, from either kind.
@@ -80,6 +80,14 @@ class Transport(Protocol):
             NodeFailed: It printed more than the transport keeps.
             NodeUnreachable: The node cannot be reached.
         """
+        ...
+
+    def interactive(self, argv: Sequence[str]) -> tuple[str, ...]:
+        """Returns what a person's terminal runs here to have `argv` run there, with that terminal as its own."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of what reaching the node takes. Opening or running something afterwards reaches it anew."""
         ...
 
 
@@ -209,7 +217,7 @@ class _Child(asyncio.SubprocessProtocol):
         """Ends the program: its input ends first, after the grace the whole of its session is killed."""
         try:
             self.write_eof()
-            await _within(self.exited, self._options.close_grace_ms)
+            await within(self.exited, self._options.close_grace_ms)
         finally:
             await self.end()
 
@@ -235,7 +243,7 @@ class _Child(asyncio.SubprocessProtocol):
         """Kills what still runs, waits until it has been reaped, and closes the pipes with what is left in them."""
         self.kill()
         try:
-            await _within(self.exited, REAP_MS)
+            await within(self.exited, REAP_MS)
         finally:
             if self._transport is not None:
                 self._transport.close()
@@ -251,7 +259,8 @@ class _Child(asyncio.SubprocessProtocol):
         return pipe
 
 
-async def _within(event: asyncio.Event, timeout_ms: int) -> bool:
+async def within(event: asyncio.Event, timeout_ms: int) -> bool:
+    """Waits for an event; returns whether it came in time."""
     try:
         async with asyncio.timeout(timeout_ms / MS):
             await event.wait()
@@ -283,12 +292,18 @@ class LocalTransport:
                 child.write_eof()
                 code = await child.wait_closed()
             # A daemon may have inherited the pipes: what the program itself wrote is in them already, so their end is not waited for.
-            await _within(child.emptied, self._options.close_grace_ms)
+            await within(child.emptied, self._options.close_grace_ms)
             if child.overflowed:
                 raise NodeFailed(f"{argv[0]} printed more than {self._options.output_bytes_max} bytes")
             return Completed(NOT_STARTED if code is None else code, child.taken(), child.errors())
         finally:
             await child.end()
+
+    def interactive(self, argv: Sequence[str]) -> tuple[str, ...]:
+        return tuple(argv)
+
+    async def close(self) -> None:
+        """There is nothing to let go of: each program's pipes are its channel's."""
 
     async def _spawn(self, argv: Sequence[str], *, pauses: bool) -> _Child:
         loop = asyncio.get_running_loop()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from orchestra.core.decide import suits
-from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Strategy, TaskStatus
-from orchestra.core.state import State, TaskState
+from orchestra.core.decide import wants
+from orchestra.core.fleet import suits
+from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Strategy, TaskSpec, TaskStatus
+from orchestra.core.state import AgentState, State, TaskState
 from orchestra.ids import TaskId
 from orchestra.quantity import show_ms
+from orchestra.scheduling.admission import Gate
 from orchestra.scheduling.scheduler import is_free, may_assign
 
 
-def explain(state: State, task_id: TaskId, now_ms: int) -> str:
-    """Returns one sentence that says where the task stands and what it waits for.
+def explain(state: State, task_id: TaskId, now_ms: int, gate: Gate | None = None) -> str:
+    """Returns one sentence that says where the task stands and what it waits for; `gate` knows how much the nodes can carry.
 
     Raises:
         NotFound: There is no such task.
@@ -21,7 +23,7 @@ def explain(state: State, task_id: TaskId, now_ms: int) -> str:
         case TaskStatus.PENDING:
             return _pending(state, task)
         case TaskStatus.QUEUED:
-            return _queued(state, task, now_ms)
+            return _queued(state, task, now_ms, gate)
         case TaskStatus.RETRY_WAIT:
             wait = show_ms(max(0, task.ready_ms - now_ms))
             tries = f"{task.failures} of {task.spec.retries} retries used"
@@ -47,28 +49,54 @@ def _pending(state: State, task: TaskState) -> str:
     return f"{task.id} waits for {shown}{more} to complete."
 
 
-def _queued(state: State, task: TaskState, now_ms: int) -> str:
+def _queued(state: State, task: TaskState, now_ms: int, gate: Gate | None) -> str:
     spec = task.spec
-    able = [agent for agent in state.agents.values() if suits(agent.spec.kind, agent.spec.node, spec)]
+    able = [agent for agent in state.agents.values() if suits(state, agent.spec, spec)]
     up = [agent for agent in able if agent.status in (AgentStatus.IDLE, AgentStatus.BUSY)]
     free = [agent for agent in able if is_free(state, agent)]
     if not may_assign(state):
         if state.lifecycle is Lifecycle.DRAINING:
             return f"{task.id} is ready, but the orchestra is draining and starts nothing new; it goes on after the next start."
         return f"{task.id} is ready, but the orchestra is {state.lifecycle.value}."
-    what = f"kind {spec.kind!r}" + (f" on node {spec.node}" if spec.node else "")
+    what = wants(spec)
     if not able:
         return f"{task.id} is ready, but the fleet has no agent of {what}; add one with `orchestra scale`."
     if not up:
-        lost = [node.spec.id for node in state.nodes.values() if node.status is not NodeStatus.READY]
-        why = f"node {', '.join(lost)} is out of sight" if lost else "their workers are down"
+        why = "; ".join(_trouble(state)) or "their workers are down"
         return f"{task.id} is ready, but none of the {len(able)} agents of {what} is up: {why}."
+    if len(free) >= spec.replicas and (held := _held(free, spec, gate)):
+        return f"{task.id} is ready and waits although {len(free)} agents are free: {held}."
     if len(free) < spec.replicas:
         ahead = sum(state.tasks[each].spec.priority <= spec.priority for each in state.queued if each != task.id)
         many = f"{spec.replicas} free agents" if spec.replicas > 1 else "a free agent"
         return (
-            f"{task.id} is ready and waits for {many} of {what}: {len(up) - len(free)} of {len(up)} are busy, {ahead} other tasks wait too."
+            f"{task.id} is ready and waits for {many} of {what}: {len(up) - len(free)} of {len(up)} are busy, {ahead} other tasks wait too"
+            + "".join(f"; {trouble}" for trouble in _trouble(state))
+            + "."
         )
+    if not any(agent.spec.category in ("", spec.category) for agent in free):
+        return f"{task.id} is ready; the free agents are kept for tasks of their own categories."
     if spec.strategy is Strategy.AFFINITY:
         return f"{task.id} is ready and waits for the agent it has affinity to, which is busy."
     return f"{task.id} is ready and is assigned next."
+
+
+def _trouble(state: State) -> list[str]:
+    """Says what keeps whole nodes from taking work."""
+    found: list[str] = []
+    for name, node in state.nodes.items():
+        if node.status is not NodeStatus.READY:
+            found.append(f"node {name} is out of sight")
+        elif node.breaker is not None:
+            found.append(f"nothing is started on node {name}: {node.breaker.cause}")
+        elif node.draining:
+            found.append(f"node {name} is being drained")
+    return found
+
+
+def _held(free: list[AgentState], spec: TaskSpec, gate: Gate | None) -> str:
+    """Says why none of the nodes with a free agent can carry the task, or nothing if enough can."""
+    if gate is None:
+        return ""
+    reasons = [gate.refusal(agent.spec.node, spec.kind) for agent in free]
+    return "; ".join(dict.fromkeys(filter(None, reasons))) if reasons.count("") < spec.replicas else ""

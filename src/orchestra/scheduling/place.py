@@ -15,10 +15,10 @@ from typing import Final
 
 import msgspec
 
-from orchestra.core.decide import suits
-from orchestra.core.model import AgentStatus, NodeStatus, Strategy, TaskSpec, TaskStatus
+from orchestra.core.fleet import suits
+from orchestra.core.model import AgentStatus, Strategy, TaskSpec, TaskStatus
 from orchestra.core.state import AgentState, AttemptState, State, TaskState
-from orchestra.ids import AgentId, TaskId
+from orchestra.ids import AgentId, NodeId, TaskId
 from orchestra.scheduling.rank import estimate_ms
 
 AFFINITY_WAIT_MS: Final = 30_000
@@ -35,14 +35,17 @@ class Moment(msgspec.Struct, frozen=True):
     now_ms: int
     last: AgentId
     """The agent that was given the previous task; 0 at the start."""
+    used: Mapping[NodeId, float] = {}
+    """Share of each node's capacity that is in use, where there is more than one node."""
 
 
 Rule = Callable[[TaskState, Sequence[AgentState], Moment], AgentState | None]
 
 
 def most_capable(task: TaskState, free: Sequence[AgentState], moment: Moment) -> AgentState:
-    """The highest weight; among equals one meant for the category, then the lowest number."""
-    return min(free, key=lambda agent: (-agent.spec.weight, agent.spec.category not in ("", task.spec.category), agent.id))
+    """The highest weight; among equals one meant for the category, then one on the node with the most free capacity, then the lowest number."""
+    category, used = task.spec.category, moment.used
+    return min(free, key=lambda a: (-a.spec.weight, a.spec.category not in ("", category), used.get(a.spec.node, 0.0), a.id))
 
 
 def in_turn(task: TaskState, free: Sequence[AgentState], moment: Moment) -> AgentState:
@@ -76,7 +79,7 @@ def at_home(task: TaskState, free: Sequence[AgentState], moment: Moment) -> Agen
     able = [
         agent
         for agent in moment.state.agents.values()
-        if agent.status in (AgentStatus.IDLE, AgentStatus.BUSY) and suits(agent.spec.kind, agent.spec.node, task.spec)
+        if agent.status in (AgentStatus.IDLE, AgentStatus.BUSY) and suits(moment.state, agent.spec, task.spec)
     ]
     home = max(able or free, key=lambda agent: _score(key, agent.id))
     if home in free:
@@ -152,7 +155,7 @@ class Outlook:
             if best is not None and earliest + duration >= best[0]:
                 break  # the others are no faster: none of them can be sooner
             self._left -= 1
-            if suits(agent.spec.kind, agent.spec.node, task.spec):
+            if suits(self._state, agent.spec, task.spec):
                 start = _gap(self._taken[agent.id], earliest, duration)
                 if best is None or start + duration < best[0]:
                     best = (start + duration, agent, start)
@@ -186,7 +189,7 @@ def is_uneven(state: State) -> bool:
 
 
 def _is_up(state: State, agent: AgentState) -> bool:
-    return agent.status in (AgentStatus.IDLE, AgentStatus.BUSY) and state.nodes[agent.spec.node].status is NodeStatus.READY
+    return agent.status in (AgentStatus.IDLE, AgentStatus.BUSY) and state.nodes[agent.spec.node].usable
 
 
 def _duration_ms(work_ms: int, agent: AgentState) -> int:

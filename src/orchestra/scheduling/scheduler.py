@@ -11,20 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import heappop, heappush
+from typing import Final
 
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.decide import suits
-from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Strategy, TaskStatus
+from orchestra.core.fleet import suits
+from orchestra.core.model import AgentStatus, Lifecycle, Strategy, TaskStatus
 from orchestra.core.state import AgentState, State, TaskState
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
+from orchestra.scheduling.admission import Gate
 from orchestra.scheduling.place import RULES, Moment, Outlook, affinity_key, is_uneven
 from orchestra.scheduling.rank import estimate_ms, upward_ranks
 
-Pool = tuple[str, NodeId | None, str]
-"""What a task asks of an agent: kind, node, and the key it has affinity to. Where the first of a key has to wait, so do the others."""
+Pool = tuple[str, NodeId | None, str, tuple[str, ...], tuple[str, ...], str]
+"""What a task asks of an agent: kind, node, the key it has affinity to, tags, programs; and its category, which decides whom it may borrow.
+Where the first of a key has to wait, so do the others."""
 Entry = tuple[int, int, TaskId]
 """Negated rank, order of arrival, task."""
+
+LENT_PERCENT_MAX: Final = 80
+"""Share of the agents meant for one category that tasks of others may have at a time. The rest are kept for their own: a flood in one category
+starves no other."""
 
 ASSIGNING = (Lifecycle.READY, Lifecycle.RUNNING, Lifecycle.SCALING)
 
@@ -36,12 +43,15 @@ class Scheduler:
         self._heaps: dict[Pool, dict[int, dict[PlanId | None, list[Entry]]]] = {}
         self._ranks: dict[TaskId, int] = {}
         self._arrivals = 0
+        self._divided = False
+        """Whether some agents are meant for one category only."""
         self._last: AgentId = AgentId(0)
 
     def rebuild(self, state: State) -> None:
         """Forgets everything and takes it from the state."""
         self._heaps.clear()
         self._ranks.clear()
+        self._divided = any(agent.spec.category for agent in state.agents.values())
         for plan in state.plans.values():
             if plan.open:
                 self._rank_plan(state, plan.id)
@@ -51,13 +61,19 @@ class Scheduler:
     def note(self, state: State, events: Iterable[e.Event]) -> None:
         """Takes in what just happened; `state` already includes it."""
         queued: list[TaskId] = []
+        newly_divided = False
         for event in events:
             if isinstance(event, e.TaskQueued):
                 queued.append(event.task)
+            elif isinstance(event, e.AgentAdded):
+                newly_divided = newly_divided or (not self._divided and bool(event.agent.category))
             elif isinstance(event, e.PlanSubmitted | e.PlanReopened):
                 self._rank_plan(state, event.plan)
             elif isinstance(event, e.TaskCompleted | e.TaskFailed | e.TaskCancelled):
                 self._ranks.pop(event.task, None)
+        if newly_divided:
+            self.rebuild(state)  # what is queued already has to be told apart by category too
+            return
         for task in queued:
             if task in state.queued:
                 self._push(state, state.tasks[task])
@@ -66,7 +82,7 @@ class Scheduler:
         """Returns the length of the longest remaining path from the task on, in milliseconds."""
         return self._ranks.get(task.id) or estimate_ms(state, task.spec)
 
-    def assignments(self, state: State, now_ms: int) -> Iterator[c.Assign]:
+    def assignments(self, state: State, now_ms: int, gate: Gate | None = None) -> Iterator[c.Assign]:
         """Yields one order after the other. The caller folds each before it asks for the next."""
         if not state.queued or not may_assign(state):
             return
@@ -74,6 +90,7 @@ class Scheduler:
         held: set[Pool] = set()
         free = [agent for agent in state.agents.values() if is_free(state, agent)]
         outlook = self._outlook(state, now_ms) if free else None
+        table = _Table(state, free, gate)
         while free:
             found = self._next(state, free, held)
             if found is None:
@@ -81,11 +98,13 @@ class Scheduler:
             pool, priority, plan, entry = found
             task = state.tasks[entry[2]]
             ahead = outlook if _may_wait(task) and not (outlook is not None and outlook.exhausted) else None
-            chosen = self._place(state, task, free, now_ms) if ahead is None else _first_to_finish(ahead, task)
+            chosen = None if ahead is None else _first_to_finish(ahead, task, table)
+            if chosen is None:
+                chosen = self._place(task, table, now_ms)
             if chosen:
                 self._last = chosen[-1]
-                free = [agent for agent in free if agent.id not in chosen]
                 yield c.Assign(task.id, chosen)
+                free = table.took(task, chosen)
                 if outlook is not None and ahead is None:
                     for attempt in task.live_attempts():
                         outlook.begin(task, attempt)
@@ -98,17 +117,17 @@ class Scheduler:
 
     def _outlook(self, state: State, now_ms: int) -> Outlook | None:
         """Returns what to look ahead with, or None where all agents are equal: then who is free first is as good as anybody."""
-        if not self._heaps or not is_uneven(state):
+        if not self._heaps or self._divided or not is_uneven(state):
             return None
         return Outlook(state, now_ms, lambda task: self.rank_ms(state, task))
 
-    def _place(self, state: State, task: TaskState, free: list[AgentState], now_ms: int) -> tuple[AgentId, ...]:
+    def _place(self, task: TaskState, table: _Table, now_ms: int) -> tuple[AgentId, ...]:
         """Returns as many agents as the task has replicas, or none."""
-        able = [agent for agent in free if suits(agent.spec.kind, agent.spec.node, task.spec)]
+        able = table.able(task)
         chosen: list[AgentId] = []
         last = self._last
         while len(chosen) < task.spec.replicas and able:
-            agent = RULES[task.spec.strategy](task, able, Moment(state, now_ms, last))
+            agent = RULES[task.spec.strategy](task, able, Moment(table.state, now_ms, last, table.used))
             if agent is None:
                 return ()
             chosen.append(agent.id)
@@ -123,7 +142,7 @@ class Scheduler:
         for pool, priorities in list(self._heaps.items()):
             if not priorities:
                 del self._heaps[pool]
-            if pool in held or not any(_fits(agent, pool) for agent in free):
+            if pool in held or not any(_fits(state, agent, pool) for agent in free):
                 continue
             for priority in sorted(priorities):
                 plans = priorities[priority]
@@ -158,7 +177,8 @@ class Scheduler:
     def _push(self, state: State, task: TaskState) -> None:
         spec = task.spec
         self._arrivals += 1
-        pool = (spec.kind, spec.node, affinity_key(spec) if spec.strategy is Strategy.AFFINITY else "")
+        home = affinity_key(spec) if spec.strategy is Strategy.AFFINITY else ""
+        pool = (spec.kind, spec.node, home, spec.tags, spec.programs, spec.category if self._divided else "")
         self._put(pool, spec.priority, spec.plan, (-self.rank_ms(state, task), self._arrivals, task.id))
 
     def _put(self, pool: Pool, priority: int, plan: PlanId | None, entry: Entry) -> None:
@@ -173,9 +193,73 @@ def _may_wait(task: TaskState) -> bool:
     return task.spec.strategy is Strategy.PRIORITY and task.spec.replicas == 1
 
 
-def _first_to_finish(outlook: Outlook, task: TaskState) -> tuple[AgentId, ...]:
+def _first_to_finish(outlook: Outlook, task: TaskState, table: _Table) -> tuple[AgentId, ...] | None:
+    """Returns whom the outlook has for the task, nobody if waiting is better, or None if its choice may not take it: then others are asked."""
     agent = outlook.take(task)
-    return () if agent is None else (agent.id,)
+    if agent is None:
+        return ()
+    return (agent.id,) if is_free(table.state, agent) and table.admits(agent, task) else None
+
+
+class _Table:
+    """Who is free in this round of assignments, and how much of it each task may have."""
+
+    def __init__(self, state: State, free: list[AgentState], gate: Gate | None) -> None:
+        self.state = state
+        self._free = free
+        self._gate = gate
+        self.used: dict[NodeId, float] = {}
+        self._share: dict[NodeId, float] = {}
+        self._kept: dict[str, int] = {}
+        if len(state.nodes) > 1:
+            self._count_used()
+        if any(agent.spec.category for agent in free):
+            self._count_kept()
+
+    def _count_used(self) -> None:
+        for name, node in self.state.nodes.items():
+            agents = self.state.agents_on(name)
+            self._share[name] = 100 / (max(1, len(agents)) * max(1, node.spec.weight))
+            self.used[name] = sum(agent.task is not None for agent in agents) * self._share[name]
+
+    def _count_kept(self) -> None:
+        up = [agent.spec.category for agent in self.state.agents.values() if agent.status in (AgentStatus.IDLE, AgentStatus.BUSY)]
+        for category in dict.fromkeys(up):
+            self._kept[category] = up.count(category) * (100 - LENT_PERCENT_MAX) // 100
+
+    def able(self, task: TaskState) -> list[AgentState]:
+        """Returns the free agents that may take the task now: those meant for its category; where there are none, those that can be lent."""
+        found = [agent for agent in self._free if suits(self.state, agent.spec, task.spec) and self.admits(agent, task)]
+        category = task.spec.category
+        own = [agent for agent in found if agent.spec.category in ("", category)]
+        if len(own) >= task.spec.replicas or not self._kept:
+            return own
+        free: dict[str, int] = {}
+        for agent in self._free:
+            free[agent.spec.category] = free.get(agent.spec.category, 0) + 1
+        for agent in found:
+            other = agent.spec.category
+            if other not in ("", category) and free[other] > self._kept[other]:
+                free[other] -= 1
+                own.append(agent)
+        return own
+
+    def admits(self, agent: AgentState, task: TaskState) -> bool:
+        """Tells whether the agent's node can carry the task."""
+        return self._gate is None or not self._gate.refusal(agent.spec.node, task.spec.kind)
+
+    def took(self, task: TaskState, chosen: tuple[AgentId, ...]) -> list[AgentState]:
+        """Takes note of an assignment that has been folded; returns who is free now."""
+        on_trial = False
+        for number in chosen:
+            node = self.state.agents[number].spec.node
+            on_trial = on_trial or self.state.nodes[node].breaker is not None
+            if self._gate is not None:
+                self._gate.took(node, task.spec.kind)
+            if node in self.used:
+                self.used[node] += self._share[node]
+        self._free = [agent for agent in self._free if agent.id not in chosen and (not on_trial or is_free(self.state, agent))]
+        return self._free
 
 
 def may_assign(state: State) -> bool:
@@ -188,12 +272,17 @@ def may_assign(state: State) -> bool:
 
 def is_free(state: State, agent: AgentState) -> bool:
     """Tells whether the agent can be given a task this moment."""
-    return agent.status is AgentStatus.IDLE and agent.task is None and state.nodes[agent.spec.node].status is NodeStatus.READY
+    return agent.status is AgentStatus.IDLE and agent.task is None and state.nodes[agent.spec.node].usable
 
 
-def _fits(agent: AgentState, pool: Pool) -> bool:
-    kind, node, _ = pool
-    return agent.spec.kind in ("any", kind) and node in (None, agent.spec.node)
+def _fits(state: State, agent: AgentState, pool: Pool) -> bool:
+    kind, node, _, tags, programs, _ = pool
+    if agent.spec.kind not in ("any", kind) or node not in (None, agent.spec.node):
+        return False
+    if not tags and not programs:
+        return True
+    there = state.nodes[agent.spec.node]
+    return set(tags) <= set(there.spec.tags) and set(programs) <= set(there.programs)
 
 
 def _running_by_plan(state: State) -> dict[PlanId | None, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orchestra.codec.state import encode_state
@@ -11,7 +11,7 @@ from orchestra.core import events as e
 from orchestra.core.effects import Effect
 from orchestra.core.invariants import check_invariants
 from orchestra.core.model import AgentSpec, NodeSpec, Outcome, OutcomeKind, Payload, TaskSpec, Worker
-from orchestra.core.state import PlanState, State, TaskState
+from orchestra.core.state import AgentState, NodeState, PlanState, State, TaskState
 from orchestra.engine.kernel import Happened, Kernel
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
 from orchestra.ledgers.memory import MemoryLedger
@@ -34,15 +34,15 @@ def make_task(name: str, *needs: str, plan: str | None = "p", **fields: Any) -> 
     return TaskSpec(**spec)
 
 
-def make_agents(count: int, **fields: Any) -> tuple[AgentSpec, ...]:
-    """Returns agents #1 to #count on the local node."""
-    return tuple(AgentSpec(AgentId(number), NODE, **fields) for number in range(1, count + 1))
+def make_agents(count: int, node: str = NODE, first: int = 1, **fields: Any) -> tuple[AgentSpec, ...]:
+    """Returns that many agents from #first on, on one node: the local one unless told otherwise."""
+    return tuple(AgentSpec(AgentId(number), NodeId(node), **fields) for number in range(first, first + count))
 
 
 class Bench:
     """A kernel, a ledger in memory, and time that moves when told. Every commit checks the invariants and that replay gives the same state."""
 
-    def __init__(self, agents: Iterable[AgentSpec] = (), policy: c.Policy | None = None) -> None:
+    def __init__(self, agents: Iterable[AgentSpec] = (), policy: c.Policy | None = None, nodes: Sequence[NodeSpec] = ()) -> None:
         self.ledger = MemoryLedger()
         self.policy = policy or c.Policy()
         self.kernel = Kernel(self.policy)
@@ -50,18 +50,20 @@ class Bench:
         self.now_ms = 1_000_000
         self.effects: list[Effect] = []
         self._appends = 0
+        self._workers = 10_000
         self.do(c.TakeLead(self.term, 1, "host", "0"))
         fleet = tuple(agents)
         if fleet:
-            self.start_fleet(fleet)
+            self.start_fleet(fleet, nodes)
 
     @property
     def state(self) -> State:
         return self.kernel.state
 
-    def start_fleet(self, fleet: tuple[AgentSpec, ...]) -> None:
-        """Initialises with these agents and has all their workers come up."""
-        self.do(c.Init("test", (NodeSpec(NODE),), fleet), c.NodeUp(NODE, "boot", "session"))
+    def start_fleet(self, fleet: tuple[AgentSpec, ...], nodes: Sequence[NodeSpec] = ()) -> None:
+        """Initialises with these agents and has all their workers come up; on the local node unless told otherwise."""
+        machines = tuple(nodes) or (NodeSpec(NODE),)
+        self.do(c.Init("test", machines, fleet), *(c.NodeUp(node.id, "boot", "session") for node in machines))
         self.do(*(c.WorkerSeen(agent.id, Worker(100 + agent.id, 1)) for agent in fleet))
 
     def do(self, *commands: c.Command) -> list[e.Event]:
@@ -92,6 +94,30 @@ class Bench:
         self.now_ms += ms
         return self.do(c.Tick())
 
+    def take_over(self) -> None:
+        """The coordinator is killed; another reads the ledger and takes the lead."""
+        self.kernel = Kernel.restore(self.policy, None, self.ledger.read())
+        self.term = self.ledger.claim_term()
+        self.do(c.TakeLead(self.term, 1, "host", "0"))
+
+    def come_up(self, *numbers: int) -> list[e.Event]:
+        """Each of the slots gets a worker that was not there before."""
+        self._workers += len(numbers)
+        fresh = range(self._workers - len(numbers), self._workers)
+        return self.do(*(c.WorkerSeen(AgentId(number), Worker(pid, 1)) for number, pid in zip(numbers, fresh, strict=True)))
+
+    def fall(self, *numbers: int) -> list[e.Event]:
+        """The workers of the slots die, all in one turn."""
+        return self.do(*(c.WorkerFell(AgentId(number), self.agent(number).worker, "killed") for number in numbers))
+
+    def go_silent(self, *numbers: int) -> list[e.Event]:
+        """The workers of the slots live and are not heard of, all in one turn."""
+        return self.do(*(c.BeatMissed(AgentId(number), self.agent(number).worker, "no beat") for number in numbers))
+
+    def speak(self, *numbers: int) -> list[e.Event]:
+        """The workers of the slots are heard again."""
+        return self.do(*(c.BeatBack(AgentId(number), self.agent(number).worker) for number in numbers))
+
     def submit(self, *tasks: TaskSpec, plan: str | None = "p") -> list[e.Event]:
         """Submits tasks, as a plan unless told otherwise."""
         head = None if plan is None else c.PlanHead(PlanId(plan), plan.partition(".")[0], "digest")
@@ -105,6 +131,14 @@ class Bench:
         """The attempt ends."""
         reason = "" if kind is OutcomeKind.DONE else f"was {kind.value}"
         return self.do(c.AttemptFinished(TaskId(task), number, Outcome(kind, reason, **fields)))
+
+    def agent(self, number: int) -> AgentState:
+        """Returns a slot."""
+        return self.state.agents[AgentId(number)]
+
+    def node(self, node: str = NODE) -> NodeState:
+        """Returns a node; the local one unless told otherwise."""
+        return self.state.nodes[NodeId(node)]
 
     def task(self, task: str) -> TaskState:
         """Returns a task by its full id."""

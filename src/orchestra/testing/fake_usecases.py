@@ -15,16 +15,23 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from orchestra.bootstrap.nodes import NodeCheck
+from orchestra.bootstrap.trust import KeyOffer
 from orchestra.core import events as e
-from orchestra.errors import CoordinatorUnreachable
+from orchestra.core.model import NodeSpec
+from orchestra.errors import CoordinatorUnreachable, HostKeyRefused
+from orchestra.ids import NodeId
+from orchestra.intake.request import InitParams
 from orchestra.ledgers.care import RepairPlan, VerifyReport
 from orchestra.ledgers.marks import Mark
+from orchestra.nodes.probe import Finding
 from orchestra.settings import Settings
 from orchestra.usecases import (
     METHODS,
     AttachReply,
     DoneReply,
     InitReply,
+    NodesReply,
     PlanReply,
     PlansReply,
     ReportReply,
@@ -128,6 +135,21 @@ def make_node(**changes: Any) -> NodeView:
     return msgspec.structs.replace(NodeView("local", "healthy", 2, 2, 10.0, 20.0, True, "miyabi-orchestra-local"), **changes)
 
 
+def make_offer(**changes: Any) -> KeyOffer:
+    """Returns the key of a machine that is not known yet."""
+    offer = KeyOffer(
+        name="majin",
+        where="majin.example:22",
+        kind="ssh-ed25519",
+        fingerprint="SHA256:" + "A" * 43,
+        state="new",
+        detail="",
+        file="/home/me/.ssh/known_hosts",
+        line="majin.example ssh-ed25519 AAAA",
+    )
+    return msgspec.structs.replace(offer, **changes)
+
+
 def make_watch(seq: int, *events: e.Event) -> WatchReply:
     """Returns a reply whose last event has number `seq`."""
     first = seq - len(events) + 1
@@ -142,6 +164,7 @@ DEFAULTS: Final[Mapping[str, object]] = {
     "plans": PlansReply((PlanLine("demo", "demo", "running", 1, 1, 0, MOMENT_MS, 0),)),
     "report": ReportReply("demo", "/r/demo.html", "/r/demo.md"),
     "shutdown": ShutdownReply("shutdown_initiated", 0, "2026-01-01T00:00:00Z"),
+    "nodes": NodesReply((make_node(),)),
     "attach": AttachReply(("tmux", "attach")),
     "type_text": DoneReply(),
     "restart_agent": DoneReply(),
@@ -272,11 +295,19 @@ class FakeWiring:
         self.checks: tuple[HealthCheck, ...] = (HealthCheck("tmux", True, "3.4"),)
         self.hosted: list[FakeHosted] = []
         self.make_hosted: Callable[[FakeUseCases], FakeHosted] = FakeHosted
+        self.leftovers = False
+        self.settings = Settings()
+        self.nodes: tuple[NodeSpec, ...] = (
+            NodeSpec(NodeId("mugen"), host="mugen.example"),
+            NodeSpec(NodeId("majin"), host="majin.example"),
+        )
+        self.node_checks: dict[str, NodeCheck] = {}
+        self.offer = make_offer()
         self.log: list[str] = []
 
     def load_settings(self, root: Path, flags: Mapping[str, str], /) -> Settings:
-        """Returns the defaults."""
-        return Settings()
+        """Returns what was scripted, by default the defaults."""
+        return self.settings
 
     @asynccontextmanager
     async def connect(self, root: Path, /) -> AsyncIterator[UseCases]:
@@ -297,14 +328,28 @@ class FakeWiring:
         self.hosted.append(self.make_hosted(self.fake))
         yield self.hosted[-1]
 
-    async def start_in_window(self, root: Path, settings: Settings, agents: int | None, /) -> None:
+    async def start_in_window(self, root: Path, settings: Settings, /) -> None:
         """Makes it run."""
-        self.log.append(f"start {root} {agents}")
+        self.log.append(f"start {root}")
         self.running = True
 
-    def serve_forever(self, root: Path, settings: Settings, agents: int | None, /) -> int:
+    async def abandon(self, root: Path, /) -> None:
+        """Makes it run no more."""
+        self.log.append(f"abandon {root}")
+        self.running = False
+
+    async def wait_window_gone(self, root: Path, /) -> None:
         """Notes it."""
-        self.log.append(f"serve {root} {agents}")
+        self.log.append(f"window gone {root}")
+
+    async def end_leftovers(self, root: Path, settings: Settings, /) -> bool:
+        """Tells whether `leftovers` are scripted."""
+        return self.leftovers
+
+    def serve_forever(self, root: Path, settings: Settings, init: InitParams | None, /) -> int:
+        """Notes it."""
+        said = {} if init is None else {name: value for name, value in msgspec.structs.asdict(init).items() if value}
+        self.log.append(f"serve {root} {said}")
         return 0
 
     def supervise(self, argv: Sequence[str], /) -> int:
@@ -315,6 +360,29 @@ class FakeWiring:
     def doctor(self, root: Path, settings: Settings, /) -> tuple[HealthCheck, ...]:
         """Returns what was scripted."""
         return self.checks
+
+    def known_nodes(self, root: Path, settings: Settings, /) -> tuple[NodeSpec, ...]:
+        """Returns what was scripted."""
+        return self.nodes
+
+    async def check_nodes(self, root: Path, settings: Settings, specs: Sequence[NodeSpec], /) -> tuple[NodeCheck, ...]:
+        """Returns what was scripted for each, by default that all is well."""
+        self.log.append(f"check {' '.join(spec.id for spec in specs)}")
+        well = (Finding("python", True, "3.12"),)
+        return tuple(self.node_checks.get(spec.id, NodeCheck(spec.id, spec.host, True, well)) for spec in specs)
+
+    async def offered_key(self, root: Path, settings: Settings, name: str, /) -> KeyOffer:
+        """Returns the scripted key."""
+        return msgspec.structs.replace(self.offer, name=name)
+
+    def trust_key(self, offer: KeyOffer, /, *, replace: bool) -> bool:
+        """Notes it; refuses as the real one does."""
+        self.log.append(f"trust {offer.name} {offer.fingerprint} {replace}")
+        if offer.state == "known":
+            return False
+        if offer.state == "changed" and not replace:
+            raise HostKeyRefused(offer.detail, hint="ask whoever runs that machine")
+        return True
 
     def ledger_care(self, root: Path, /) -> FakeCare:
         """Returns the care."""

@@ -1,24 +1,30 @@
-"""`orchestra agent`: list, show, attach, capture, send, restart."""
+"""`orchestra agent`: list, show, attach, capture, send, broadcast, restart."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
 from orchestra.edges.cli.grammar import AgentNumbers, Command, Group, session_of
 from orchestra.edges.cli.render import Face, Part, Renderer, Styled, status_word
-from orchestra.errors import BadInput
+from orchestra.errors import BadInput, NotFound, OrchestraError
 
 if TYPE_CHECKING:
     from orchestra.usecases import AttachReply, DoneReply, UseCases
     from orchestra.views import AgentView
 
 NUMBERS: Final = AgentNumbers()
+STATUSES: Final = ("starting", "idle", "busy", "suspect", "draining", "offline", "error")
+WITH_WINDOW: Final = ("idle", "busy", "suspect", "draining")
+"""What can be typed to: the others have no worker now."""
+LEFT_OUT_SHOWN: Final = 10
+SORTS: Final = ("category", "speciality", "team")
+"""What only some fleets tell agents apart by."""
 
 
 @click.group("agent", cls=Group, example="orchestra agent attach 7")
@@ -26,23 +32,46 @@ def agent() -> None:
     """Look at agents, and type to them."""
 
 
-@agent.command("list", cls=Command, example="orchestra agent list 1-20")
+@agent.command("list", cls=Command, example="orchestra agent list 1-20\norchestra agent list --node majin --status idle")
 @click.argument("agents", type=NUMBERS, required=False, default=())
+@click.option("--node", metavar="NAME", help="Only those on this node.")
+@click.option("--category", metavar="NAME", help="Only those meant for this category of tasks.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only those that are so.")
+@click.option("--team", metavar="NAME", help="Only those of this team.")
 @click.pass_context
-def list_agents(context: click.Context, agents: tuple[int, ...]) -> None:
+def list_agents(context: click.Context, /, agents: tuple[int, ...], **only: str | None) -> None:
     """List agents; AGENTS such as 1,3,5-9 chooses some."""
-    from orchestra.usecases import AgentsParams
+    from orchestra.usecases import AgentsParams, AgentsReply
 
     session = session_of(context)
     reply = session.ask(lambda use_cases: use_cases.agents(AgentsParams(agents)))
-    session.render.show(reply, lambda: show_agents(session.render, reply.agents))
+    chosen = AgentsReply(tuple(select(reply.agents, only)))
+    session.render.show(chosen, lambda: show_agents(session.render, chosen.agents))
+
+
+def select(agents: Sequence[AgentView], only: Mapping[str, str | None]) -> Iterator[AgentView]:
+    """Yields the agents that are everything that is asked for."""
+    wanted = {name: value for name, value in only.items() if value is not None}
+    return (each for each in agents if all(getattr(each, name) == value for name, value in wanted.items()))
 
 
 def show_agents(render: Renderer, agents: Sequence[AgentView]) -> None:
-    """Writes a table of agents."""
-    header = ["#", "name", "kind", "node", "status", "done", "failed", "task", "what"]
+    """Writes a table of agents, with columns for what tells them apart."""
+    sorts = [name for name in SORTS if any(getattr(each, name) for each in agents)]
+    header = ["#", "name", "kind", *sorts, "node", "status", "done", "failed", "task", "what"]
     rows: list[list[Part]] = [
-        [str(a.agent), a.name, a.kind, a.node, status_word(a.status), str(a.tasks_completed), str(a.tasks_failed), a.task or "", doing(a)]
+        [
+            str(a.agent),
+            a.name,
+            a.kind,
+            *(str(getattr(a, name)) for name in sorts),
+            a.node,
+            status_word(a.status),
+            str(a.tasks_completed),
+            str(a.tasks_failed),
+            a.task or "",
+            doing(a),
+        ]
         for a in agents
     ]
     render.table(header, rows, right=("#", "done", "failed"))
@@ -71,6 +100,9 @@ def show(context: click.Context, number: int) -> None:
             ("status", status_word(view.status)),
             ("kind", view.kind),
             ("node", view.node),
+            ("category", view.category),
+            ("speciality", view.speciality),
+            ("team", f"{view.team}, level {view.level}" if view.team else ""),
             ("task", f"{view.task}, attempt {view.attempt}" if view.task else "none"),
             ("doing", doing(view)),
             ("tasks", f"{view.tasks_completed} completed, {view.tasks_failed} failed, busy for {show_ms(view.busy_ms)}"),
@@ -149,6 +181,94 @@ def send(context: click.Context, agents: tuple[int, ...], text: str, no_enter: b
     session = session_of(context)
     reply = session.ask(lambda use_cases: use_cases.type_text(TypeParams(agents, text, not no_enter)))
     session.render.show(reply, lambda: session.render.line(f"typed to {len(agents)} agent{'s' * (len(agents) != 1)}"))
+
+
+@agent.command(
+    "broadcast",
+    cls=Command,
+    example='orchestra agent broadcast "git pull" --node majin\norchestra agent broadcast y --agents 1-20,35 --no-enter',
+)
+@click.argument("text")
+@click.option("--agents", type=NUMBERS, default=(), metavar="N,...", help="Those with these numbers, for example 1-20,35.")
+@click.option("--node", metavar="NAME", help="Those on this node.")
+@click.option("--category", metavar="NAME", help="Those meant for this category of tasks.")
+@click.option("--speciality", metavar="NAME", help="Those that are best at this.")
+@click.option("--team", metavar="NAME", help="Those of this team.")
+@click.option("--kind", metavar="NAME", help="Those of this kind.")
+@click.option("--all", "everyone", is_flag=True, help="All of them.")
+@click.option("--no-enter", is_flag=True, help="Do not press Enter after it.")
+@click.pass_context
+def broadcast(context: click.Context, /, text: str, agents: tuple[int, ...], everyone: bool, no_enter: bool, **only: str | None) -> None:
+    """Type TEXT into the windows of many agents.
+
+    Of several options, agents must fit all. Those that have no window now are left out, and told.
+    """
+    from orchestra.usecases import AgentsParams
+
+    chosen = bool(agents) or any(value is not None for value in only.values())
+    if chosen == everyone:
+        words = "--all contradicts the other options" if everyone else "nothing says which agents"
+        raise BadInput(
+            words, field="agents", hint="name some by --agents, --node, --category, --speciality, --team or --kind, or say --all"
+        )
+    session = session_of(context)
+
+    async def tell(use_cases: UseCases) -> Told:
+        found = tuple(select((await use_cases.agents(AgentsParams(agents))).agents, only))
+        if not found:
+            raise NotFound("no agent fits that", field="agents", hint="`orchestra agent list` shows them")
+        return await type_to(use_cases, found, text, enter=not no_enter)
+
+    told = session.ask(tell)
+    value = {"agents": told.agents, "nodes": told.nodes, "left_out": told.left_out}
+    session.render.show(value, lambda: show_told(session.render, told))
+    if told.error is not None:
+        raise told.error
+
+
+class Told(NamedTuple):
+    """Who was typed to."""
+
+    agents: tuple[int, ...]
+    nodes: dict[str, int]
+    """How many on each."""
+    left_out: tuple[int, ...]
+    """They have no window now, or their node could not be reached."""
+    error: OrchestraError | None
+    """Of the first node that could not be reached."""
+
+
+async def type_to(use_cases: UseCases, agents: Sequence[AgentView], text: str, *, enter: bool) -> Told:
+    """Types to agents, on all nodes at the same time; what fails on one node holds up none of the others."""
+    import asyncio
+
+    from orchestra.usecases import TypeParams
+
+    by_node: dict[str, list[int]] = {}
+    for each in agents:
+        if each.status in WITH_WINDOW:
+            by_node.setdefault(each.node, []).append(each.agent)
+    sent = [use_cases.type_text(TypeParams(tuple(numbers), text, enter)) for numbers in by_node.values()]
+    results = dict(zip(by_node, await asyncio.gather(*sent, return_exceptions=True), strict=True))
+    errors = [each for each in results.values() if isinstance(each, BaseException)]
+    for error in errors:
+        if not isinstance(error, OrchestraError):
+            raise error
+    reached = {node: numbers for node, numbers in by_node.items() if not isinstance(results[node], BaseException)}
+    typed = tuple(sorted(number for numbers in reached.values() for number in numbers))
+    missed = tuple(sorted({each.agent for each in agents} - set(typed)))
+    first = next((error for error in errors if isinstance(error, OrchestraError)), None)
+    return Told(typed, {node: len(numbers) for node, numbers in reached.items()}, missed, first)
+
+
+def show_told(render: Renderer, told: Told) -> None:
+    """Writes to how many agents something was typed, and whom it did not reach."""
+    where = ", ".join(f"{count} on {node}" for node, count in told.nodes.items())
+    render.line(f"typed to {len(told.agents)} agent{'s' * (len(told.agents) != 1)}" + (f": {where}" if where else ""))
+    if told.left_out:
+        names = ", ".join(f"#{number}" for number in told.left_out[:LEFT_OUT_SHOWN])
+        more = f" and {len(told.left_out) - LEFT_OUT_SHOWN} more" if len(told.left_out) > LEFT_OUT_SHOWN else ""
+        render.note(f"not typed to, as they have no window now: {names}{more}")
 
 
 @agent.command("restart", cls=Command, example="orchestra agent restart 7")

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from orchestra.edges.cli.fleet import wait_gone
+from orchestra.edges.cli.fleet import DOWN, wait_gone
 from orchestra.edges.cli.follow import Follower, make_screen
 from orchestra.edges.cli.session import ROOT_DEFAULT, Session
 from orchestra.edges.cli.stops import Stops, unless
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 EXIT_UNFINISHED: Final = 3
 CLOSE_SECONDS: Final = 300.0
 """How long the end waits for tasks of other plans."""
-DOWN: Final = ("uninitialized", "terminated", "failed")
 POLL_MS: Final = 1000
 
 
@@ -78,7 +77,7 @@ async def reach(session: Session, settings: Settings, request: Request) -> Async
             yield Reached(hosted.use_cases, True, hosted)
         return
     if not request.running:
-        await session.wiring.start_in_window(session.root, settings, None)
+        await session.wiring.start_in_window(session.root, settings)
     async with session.wiring.connect(session.root) as use_cases:
         yield Reached(use_cases, not request.running, None)
 
@@ -95,10 +94,10 @@ async def _run(session: Session, request: Request, reached: Reached, stops: Stop
         seq = (await reached.use_cases.watch(WatchParams(wait_ms=0))).seq
         reply = await unless(stops.first, _start(session, request, reached.use_cases))
     except OrchestraError:
-        await _undo(reached)
+        await _undo(session, reached)
         raise
     if reply is None:
-        await _undo(reached)
+        await _undo(session, reached)
         say_unfinished(session, request, "it was interrupted before the plan was started")
         return EXIT_UNFINISHED
     return await _follow(session, request, reached, stops, reply, seq)
@@ -126,16 +125,18 @@ async def _prepare(session: Session, request: Request, use_cases: UseCases) -> N
         await use_cases.scale(ScaleParams(target_count=wanted))
 
 
-async def _undo(reached: Reached) -> None:
+async def _undo(session: Session, reached: Reached) -> None:
     """Ends what this run started before there was anything to do for it."""
     if not reached.owned:
+        return
+    if reached.hosted is None:
+        await session.wiring.abandon(session.root)
         return
     try:
         await reached.use_cases.shutdown(ShutdownParams(graceful=False, drain_tasks=False, timeout_seconds=CLOSE_SECONDS))
     except (Refused, CoordinatorUnreachable):
         return  # it was never set up, or is gone already
-    if reached.hosted is not None:
-        await reached.hosted.wait_ended()
+    await reached.hosted.wait_ended()
 
 
 async def _attach(use_cases: UseCases) -> None:
@@ -170,7 +171,7 @@ async def _follow(session: Session, request: Request, reached: Reached, stops: S
             outcome = error
         except BrokenPipeError as error:
             outcome = error  # nobody reads any more, as after `| head`: end as on a second Ctrl-C
-            await _undo(reached)
+            await _undo(session, reached)
         finally:
             for side in sides:
                 side.cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -38,16 +37,18 @@ def show(context: click.Context) -> None:
     session.render.show([row._asdict() for row in found], human)
 
 
-@config.command("schema", cls=Command, example="orchestra config schema plan > plan.schema.json")
-@click.argument("what", type=click.Choice(["settings", "plan"]), default="settings")
+@config.command(
+    "schema", cls=Command, example="orchestra config schema plan > plan.schema.json\norchestra config schema roster > roster.schema.json"
+)
+@click.argument("what", type=click.Choice(["settings", "plan", "roster"]), default="settings")
 @click.pass_context
 def schema(context: click.Context, what: str) -> None:
-    """Print the JSON Schema of the settings file or of plan files, for editors."""
-    from orchestra.intake.planfile import plan_schema
+    """Print the JSON Schema of the settings file, of plan files or of rosters, for editors."""
+    from orchestra.intake.schema import SCHEMAS, as_text
 
     session = session_of(context)
-    found = plan_schema() if what == "plan" else settings_schema()
-    session.render.show(found, lambda: session.render.data(json.dumps(found, indent=2, ensure_ascii=False)))
+    found = settings_schema() if what == "settings" else SCHEMAS[what]()
+    session.render.show(found, lambda: session.render.data(as_text(found).rstrip("\n")))
 
 
 def settings_schema() -> dict[str, Any]:

@@ -15,10 +15,12 @@ from orchestra.edges.cli.grammar import Command, session_of
 @click.pass_context
 def coordinator(context: click.Context, agents: int | None, supervise: bool) -> int:
     """Run the coordinator in this terminal."""
+    from orchestra.intake.request import InitParams
+
     session = session_of(context)
     settings = session.wiring.load_settings(session.root, session.flags)
     if not supervise:
-        return session.wiring.serve_forever(session.root, settings, agents)
+        return session.wiring.serve_forever(session.root, settings, None if agents is None else InitParams(agent_count=agents))
     argv = [sys.executable, "-m", "orchestra", "--root", str(session.root), "coordinator"]
     argv += ["--agents", str(agents)] if agents is not None else []
     for path, value in session.flags.items():

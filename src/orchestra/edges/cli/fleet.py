@@ -1,4 +1,4 @@
-"""The orchestra as a whole: `up`, `down`, `status`, `health`, `doctor`, `scale`."""
+"""The orchestra as a whole: `down`, `status`, `health`, `doctor`, `scale`."""
 
 from __future__ import annotations
 
@@ -6,50 +6,18 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from orchestra.edges.cli.grammar import Command, session_of
+from orchestra.edges.cli.grammar import EXIT_UNHEALTHY, Command, session_of
 from orchestra.edges.cli.render import Face, Part, Renderer, mark, status_word
-from orchestra.edges.cli.session import Session
 
 if TYPE_CHECKING:
     from orchestra.usecases import UseCases
-    from orchestra.views import HealthCheck, StatusView
+    from orchestra.views import HealthCheck, NodeView, StatusView
 
-OPTIONAL_CHECKS: Final = "agent kind "
-"""Checks of this name tell what could be used; an orchestra runs without."""
-EXIT_UNHEALTHY: Final = 1
+OPTIONAL_CHECKS: Final = ("agent kind ", "ssh program")
+"""Checks whose names begin so tell what could be used; an orchestra runs without."""
+DOWN: Final = ("uninitialized", "terminated", "failed")
+"""Where there are no agents at work, and an `init` starts some."""
 SHUTDOWN_SECONDS: Final = 300.0
-
-
-@click.command("up", cls=Command, example="orchestra up --agents 10")
-@click.option("--agents", type=click.IntRange(1), metavar="N", help="Agents in all; default is the setting agents.count.")
-@click.option("--bare", is_flag=True, help="Start no agents: a parent program says `orchestra.init`.")
-@click.option("--foreground", is_flag=True, help="Stay in this terminal; Ctrl-C ends the orchestra.")
-@click.pass_context
-def up(context: click.Context, agents: int | None, bare: bool, foreground: bool) -> int:
-    """Start an orchestra and leave it running.
-
-    Returns when every agent is ready. `orchestra agent attach` shows the windows, `orchestra down` ends it.
-    """
-    import asyncio
-
-    from orchestra.errors import BadInput
-    from orchestra.intake.request import StatusParams
-
-    if bare and agents is not None:
-        raise BadInput("--bare and --agents contradict each other", hint="give one of them")
-    session = session_of(context)
-    settings = session.wiring.load_settings(session.root, session.flags)
-    count = None if bare else agents or settings.agents.count
-    if foreground:
-        session.render.note(
-            f"starting {count or 'no'} agents for {session.root}; Ctrl-C lets running tasks finish, a second one stops them"
-        )
-        return session.wiring.serve_forever(session.root, settings, count)
-    asyncio.run(session.wiring.start_in_window(session.root, settings, count))
-    status = session.ask(lambda use_cases: use_cases.status(StatusParams()))
-    agents_up = status.agents
-    session.render.show(status, lambda: session.render.line(f"up: {agents_up.running} of {agents_up.total} agents ready, {status.health}"))
-    return 0 if agents_up.running or not agents_up.total else EXIT_UNHEALTHY
 
 
 @click.command("down", cls=Command, example="orchestra down --drain")
@@ -71,8 +39,7 @@ def down(context: click.Context, drain: bool, now: bool, timeout: float, no_wait
     """
     import asyncio
 
-    from orchestra.bootstrap import end_leftovers, wait_window_gone
-    from orchestra.errors import BadInput, CoordinatorUnreachable
+    from orchestra.errors import BadInput, CoordinatorUnreachable, IllegalMove
     from orchestra.intake.request import ShutdownParams
     from orchestra.usecases import ShutdownReply, WatchParams
 
@@ -87,13 +54,19 @@ def down(context: click.Context, drain: bool, now: bool, timeout: float, no_wait
             if reply.pending_tasks:
                 session.render.note(f"waiting for {reply.pending_tasks} tasks; Ctrl-C leaves them to finish")
             await wait_gone(use_cases, seen.seq)
-            await wait_window_gone(session.root)
+            await session.wiring.wait_window_gone(session.root)
         return reply
 
     try:
         reply = session.ask(end)
+    except IllegalMove:  # it has no agents, and only its coordinator is there to end
+        asyncio.run(session.wiring.abandon(session.root))
+        if session.wiring.coordinator_running(session.root):
+            raise
+        session.render.show({"status": "terminated"}, lambda: session.render.line("down: there were no agents"))
+        return
     except CoordinatorUnreachable:
-        if not asyncio.run(end_leftovers(session.root, session.wiring.load_settings(session.root, session.flags))):
+        if not asyncio.run(session.wiring.end_leftovers(session.root, session.wiring.load_settings(session.root, session.flags))):
             raise
         session.render.line("down: ended what an orchestra without a coordinator had left")
         return
@@ -156,26 +129,31 @@ async def show_status(render: Renderer, use_cases: UseCases, params: object, *, 
     if clear and render.on_terminal:
         click.clear()
     figures(render, view)
-    if nodes:
+    if len(nodes) > 1:
         render.line()
-        header = ["node", "status", "agents", "cpu", "memory", "session", ""]
+        header = ["node", "status", "busy", "agents", "cpu", "memory", ""]
         rows: list[list[Part]] = [
             [
                 n.name,
                 status_word(n.status),
+                str(n.agents_busy),
                 f"{n.agents_running}/{n.agents_total}",
                 f"{n.cpu_percent:.0f}%",
                 f"{n.memory_percent:.0f}%",
-                n.session,
-                n.reason,
+                trouble_of(n),
             ]
             for n in nodes
         ]
-        render.table(header, rows, right=("agents", "cpu", "memory"))
+        render.table(header, rows, right=("busy", "agents", "cpu", "memory"))
     if plans:
         render.line()
         lines: list[list[Part]] = [[p.plan, status_word(p.status), str(p.tasks), str(p.open), str(p.failed)] for p in plans[-10:]]
         render.table(["plan", "status", "tasks", "open", "failed"], lines, right=("tasks", "open", "failed"))
+
+
+def trouble_of(node: NodeView) -> str:
+    """Returns what is wrong with a node, in one line."""
+    return "; ".join(each for each in ("" if node.connected else node.reason, *node.warnings) if each)
 
 
 def figures(render: Renderer, view: StatusView) -> None:
@@ -214,7 +192,14 @@ def health(context: click.Context) -> int:
 
     def human() -> None:
         session.render.fields([("health", status_word(view.overall_status))])
-        show_checks(session, view.checks)
+        for node in view.nodes:
+            figure = f"{node.agents_running} of {node.agents_total} agents up, {node.agents_busy} busy"
+            trouble = trouble_of(node)
+            session.render.line(mark(node.connected and not trouble), f" node {node.name}: {figure}" + (f"; {trouble}" if trouble else ""))
+            if not node.connected and node.host:
+                session.render.line(f"    `orchestra node check {node.name}` looks at everything on the way to it")
+        told = {f"node {node.name} connected" for node in view.nodes}
+        show_checks(session.render, tuple(check for check in view.checks if check.name not in told))
 
     session.render.show(view, human)
     return 0 if all(check.ok for check in view.checks) else EXIT_UNHEALTHY
@@ -223,23 +208,40 @@ def health(context: click.Context) -> int:
 @click.command("doctor", cls=Command, example="orchestra doctor")
 @click.pass_context
 def doctor(context: click.Context) -> int:
-    """Check this machine for what an orchestra needs.
+    """Check every machine for what an orchestra needs.
+
+    This one, and all configured nodes by SSH.
 
     Ends with 1 if something needed is missing. Agent kinds that are not installed are only told.
     """
+    import asyncio
+
+    from orchestra.bootstrap.wiring import node_specs
+    from orchestra.edges.cli.node_check import as_checks, show_node_check
+
     session = session_of(context)
-    checks = session.wiring.doctor(session.root, session.wiring.load_settings(session.root, session.flags))
-    session.render.show(checks, lambda: show_checks(session, checks))
-    return 0 if all(check.ok or check.name.startswith(OPTIONAL_CHECKS) for check in checks) else EXIT_UNHEALTHY
+    settings = session.wiring.load_settings(session.root, session.flags)
+    checks = session.wiring.doctor(session.root, settings)
+    specs = [spec for spec in node_specs(settings) if spec.remote]
+    nodes = asyncio.run(session.wiring.check_nodes(session.root, settings, specs)) if specs else ()
+
+    def human() -> None:
+        show_checks(session.render, checks)
+        for node in nodes:
+            show_node_check(session.render, node)
+
+    session.render.show((*checks, *(check for node in nodes for check in as_checks(node))), human)
+    here = all(check.ok or check.name.startswith(OPTIONAL_CHECKS) for check in checks)
+    return 0 if here and all(node.usable for node in nodes) else EXIT_UNHEALTHY
 
 
-def show_checks(session: Session, checks: tuple[HealthCheck, ...]) -> None:
+def show_checks(render: Renderer, checks: tuple[HealthCheck, ...]) -> None:
     """Writes a ticked or crossed line for each check, and what to do about the crossed ones."""
     for check in checks:
         sign = mark(check.ok, optional=check.name.startswith(OPTIONAL_CHECKS))
-        session.render.line(sign, f" {check.name}", f": {check.detail}" if check.detail else "")
+        render.line(sign, f" {check.name}", f": {check.detail}" if check.detail else "")
         if check.remedy and not check.ok:
-            session.render.line(f"    {check.remedy}")
+            render.line(f"    {check.remedy}")
 
 
 @click.command("scale", cls=Command, example="orchestra scale 50 --wait")

@@ -14,6 +14,8 @@ from orchestra.edges.cli.session import ROOT_DEFAULT, ROOT_VARIABLE, Session
 from orchestra.errors import FACES, BadInput, OrchestraError
 from orchestra.ids import AGENTS_MAX
 
+EXIT_UNHEALTHY: Final = 1
+"""What a look at something ends with that found it wanting."""
 EXIT_INTERRUPTED: Final = 130
 """What shells report for a program that ended on Ctrl-C."""
 EXIT_PIPE: Final = 141
@@ -176,4 +178,4 @@ def _usage_error(error: click.UsageError) -> BadInput:
     path = error.ctx.command_path if error.ctx is not None else "orchestra"
     name = error.param.human_readable_name if isinstance(error, click.BadParameter) and error.param is not None else ""
     message = error.message if isinstance(error, click.BadParameter) and error.message else error.format_message()
-    return BadInput(message, field=name if message == error.message else "", hint=f"`{path} --help` shows how it is written")
+    return BadInput(message, field=name, hint=f"`{path} --help` shows how it is written")

@@ -24,12 +24,15 @@ class Entry(NamedTuple):
 
 COMMANDS: Final = {
     "run": Entry("run", "Run a plan and show its progress."),
-    "up": Entry("fleet", "Start an orchestra and leave it running."),
+    "up": Entry("start", "Start an orchestra and leave it running."),
+    "init": Entry("start", "Set up the agents of an orchestra."),
     "down": Entry("fleet", "End the orchestra."),
     "status": Entry("fleet", "Show how the orchestra is doing."),
     "health": Entry("fleet", "Check every part of the running orchestra."),
-    "doctor": Entry("fleet", "Check this machine for what an orchestra needs."),
+    "doctor": Entry("fleet", "Check every machine for what an orchestra needs."),
     "scale": Entry("fleet", "Change the number of agents."),
+    "node": Entry("node", "Add, check, drain and trust the machines of a fleet."),
+    "roster": Entry("roster", "Show which agents a fleet consists of."),
     "task": Entry("task", "Submit, watch, stop and retry tasks."),
     "agent": Entry("agent", "Look at agents, and type to them."),
     "report": Entry("report", "Write the report of a plan."),

@@ -22,6 +22,7 @@ _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 ELLIPSIS: Final = "…"
 COLUMN_GAP: Final = "  "
 WIDTH_FALLBACK: Final = 100
+CLEAR_LINE: Final = "\r\x1b[K"
 
 COLOURS: Final = {"green": 32, "red": 31, "yellow": 33, "cyan": 36, "dim": 2, "bold": 1}
 STATUS_COLOURS: Final = {
@@ -105,6 +106,9 @@ class Renderer:
         self.verbose = verbose
         self._out = out
         self._err = err
+        self._progress = ""
+        self._drawn = False
+        """A line of progress stands on the terminal, to be written over."""
         for stream in (out, err):
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
@@ -144,6 +148,17 @@ class Renderer:
         """Writes a remark beside the result."""
         if self.face is Face.HUMAN:
             self._write(self._err, self._painted(self._err, parts) + "\n")
+
+    def progress(self, text: str, *, coarse: str) -> None:
+        """Shows how far something is: one line that is written over on a terminal, elsewhere a line whenever `coarse` is another."""
+        if self.face is not Face.HUMAN:
+            return
+        if self._err.isatty():
+            self._write(self._err, cut(one_line(text), shutil.get_terminal_size((WIDTH_FALLBACK, 24)).columns - 1))
+            self._drawn = True
+        elif coarse != self._progress:
+            self.note(text)
+        self._progress = coarse
 
     def fields(self, rows: Iterable[tuple[str, Part]]) -> None:
         """Writes `name  value` lines, aligned."""
@@ -211,6 +226,10 @@ class Renderer:
         return "".join(done)
 
     def _write(self, stream: TextIO, text: str) -> None:
+        if self._drawn:
+            self._drawn = False
+            self._err.write(CLEAR_LINE)
+            self._err.flush()
         stream.write(text)
         stream.flush()
 

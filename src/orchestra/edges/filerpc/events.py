@@ -54,6 +54,7 @@ class ParentEvents:
 
     def __init__(self, fell: Mapping[int, int] | None = None) -> None:
         self._fell: dict[int, int] = dict(fell or {})
+        self._lost: dict[str, int] = {}
         self._progress = ""
         self._scaling: tuple[int, int] | None = None
         """When the scaling began, and how many agents were up then."""
@@ -64,17 +65,35 @@ class ParentEvents:
             case e.AgentLost(agent, reason):
                 self._fell.setdefault(agent, happened.at_ms)
                 return Told("agent_failure", "high", {"agent_id": agent, "reason": reason})
-            case e.AgentSuspended(agent, reason):
+            case e.AgentSuspected(agent, reason):
                 self._fell.setdefault(agent, happened.at_ms)
+                return Told("agent_failure", "medium", {"agent_id": agent, "reason": reason})
+            case e.AgentSuspended(agent):
+                self._fell.setdefault(agent, happened.at_ms)
+                return None  # whether it is replaced or somebody is called follows
+            case e.AgentReplaced(agent, by):
+                return Told("agent_replaced", "medium", {"agent_id": agent, "replaced_by": by})
+            case e.Escalated(agent, reason):
                 remedy = f"orchestra agent restart {agent}"
                 return Told("unrecoverable_error", "critical", {"agent_id": agent, "reason": reason, "remedy": remedy})
-            case e.AgentReady(agent):
+            case e.AgentReady(agent) | e.AgentCleared(agent):
                 return self._ready(state, agent, happened.at_ms)
             case e.AgentRemoved(agent):
                 self._fell.pop(agent, None)
                 return None
             case e.NodeLost(node, reason) if not reason.startswith(RESTARTED):
+                self._lost.setdefault(node, happened.at_ms)
                 return Told("node_lost", "critical", {"node": node, "reason": reason})
+            case e.NodeConnected(node, rebooted=rebooted):
+                return self._node_back(node, happened.at_ms, rebooted=rebooted)
+            case e.BreakerTripped(node, cause):
+                self._lost.setdefault(node, happened.at_ms)
+                return Told("node_degraded", "high", {"node": node, "reason": cause})
+            case e.BreakerReset(node):
+                return self._node_back(node, happened.at_ms, rebooted=False)
+            case e.NodeRemoved(node):
+                self._lost.pop(node, None)
+                return None
             case e.TaskFailed(task, reason):
                 return Told("task_failed", "high", {"task_id": task, "reason": reason})
             case e.TaskCompleted(task):
@@ -85,6 +104,15 @@ class ParentEvents:
                 return self._scaled(state, happened)
             case _:
                 return None
+
+    def _node_back(self, node: str, at_ms: int, *, rebooted: bool) -> Told | None:
+        lost_ms = self._lost.pop(node, None)
+        if lost_ms is None and not rebooted:
+            return None  # connected for the first time, or after a restart of ours
+        values: dict[str, Any] = {"node": node, "rebooted": rebooted}
+        if lost_ms is not None:
+            values["downtime_seconds"] = max(0, at_ms - lost_ms) // 1000
+        return Told("node_recovered", "medium", values)
 
     def _scaled(self, state: State, happened: Happened) -> Told | None:
         if isinstance(happened.event, e.ScaleStarted):

@@ -6,7 +6,7 @@ The checker folds the ledger for itself (`shadow`), event by event as they becom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestra.codec.events import decode
 from orchestra.codec.state import encode_state
@@ -16,10 +16,9 @@ from orchestra.core.invariants import check_indexes, check_invariants, check_nee
 from orchestra.core.model import AgentStatus, Outcome, OutcomeKind, TaskStatus, Usage
 from orchestra.core.state import State
 from orchestra.engine.kernel import Happened
-from orchestra.errors import InvariantBroken
-from orchestra.ids import AgentId, AttemptId, NodeId, TaskId
+from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.ledger import GENESIS, StoredEvent, chain_hash
-from orchestra.node import AgentWindow
+from orchestra.testing.world.caution import Caution, broken
 from orchestra.testing.world.node import SimNode
 from orchestra.testing.world.worker import Folder, Program, SimWorker
 
@@ -31,14 +30,7 @@ TIME_SLACK_MS: Final = 5_000
 """What an append may take, and a little."""
 AHEAD_SLACK_MS: Final = 60_000
 """More than an append ever takes; far less than a wall clock jumps."""
-GIVEN_UP: Final = ("out of sight", "did not stop within")
-"""Words of the two ends that the core declares by itself, after the grace and without having seen the end."""
 ENDING_RECORDS: Final = ("done", "lost")
-
-
-def broken(name: str, what: str) -> InvariantBroken:
-    """Returns the error for a rule that does not hold."""
-    return InvariantBroken(f"{name}: {what}")
 
 
 class Checker:
@@ -56,7 +48,7 @@ class Checker:
         self._usage = Usage()
         self._given_up: dict[AttemptId, None] = {}
         self._journal_checked: dict[NodeId, int] = {}
-        self._setbacks: dict[AgentId, int] = {}
+        self.caution = Caution(world, self.shadow)
 
     # --- the ledger --------------------------------------------------------------------------------------------------
 
@@ -70,14 +62,17 @@ class Checker:
         for each in stored:
             self._check_chain(each)
             event = decode(each.body)
-            self._before(event)
+            self._before(event, each.at_ms)
+            self.caution.before(event, each.at_ms)
             self._check_time(each, event)
             evolve(self.shadow, event, each.seq, each.at_ms)
             self._after(event)
+            self.caution.after(event, each.at_ms)
             self.world.trace("ledger", each.seq, event)
             task = getattr(event, "task", None)
             if task is not None:
                 touched[task] = None
+        self.caution.after_append()
         self._check_touched(touched)
         if self.counts["appends"] % self.world.options.check_all_every == 0:
             check_invariants(self.shadow)
@@ -100,10 +95,10 @@ class Checker:
         elif stored.at_ms - now_ms > self._ahead_ms + now_ms // 100 + AHEAD_SLACK_MS:
             raise broken("INV-TIME", f"event {stored.seq} is {stored.at_ms - now_ms - self._ahead_ms} ms ahead of its coordinator's start")
 
-    def _check_drained(self) -> None:
+    def _check_drained(self, at_ms: int) -> None:
         """INV-DRAIN: a shutdown that drains ends early only if nobody is left to work."""
         shutdown = self.shadow.shutdown
-        if shutdown is None or not (shutdown.drain and shutdown.graceful) or self.shadow.at_ms >= shutdown.deadline_ms - TIME_SLACK_MS:
+        if shutdown is None or not (shutdown.drain and shutdown.graceful) or at_ms >= shutdown.deadline_ms - TIME_SLACK_MS:
             return
         hope = any(agent.status in (AgentStatus.IDLE, AgentStatus.BUSY) for agent in self.shadow.agents.values())
         if hope and (self.shadow.queued or self.shadow.waiting):
@@ -126,7 +121,7 @@ class Checker:
 
     # --- one event ---------------------------------------------------------------------------------------------------
 
-    def _before(self, event: e.Event) -> None:
+    def _before(self, event: e.Event, at_ms: int) -> None:
         """What must hold of the state an event meets."""
         match event:
             case e.CoordinatorStarted(term):
@@ -137,9 +132,9 @@ class Checker:
                 if holder.task is not None:
                     raise broken("INV-CAP", f"agent {agent} gets {task}#{number} and has {holder.task}#{holder.attempt}")
             case e.Terminated():
-                self._check_drained()
+                self._check_drained(at_ms)
             case e.AttemptEnded(task, number, outcome):
-                self._check_end(AttemptId(task, number), outcome)
+                self._check_end(AttemptId(task, number), outcome, at_ms)
             case e.StaleResultRecorded(task, number):
                 self.counts["stale"] += 1
                 attempt = self.shadow.tasks[task].attempt(number)
@@ -148,7 +143,7 @@ class Checker:
             case _:
                 pass
 
-    def _check_end(self, attempt_id: AttemptId, outcome: Outcome) -> None:
+    def _check_end(self, attempt_id: AttemptId, outcome: Outcome, at_ms: int) -> None:
         attempt = self.shadow.tasks[attempt_id.task].attempt(attempt_id.number)
         if attempt is None or not attempt.live:
             raise broken("INV-FENCE", f"a second end of {attempt_id} was accepted")
@@ -157,10 +152,8 @@ class Checker:
         expected = self.world.usage_of(attempt.node, attempt_id) if told else Usage()
         if outcome.usage != expected:
             raise broken("INV-COST", f"{attempt_id} is accounted {outcome.usage} and used {expected}")
-        if outcome.kind is OutcomeKind.LOST and any(words in outcome.reason for words in GIVEN_UP):
+        if self.caution.check_given_up(attempt_id, outcome, at_ms):
             self._given_up[attempt_id] = None
-        if outcome.kind is not OutcomeKind.LOST:
-            self._setbacks[attempt.agent] = 0
 
     def _after(self, event: e.Event) -> None:
         match event:
@@ -168,16 +161,6 @@ class Checker:
                 self._check_completed(task, number)
             case e.JournalRead(node, offset):
                 self._check_journal(node, offset)
-            case e.AgentLost(agent) if self.shadow.agents[agent].status is not AgentStatus.DRAINING:
-                self._setbacks[agent] = self._setbacks.get(agent, 0) + 1
-                if self._setbacks[agent] > self.world.policy.falls_max:
-                    raise broken(
-                        "INV-FALLS", f"agent {agent} was given {self._setbacks[agent]} workers in a row, none of which did anything"
-                    )
-            case e.AgentRestarted(agent) | e.AgentRemoved(agent):
-                self._setbacks[agent] = 0
-            case e.Terminated():
-                self._setbacks.clear()
             case _:
                 pass
 
@@ -205,9 +188,13 @@ class Checker:
                 raise broken("INV-JOURNAL", f"{record.task}#{record.attempt} is {record.kind} before offset {offset}, and still live")
         self._journal_checked[node] = max(start, offset)
 
-    def check_open(self, state: State, windows: Sequence[AgentWindow]) -> None:
-        """INV-FALLS: a slot that was given up gets no worker until somebody asks."""
-        for window in windows:
+    def check_call(self, owner: SimCoordinator, node: NodeId, method: str, arguments: tuple[Any, ...]) -> None:
+        """INV-FALLS: a slot that was given up gets no worker until somebody asks. And what `Caution` has to say."""
+        self.caution.check_call(owner, node, method, arguments)
+        if method != "open_windows":
+            return
+        state = owner.kernel.state
+        for window in arguments[0]:
             agent = state.agents.get(window.agent)
             if agent is not None and agent.status is AgentStatus.ERROR:
                 raise broken("INV-FALLS", f"agent {agent.id} was given up and gets another worker")
@@ -279,10 +266,9 @@ class Checker:
                     raise broken("INV-LEAK", f"{node.id} has a window of agent {agent}, which does not exist")
             for program in node.programs.values():
                 raise broken("INV-LEAK", f"an agent still works on {program.attempt}, which is over")
-            if self.shadow.nodes[node.id].journal_offset != len(node.journal) and ours:
-                raise broken(
-                    "INV-JOURNAL", f"{node.id} has {len(node.journal)} records, {self.shadow.nodes[node.id].journal_offset} were read"
-                )
+            known = self.shadow.nodes.get(node.id)
+            if known is not None and known.journal_offset != len(node.journal) and ours:
+                raise broken("INV-JOURNAL", f"{node.id} has {len(node.journal)} records, {known.journal_offset} were read")
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

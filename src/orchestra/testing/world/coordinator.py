@@ -5,7 +5,8 @@ What stands here mirrors `engine.loop`, `engine.driver` and `bootstrap.coordinat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestra.agents import rehearsal, shell
@@ -13,13 +14,14 @@ from orchestra.agents.adapter import Adapter
 from orchestra.clocks.system import LedgerTime
 from orchestra.codec.state import decode_state
 from orchestra.core import commands as c
+from orchestra.core import events as e
 from orchestra.core.effects import Effect, Finish, NodeEffect
-from orchestra.core.model import Lifecycle, NodeStatus
+from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus
 from orchestra.core.state import State
 from orchestra.engine.appending import LookUp, Pause, TryAppend, append_steps
 from orchestra.engine.board import Board
 from orchestra.engine.failpoints import hit
-from orchestra.engine.kernel import Kernel
+from orchestra.engine.kernel import Happened, Kernel
 from orchestra.engine.orders import OrderMaker, OrderOptions
 from orchestra.engine.translate import Translator
 from orchestra.errors import InvariantBroken, LedgerConflict, LedgerDamaged, LedgerFailed, LedgerUnknown, NodeFailed, OrchestraError
@@ -37,6 +39,9 @@ TICK_MS: Final = 100
 """As the real ticker's: what is due is noticed so much later at most. Ticks at which nothing is due are not simulated."""
 IDLE_TICK_MS: Final = 30_000
 """A tick also comes so often while there is work, for what only the passing of time reveals."""
+SCALE_TICK_MS: Final = 1_000
+TRIAL_TICK_MS: Final = 1_000
+"""Ticks that wait for a condition rather than for a moment; the real ticker's come more often."""
 FIND_MS: Final = 5
 
 ADAPTERS: Final[dict[str, Adapter]] = {"shell": shell.ADAPTER, "rehearsal": rehearsal.ADAPTER}
@@ -81,6 +86,7 @@ class SimCoordinator:
         self.translator = Translator(lambda: self.kernel.state, ADAPTERS.__getitem__)
         self.orders = OrderMaker(ADAPTERS.__getitem__, OrderOptions())
         self.drivers: dict[NodeId, SimDriver] = {}
+        self._removed: list[SimDriver] = []
         self._queue: list[Item] = []
         self._wanted: Promise | None = None
         self._appends = 0
@@ -117,7 +123,7 @@ class SimCoordinator:
         """The process is gone; so are its couriers."""
         if self.alive:
             self.alive = False
-            for driver in self.drivers.values():
+            for driver in (*self.drivers.values(), *self._removed):
                 driver.port.stop()
             self.world.coordinator_ended(self, why)
 
@@ -210,6 +216,7 @@ class SimCoordinator:
                     item.answer.fail(refusal)
             for command in item.commands:
                 self.kernel.take(command, now)
+                self.world.checker.caution.told(self, command, max(now, self.kernel.state.at_ms))
         self.kernel.schedule(now)
         if self.kernel.pending:
             yield from self._commit()
@@ -217,7 +224,7 @@ class SimCoordinator:
             answer.keep(events)
         for item in items:
             if item.question is not None and item.answer is not None:
-                item.answer.keep(item.question(self.kernel.state))
+                _answer(item.answer, item.question, self.kernel.state)
         self._maybe_snapshot()
         self._plan_tick()
 
@@ -228,6 +235,7 @@ class SimCoordinator:
         self._tail_hash = appended.hash
         happened, effects = self.kernel.committed()
         self.world.checker.check_commit(self, happened)
+        self._let_go(happened)
         self._dispatch(effects)
         hit("after-effects")
         self.board.on_events(self.kernel.state, happened)
@@ -281,6 +289,13 @@ class SimCoordinator:
 
     # --- effects -----------------------------------------------------------------------------------------------------
 
+    def _let_go(self, happened: Sequence[Happened]) -> None:
+        for each in happened:
+            if isinstance(each.event, e.NodeRemoved) and each.event.node in self.drivers:
+                driver = self.drivers.pop(each.event.node)
+                self._removed.append(driver)
+                self.spawn(_remove(driver))
+
     def _dispatch(self, effects: Sequence[Effect]) -> None:
         by_node: dict[NodeId, list[Effect]] = {}
         for effect in effects:
@@ -294,12 +309,27 @@ class SimCoordinator:
                 self.drivers[node].act(orders)
 
     def _finish(self) -> Generator[Promise, Any, None]:
-        for driver in self.drivers.values():
+        for driver in list(self.drivers.values()):
             try:
                 yield driver.port.call("close_all")
             except NodeFailed:
                 continue
         self.end("finished")
+
+
+def _remove(driver: SimDriver) -> Generator[Promise, Any, None]:
+    """What of ours still runs there is ended, if it can be reached."""
+    if driver.connected:
+        with suppress(NodeFailed):
+            yield driver.port.call("close_all")
+    driver.end()
+
+
+def _answer(answer: Promise, question: Callable[[State], Any], state: State) -> None:
+    try:
+        answer.keep(question(state))
+    except LookupError as error:  # it is about something that has been removed meanwhile: the asker's trouble, not the loop's
+        answer.fail(error)
 
 
 def next_deadline_ms(state: State, policy: c.Policy, now_ms: int) -> int | None:
@@ -309,8 +339,25 @@ def next_deadline_ms(state: State, policy: c.Policy, now_ms: int) -> int | None:
         due.append(state.started_ms + policy.init_timeout_ms)
     if state.shutdown is not None:
         due.append(max(state.shutdown.deadline_ms, now_ms if not state.live else now_ms + 1000))
-    if any(node.status is NodeStatus.LOST for node in state.nodes.values()):
+    if any(node.status is NodeStatus.LOST or node.breaker is not None for node in state.nodes.values()):
         due += [attempt.lost_sight_ms + policy.unknown_grace_ms + 1 for _, attempt in state.live_attempts() if attempt.lost_sight_ms]
     if state.queued or state.live:
         due.append(now_ms + IDLE_TICK_MS)
+    if state.scale_queue:
+        due.append(now_ms + SCALE_TICK_MS)
+    due += _recovery_ms(state, policy, now_ms)
     return min(due, default=None)
+
+
+def _recovery_ms(state: State, policy: c.Policy, now_ms: int) -> Iterator[int]:
+    """Yields when the next steps of ladders, starts that came to nothing and trials of breakers are due."""
+    for node in state.nodes.values():
+        if node.breaker is not None and node.status is NodeStatus.READY:
+            yield now_ms + TRIAL_TICK_MS if node.breaker.probing else node.breaker.until_ms
+    for agent in state.agents.values():
+        node = state.nodes[agent.spec.node]
+        if node.status is NodeStatus.READY and (node.breaker is None or node.breaker.probing):
+            if agent.suspicion is not None:
+                yield max(agent.suspicion.next_ms, now_ms if node.breaker is None else now_ms + TRIAL_TICK_MS)
+            elif agent.status is AgentStatus.STARTING:
+                yield max(agent.since_ms + policy.start_timeout_ms + 1, now_ms)

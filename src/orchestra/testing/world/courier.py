@@ -38,6 +38,9 @@ def order(node: SimNode, answer: Answer, alive: Alive, orders: Sequence[AttemptO
     failures: list[OrderFailure] = []
     for each in orders:
         there = each.attempt in node.folders
+        if not there and node.disk_full:
+            failures.append(OrderFailure(each.attempt, each.agent, "io", "no space left on device"))
+            continue
         if not there:
             node.folders[each.attempt] = Folder(each.attempt, each.agent, each.spec)
         if not poke(node, each.agent, {"op": "run", "attempt": each.attempt}):
@@ -56,7 +59,27 @@ def stop_attempt(node: SimNode, answer: Answer, alive: Alive, attempt: AttemptId
 def close_agents(node: SimNode, answer: Answer, alive: Alive, agents: Sequence[AgentId], *, now: bool) -> None:
     """Asks workers to leave."""
     for agent in agents:
+        slot = node.slots.get(agent)
+        if slot is not None and slot.holder is not None:
+            slot.holder.asked_to_leave = True
         poke(node, agent, {"op": "leave", "now": now})
+    answer(None)
+
+
+def kill_worker(node: SimNode, answer: Answer, alive: Alive, agent: AgentId, worker: Worker) -> None:
+    """Kills the worker that holds the slot, if it still is this one; it may be stopped."""
+    slot = node.slots.get(agent)
+    holder = None if slot is None else slot.holder
+    if holder is None or holder.identity != worker:
+        answer(False)
+        return
+    node.kill_worker(holder)
+    answer(True)
+
+
+def renew_lease(node: SimNode, answer: Answer, alive: Alive, ttl_ms: int) -> None:
+    """Notes how long nobody has to wonder whether the attempts are still wanted."""
+    node.lease_until_ms = node.line.now_ms + ttl_ms
     answer(None)
 
 
@@ -112,12 +135,14 @@ def _say_lost(node: SimNode, answer: Answer, alive: Alive, folder: Folder) -> No
 
 def inventory(node: SimNode, answer: Answer, alive: Alive, attempts: Sequence[AttemptId]) -> None:
     """Looks at everything."""
+    for each in node.live_workers():
+        each.looks += 1
     workers = [
         WorkerFacts(
             agent,
             slot.last if slot.holder is None else slot.holder.identity,
             slot.holder is not None,
-            0,
+            0 if slot.holder is None or not slot.holder.stopped else node.line.now_ms - slot.holder.stopped_ms,
             slot.current,
         )
         for agent, slot in node.slots.items()
@@ -160,5 +185,7 @@ OPERATIONS: Final[dict[str, Callable[..., None]]] = {
     "remove_windows": remove_windows,
     "reap": reap,
     "inventory": inventory,
+    "kill_worker": kill_worker,
+    "renew_lease": renew_lease,
     "close_all": close_all,
 }

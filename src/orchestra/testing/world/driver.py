@@ -9,6 +9,7 @@ from orchestra.core import commands as c
 from orchestra.core.effects import Effect
 from orchestra.core.state import State
 from orchestra.engine.board import Board
+from orchestra.engine.driver import EAGER_PAUSE_MS, LEASE_RENEWALS
 from orchestra.engine.duties import Act, Ask, Call, Duties, Duty, Peek, Remark, Tell, WantSweep
 from orchestra.engine.kernel import Kernel
 from orchestra.engine.orders import OrderMaker
@@ -22,6 +23,7 @@ SWEEP_MS: Final = 60_000
 SWEEP_AGAIN_MS: Final = 500
 RECONNECT_FIRST_MS: Final = 200
 RECONNECT_MAX_MS: Final = 30_000
+RECONNECT_EAGER_MS: Final = 600_000
 EFFECTS_MAX: Final = 4096
 
 Steps = Generator[Promise, Any, Any]
@@ -56,11 +58,19 @@ class SimDriver:
         self._effects_wanted: Promise | None = None
         self._sweep_wanted = False
         self._sweep_promise: Promise | None = None
+        self._running: Process | None = None
         self.connected = False
 
     def begin(self) -> None:
-        """Connects and reconnects for ever."""
-        self._owner.spawn(self._run())
+        """Connects and reconnects until it is ended."""
+        self._running = self._owner.spawn(self._run())
+
+    def end(self) -> None:
+        """The node has been removed: lets go of it."""
+        self.connected = False
+        if self._running is not None:
+            self._running.cancel()
+        self.port.stop()
 
     def act(self, effects: Sequence[Effect]) -> None:
         """See `NodeDriver.act`."""
@@ -76,28 +86,36 @@ class SimDriver:
             self._effects_wanted = wanted
 
     def _run(self) -> Steps:
-        pause_ms = RECONNECT_FIRST_MS
+        pause_ms, lost_ms = RECONNECT_FIRST_MS, self._line.now_ms
         while True:
             reason = "the connection ended"
             try:
                 yield from self._session()
-                pause_ms = RECONNECT_FIRST_MS
             except (PortFailed, ProtocolBroken) as error:
                 reason = str(error)
+            if self.connected:
+                pause_ms, lost_ms = RECONNECT_FIRST_MS, self._line.now_ms
             self.connected = False
             self._owner.report([c.NodeDown(self.port.id, reason)])
             self.port.stop()
             yield self._line.sleep(pause_ms)
-            pause_ms = min(pause_ms * 2, RECONNECT_MAX_MS)
+            eager = self._line.now_ms - lost_ms < RECONNECT_EAGER_MS
+            pause_ms = min(pause_ms * 2, EAGER_PAUSE_MS if eager else RECONNECT_MAX_MS)
 
     def _session(self) -> Steps:
         offset = yield self._owner.ask(lambda state: state.nodes[self.port.id].journal_offset)
         facts: NodeFacts = yield self.port.start(offset)
         self._effects.clear()
+        fence_ms = self._owner.world.fence_ms
+        if fence_ms:
+            yield self.port.call("renew_lease", fence_ms)
         self.connected = True
-        self._owner.report([c.NodeUp(self.port.id, facts.boot, facts.session)])
+        self._owner.report([c.NodeUp(self.port.id, facts.boot, facts.session, tuple(sorted(facts.programs)))])
         self._sweep_wanted = True
-        parts = [self._owner.spawn(each) for each in (self._read(), self._carry_out(), self._sweep_now_and_then())]
+        bodies = [self._read(), self._carry_out(), self._sweep_now_and_then()]
+        if fence_ms:
+            bodies.append(self._renew_lease(fence_ms))
+        parts = [self._owner.spawn(each) for each in bodies]
         first = Promise(self._line)
         for part in parts:
             part.ended.then(lambda part=part: _pass_on(part, first))  # type: ignore[misc]
@@ -129,6 +147,11 @@ class SimDriver:
             yield from self._perform(self._duties.sweep())
             yield self._line.sleep(SWEEP_AGAIN_MS)
 
+    def _renew_lease(self, fence_ms: int) -> Steps:
+        while True:
+            yield self.port.call("renew_lease", fence_ms)
+            yield self._line.sleep(fence_ms // LEASE_RENEWALS)
+
     def _want_sweep(self) -> None:
         self._sweep_wanted = True
         if self._sweep_promise is not None:
@@ -148,8 +171,7 @@ class SimDriver:
                         case Peek(question):
                             answer = question(self._owner.kernel.state)
                         case Call(method, arguments, options):
-                            if method == "open_windows":
-                                self._owner.world.checker.check_open(self._owner.kernel.state, arguments[0])
+                            self._owner.world.checker.check_call(self._owner, self.port.id, method, arguments)
                             answer = yield self.port.call(method, *arguments, **options)
                         case Act(effects):
                             self._put_effects(effects)

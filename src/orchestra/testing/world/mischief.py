@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from orchestra.core import commands as c
-from orchestra.core.model import AgentStatus, TaskStatus
+from orchestra.core.model import AgentSpec, AgentStatus, TaskStatus
+from orchestra.ids import AgentId, NodeId
 from orchestra.testing.world.options import HOUR_MS
 
 if TYPE_CHECKING:
@@ -15,6 +18,13 @@ if TYPE_CHECKING:
 HANG_MS_MAX: Final = 600_000
 PARTITION_MS_MAX: Final = 900_000
 DISK_FULL_MS_MAX: Final = 120_000
+STALL_MS_MAX: Final = 180_000
+"""How long an overloaded machine may stand still."""
+SICK_MS_MAX: Final = 120_000
+TOGETHER_MS: Final = 2_000
+"""What dies at once dies within this time."""
+AMID_MS_MAX: Final = 20_000
+"""A coordinator that is killed in the middle of something is killed so long after its beginning, at most."""
 PAUSE_MS_MAX: Final = 60_000
 JUMP_MS_MAX: Final = 3_600_000
 
@@ -43,7 +53,14 @@ class Mischief:
             self.counts[kind] = self.counts.get(kind, 0) + 1
             self.world.trace("fault", kind)
             ACTS[kind](self)
+            if kind in LASTING and self.dice.random() < self.world.weather.rate("crash-amid"):
+                self.world.line.after(self.dice.randint(0, AMID_MS_MAX), self._crash_amid)
             self._plan(kind)
+
+    def _crash_amid(self) -> None:
+        if not self.world.weather.calm:
+            self.counts["crash-amid"] = self.counts.get("crash-amid", 0) + 1
+            self.world.lead.end("was killed in the middle")
 
     # --- machines ----------------------------------------------------------------------------------------------------
 
@@ -60,7 +77,39 @@ class Mischief:
         if workers:
             worker = self.dice.choice(workers)
             node.hang_worker(worker)
-            self.world.line.after(self.dice.randint(1_000, HANG_MS_MAX), worker.resume)
+            self.world.line.after(self.dice.randint(1_000, HANG_MS_MAX), node.wake_worker, worker)
+
+    def _worker_stuck(self) -> None:
+        """One worker, seldom several, is stopped and never goes on."""
+        node = self.dice.choice(self.world.node_list)
+        workers = node.live_workers()
+        count = len(workers) if self.dice.random() < 0.1 else 1
+        for worker in self.dice.sample(workers, min(count, len(workers))):
+            node.hang_worker(worker, for_ever=True)
+
+    def _workers_stall(self) -> None:
+        """The machine is overloaded: most workers stand still, and go on together."""
+        node = self.dice.choice(self.world.node_list)
+        workers = [worker for worker in node.live_workers() if not worker.stopped and self.dice.random() < 0.9]
+        duration_ms = self.dice.randint(1_000, STALL_MS_MAX)
+        for worker in workers:
+            node.hang_worker(worker)
+            self.world.line.after(duration_ms + self.dice.randint(0, TOGETHER_MS), node.wake_worker, worker)
+
+    def _workers_die(self) -> None:
+        """Most workers of a machine die at once."""
+        node = self.dice.choice(self.world.node_list)
+        for worker in node.live_workers():
+            if self.dice.random() < 0.9:
+                self.world.line.after(self.dice.randint(0, TOGETHER_MS), node.end_worker, worker)
+
+    def _workers_futile(self) -> None:
+        """No worker comes up for a while, and those that are there fall."""
+        node = self.dice.choice(self.world.node_list)
+        node.sicken(self.dice.randint(1_000, SICK_MS_MAX))
+        workers = node.live_workers()
+        for worker in self.dice.sample(workers, self.dice.randint(0, len(workers))):
+            node.end_worker(worker)
 
     def _tmux_death(self) -> None:
         self.dice.choice(self.world.node_list).lose_tmux()
@@ -138,7 +187,41 @@ class Mischief:
         there = self.world.checker.shadow.agents
         staying = sum(agent.status is not AgentStatus.DRAINING for agent in there.values())
         additions = [agent for agent in self.world.fleet if agent.id not in there][: max(0, target - staying)]
-        self.world.wish(c.Scale(staying + len(additions) if additions else min(target, staying), "gradual", tuple(additions)))
+        strategy = "gradual" if self.dice.random() < 0.7 else "immediate"
+        self.world.wish(c.Scale(staying + len(additions) if additions else min(target, staying), strategy, tuple(additions)))
+
+    def _node(self) -> None:
+        """Somebody adds a machine, with agents or without, drains one, uses it again, or removes it."""
+        world, dice = self.world, self.dice
+        state = world.checker.shadow
+        unknown = [spec for spec in world.machines if spec.id not in state.nodes]
+        match dice.choice(("add", "drain", "drain", "resume", "remove", "change")):
+            case "add" if unknown:
+                spec = dice.choice(unknown)
+                world.take_up(spec)
+                self._populate(spec.id)
+            case "drain" if state.nodes:
+                world.wish(c.DrainNode(dice.choice(list(state.nodes))))
+            case "resume" if drained := [node.spec.id for node in state.nodes.values() if node.draining]:
+                node = dice.choice(drained)
+                world.wish(c.ResumeNode(node))
+                self._populate(node)
+            case "remove" if state.nodes:
+                world.wish(c.RemoveNode(dice.choice(list(state.nodes)), force=dice.random() < 0.5))
+            case "change" if state.nodes:
+                spec = state.nodes[dice.choice(list(state.nodes))].spec
+                world.wish(c.AddNode(msgspec.structs.replace(spec, max_agents=dice.choice((5, 250)), weight=dice.choice((50, 100)))))
+            case _:
+                pass
+
+    def _populate(self, node: NodeId) -> None:
+        """Asks for new slots on a machine."""
+        there = self.world.checker.shadow.agents
+        staying = sum(agent.status is not AgentStatus.DRAINING for agent in there.values())
+        first = max((*there, len(self.world.fleet))) + 1
+        new = tuple(AgentSpec(AgentId(first + index), node) for index in range(self.dice.randint(0, 5)))
+        if new:
+            self.world.wish(c.Scale(staying + len(new), self.dice.choice(("gradual", "immediate")), new))
 
     def _shutdown(self) -> None:
         graceful = self.dice.random() < 0.7
@@ -148,6 +231,10 @@ class Mischief:
 ACTS: Final[dict[str, Callable[[Mischief], None]]] = {
     "worker-crash": Mischief._worker_crash,
     "worker-hang": Mischief._worker_hang,
+    "worker-stuck": Mischief._worker_stuck,
+    "workers-stall": Mischief._workers_stall,
+    "workers-die": Mischief._workers_die,
+    "workers-futile": Mischief._workers_futile,
     "tmux-death": Mischief._tmux_death,
     "courier-death": Mischief._courier_death,
     "node-reboot": Mischief._node_reboot,
@@ -164,6 +251,19 @@ ACTS: Final[dict[str, Callable[[Mischief], None]]] = {
     "human-retry": Mischief._retry,
     "human-restart": Mischief._restart,
     "human-scale": Mischief._scale,
+    "human-node": Mischief._node,
     "human-shutdown": Mischief._shutdown,
 }
 """Kinds that happen by themselves; all others happen on occasions, where they are asked for."""
+
+LASTING: Final = (
+    "worker-stuck",
+    "workers-stall",
+    "workers-die",
+    "workers-futile",
+    "node-reboot",
+    "node-disk-full",
+    "human-scale",
+    "human-node",
+)
+"""Kinds that take a while to get over: a coordinator may be killed in the middle of that."""

@@ -18,17 +18,20 @@ from orchestra.codec.events import decode
 from orchestra.codec.state import decode_state
 from orchestra.core import commands as c
 from orchestra.core import decide as deciding
+from orchestra.core import effects, recovery
 from orchestra.core import events as e
 from orchestra.core import evolve as evolving
 from orchestra.core import transitions as t
 from orchestra.core.evolve import evolve
 from orchestra.core.model import AgentStatus, NodeStatus, Outcome, OutcomeKind
-from orchestra.core.state import AgentState, State, TaskState
-from orchestra.engine import translate
+from orchestra.core.state import AgentState, NodeState, State, TaskState
+from orchestra.engine import duties, translate
 from orchestra.engine.appending import LookUp, Pause, TryAppend
 from orchestra.engine.duties import Ask, Duties, Tell
 from orchestra.engine.kernel import Kernel
+from orchestra.engine.reconcile import reconcile
 from orchestra.errors import LedgerFailed, LedgerUnknown
+from orchestra.ids import AgentId, NodeId
 from orchestra.ledger import Append, Appended, Snapshot, StoredEvent
 from orchestra.node import JournalBatch
 from orchestra.scheduling import scheduler
@@ -55,7 +58,7 @@ def stale_accepted() -> Any:
     """A good result completes its task however late it comes."""
     original = deciding.DECISIONS[c.AttemptFinished]
 
-    def finished(s: State, cmd: c.AttemptFinished, now: int, policy: c.Policy) -> list[e.Event]:
+    def finished(s: State, cmd: c.AttemptFinished, now: int, policy: c.Policy) -> Iterable[e.Event]:
         task = s.tasks.get(cmd.task)
         attempt = None if task is None else task.attempt(cmd.attempt)
         if task is not None and attempt is not None and not attempt.live and not task.over and cmd.outcome.kind is OutcomeKind.DONE:
@@ -152,11 +155,11 @@ def wall_clock_deadlines() -> Any:
 def no_reap_before_retry() -> Any:
     """An attempt whose worker died is over at once; what the worker left of it goes on."""
 
-    def lost(s: State, ev: e.AgentLost, now: int, policy: c.Policy) -> list[e.Event]:
-        agent = s.agents[ev.agent]
-        return [] if agent.task is None else [e.AttemptEnded(agent.task, agent.attempt, Outcome(OutcomeKind.LOST, ev.reason))]
+    def over(s: State, agent_id: AgentId, reason: str) -> list[e.Event]:
+        agent = s.agents[agent_id]
+        return [] if agent.task is None else [e.AttemptEnded(agent.task, agent.attempt, Outcome(OutcomeKind.LOST, reason))]
 
-    return patch.dict(deciding.CONSEQUENCES, {e.AgentLost: lost})
+    return patch.object(recovery, "lose_attempt", over)
 
 
 def claim_ignored() -> Any:
@@ -261,6 +264,148 @@ def draining_forgets_the_queue() -> Any:
     return patch.object(deciding, "_maybe_terminated", terminated)
 
 
+def _blind(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the same function, for which no breaker is tripped."""
+
+    def look(state: State, *rest: Any) -> Any:
+        breakers = [(node, node.breaker) for node in state.nodes.values()]
+        for node, _ in breakers:
+            node.breaker = None
+        try:
+            return original(state, *rest)
+        finally:
+            for node, breaker in breakers:
+                node.breaker = breaker
+
+    return look
+
+
+def breaker_ignored_by_reconcile() -> Any:
+    """A sweep has everything ended and started that it finds wanting, and nobody asks again before it is done."""
+    blind: dict[str, Any] = {name: _blind(getattr(duties, name)) for name in ("reconcile", "window_names", "may_act")}
+    return patch.multiple(duties, **blind)
+
+
+@contextmanager
+def reaping_on_mass_death() -> Iterator[None]:
+    """What was in hand when most workers of a machine fell is ended at once."""
+
+    def may(state: State, node: NodeId) -> bool:
+        return state.nodes[node].status is NodeStatus.READY
+
+    with patch.object(effects, "may_act", may), patch.object(duties, "may_act", may):
+        yield
+
+
+def breaker_never_trips() -> Any:
+    """Whatever happens to a machine is taken for the fault of its agents."""
+    nothing: Any = {kind: lambda s, ev, now, policy: [] for kind in (e.AgentSuspected,)}
+    lost: Any = {e.AgentLost: lambda s, ev, now, policy: recovery.lose_attempt(s, ev.agent, ev.reason)}
+    return patch.dict(deciding.CONSEQUENCES, {**nothing, **lost})
+
+
+@contextmanager
+def breaker_never_resets() -> Iterator[None]:
+    """Nothing shows that a machine works again."""
+
+    def nothing(*arguments: Any) -> list[e.Event]:
+        return []
+
+    with (
+        patch.object(deciding, "reset_by_agent", nothing),
+        patch.dict(deciding.CONSEQUENCES, {e.AttemptStarted: nothing, e.AgentCleared: nothing}),
+    ):
+        yield
+
+
+def canary_floods() -> Any:
+    """A machine that is tried gets everything at once."""
+
+    def usable(self: NodeState) -> bool:
+        return self.status is NodeStatus.READY and not self.draining and (self.breaker is None or self.breaker.probing)
+
+    return patch.object(NodeState, "usable", property(usable))
+
+
+def _step(step: str) -> Callable[..., list[e.Event]]:
+    def ladder(s: State, agent: AgentState, now: int, policy: c.Policy) -> list[e.Event]:
+        doubt = agent.suspicion
+        if step == "graceful" and doubt is not None and doubt.strikes < policy.strikes_max:
+            return [e.RecoveryStepTaken(agent.id, "probe", now + policy.probe_ms)]
+        return [e.RecoveryStepTaken(agent.id, "forced", now + policy.graceful_ms)]
+
+    return ladder
+
+
+def no_strikes() -> Any:
+    """A worker is killed at the first missed beat."""
+    return patch.object(recovery, "_ladder", _step("probe"))
+
+
+def kill_without_asking() -> Any:
+    """A silent worker is looked at, and killed without having been asked to leave."""
+    return patch.object(recovery, "_ladder", _step("graceful"))
+
+
+def beat_back_ignored() -> Any:
+    """A worker that was silent once is taken for silent for ever."""
+    return patch.dict(deciding.DECISIONS, {c.BeatBack: lambda s, cmd, now, policy: []})
+
+
+@contextmanager
+def drained_still_assigned() -> Iterator[None]:
+    """A drained node keeps its agents, and they get work."""
+
+    def usable(self: NodeState) -> bool:
+        return self.status is NodeStatus.READY and (self.breaker is None or (self.breaker.probing and self.breaker.canary is None))
+
+    def drain(s: State, cmd: c.DrainNode, now: int, policy: c.Policy) -> list[e.Event]:
+        return [] if s.node(cmd.node).draining else [e.NodeDraining(cmd.node)]
+
+    with patch.object(NodeState, "usable", property(usable)), patch.dict(deciding.DECISIONS, {c.DrainNode: drain}):
+        yield
+
+
+def scaling_forgets_its_queue() -> Any:
+    """A restart forgets which slots a gradual scaling has still to add."""
+    original = Kernel.restore
+
+    def restore(policy: c.Policy, snapshot: Snapshot | None, events: Iterable[StoredEvent]) -> Kernel:
+        kernel = original(policy, snapshot, events)
+        kernel.state.scale_queue.clear()
+        return kernel
+
+    return patch.object(Kernel, "restore", staticmethod(restore))
+
+
+def sweep_race() -> Any:
+    """What was seen on a node is compared with what is wanted by the time the answer comes."""
+    return patch.object(duties, "reconcile", lambda state, node, found, translator, before: reconcile(state, node, found, translator))
+
+
+def reserve_unlimited() -> Any:
+    """Every slot that is given up is replaced."""
+    original = recovery.after_agent_suspended
+
+    def replaced(s: State, ev: e.AgentSuspended, now: int, policy: c.Policy) -> Iterable[e.Event]:
+        return original(s, ev, now, msgspec.structs.replace(policy, reserve=1000))
+
+    return patch.object(deciding, "after_agent_suspended", replaced)
+
+
+def outage_is_charged() -> Any:
+    """What fell with the machine counts against the agents."""
+    original = evolving.FOLDS[e.BreakerTripped]
+
+    def tripped(s: State, ev: e.BreakerTripped, at: int) -> None:
+        falls = {agent.id: agent.falls for agent in s.agents_on(ev.node)}
+        original(s, ev, at)
+        for agent, count in falls.items():
+            s.agents[agent].falls = count
+
+    return patch.dict(evolving.FOLDS, {e.BreakerTripped: tripped})
+
+
 MUTANTS: Final[dict[str, Mutant]] = {
     "no fence check": no_fence_check,
     "stale result accepted": stale_accepted,
@@ -281,5 +426,18 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "superseded coordinator appends": term_ignored,
     "falls not counted": falls_not_counted,
     "draining forgets the queue": draining_forgets_the_queue,
+    "reaping on mass death": reaping_on_mass_death,
+    "breaker never trips": breaker_never_trips,
+    "breaker never resets": breaker_never_resets,
+    "breaker ignored by reconcile": breaker_ignored_by_reconcile,
+    "canary floods": canary_floods,
+    "outage is charged": outage_is_charged,
+    "no strikes": no_strikes,
+    "kill without asking": kill_without_asking,
+    "beat back ignored": beat_back_ignored,
+    "drained node still assigned": drained_still_assigned,
+    "gradual scaling forgets its queue": scaling_forgets_its_queue,
+    "sweep race": sweep_race,
+    "reserve unlimited": reserve_unlimited,
 }
 """By the name they have in the table of catching seeds."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Final
 
+from orchestra.core.model import Worker
 from orchestra.errors import CourierFailed, NodeFailed, NodeUnreachable
 from orchestra.ids import NodeId
 from orchestra.node import JournalBatch, NodeFacts, Notice, Report
@@ -18,6 +19,7 @@ from orchestra.testing.world import courier as far
 from orchestra.testing.world.node import SimNode
 from orchestra.testing.world.options import Weather
 from orchestra.testing.world.timeline import Promise, Timeline
+from orchestra.testing.world.worker import SimWorker
 
 REQUEST_TIMEOUT_MS: Final = 20_000
 """As the real adapter's."""
@@ -80,13 +82,13 @@ class SimPort:
             if answer.done or this != self._starts:
                 return
             connection = self._connection = Connection(self, journal_offset)
-            facts = NodeFacts(boot=self.node.boot, host=self.id, python="3", tmux="3", session=f"session-{self.id}")
+            facts = NodeFacts(self.node.boot, self.id, "3", "3", f"session-{self.id}", programs=dict(self.node.installed))
             connection.send(answer.keep, facts)
             connection.ring()
 
-        self.line.at(arrives, connect) if arrives < deadline else self.line.at(
-            deadline, answer.fail, NodeUnreachable(f"no way to {self.id}")
-        )
+        if arrives < deadline:
+            self.line.at(arrives, connect)
+        self.line.at(deadline, answer.fail, NodeUnreachable(f"no way to {self.id}"))
         return answer
 
     def stop(self) -> None:
@@ -135,9 +137,10 @@ class Connection:
         self._open = True
         self._ringing = False
         if offset and port.dice.random() < port.weather.rate("journal-replay"):
-            offset = max(0, offset - port.dice.randint(1, 30))
+            offset = max(min(offset, port.node.replay_from), offset - port.dice.randint(1, 30))
         self._offset = offset
-        self._node.viewers.append(self)
+        self._missed: dict[Worker, None] = {}
+        self._node.attach(self)
 
     # --- towards the node --------------------------------------------------------------------------------------------
 
@@ -154,7 +157,9 @@ class Connection:
         for _ in range(times):
             self._line.at(arrives, self._run, number, method, arguments, options)
         late = CourierFailed(f"the courier did not answer {method!r} in time")
-        if method == "close_all" or self._port.net.blocked_until_ms["there"] or self._port.net.blocked_until_ms["back"]:
+        blocked = self._port.net.blocked_until_ms
+        queued = max(self._last.values()) > self._line.now_ms + SLOW_MS  # behind what was sent while the way was blocked
+        if method == "close_all" or queued or not self._open or blocked["there"] or blocked["back"]:
             self._line.after(REQUEST_TIMEOUT_MS, self._finish, number, None, late)
         return answer
 
@@ -212,6 +217,15 @@ class Connection:
         else:
             self._pump()
             self.send(self._port.deliver, notice)
+
+    def heart(self, worker: SimWorker, *, beats: bool) -> None:
+        """See `Viewer.heart`. Each change is told once."""
+        if beats == (worker.identity in self._missed):
+            if beats:
+                del self._missed[worker.identity]
+            else:
+                self._missed[worker.identity] = None
+            self.notice(Notice("beat-back" if beats else "beat-missed", worker.agent, worker.identity))
 
     # --- its end -----------------------------------------------------------------------------------------------------
 

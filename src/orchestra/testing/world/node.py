@@ -18,6 +18,8 @@ from orchestra.testing.world.worker import ENDING_MS, SPAWN_MS, Folder, Program,
 
 BEAT_MISSED_MS = 7_000
 """When a courier says that a heart has stopped: five seconds and its next look."""
+BEAT_CHECK_MS = 2_000
+"""How often a courier looks at the hearts."""
 ZOMBIE_MS = 60_000
 """How long the death of a process may stay unseen."""
 
@@ -31,6 +33,9 @@ class Viewer(Protocol):
     def notice(self, notice: Notice, *, aside: bool = False) -> None:
         """Something was seen; `aside`: through the other channel, tmux's."""
 
+    def heart(self, worker: SimWorker, *, beats: bool) -> None:
+        """A worker's heart has stopped, or beats again."""
+
     def die(self) -> None:
         """The courier's process is gone."""
 
@@ -43,6 +48,9 @@ class Observer(Protocol):
 
     def worker_ended(self, node: SimNode, worker: SimWorker) -> None:
         """A worker process is gone."""
+
+    def worker_killed(self, node: SimNode, worker: SimWorker) -> None:
+        """Somebody asked for a worker to be killed, and it is about to be."""
 
     def trace(self, actor: str, what: str, *facts: object) -> None:
         """Something happened that a reader of the trace wants to know."""
@@ -76,6 +84,15 @@ class SimNode:
         """Agent processes that are alive, by pid."""
         self.boots = 1
         self.disk_full = False
+        self.sick_until_ms = 0
+        """Until then workers die as they start."""
+        self.replay_from = 0
+        """What was said before the fleet was last set up is not asked for again."""
+        self.abandoned = False
+        """It was removed from the fleet while nobody could see it. Whoever takes it up again starts it anew first."""
+        self.lease_until_ms = 0
+        """Until then it has been told that somebody is there."""
+        self.installed: dict[str, str] = {"git": "/usr/bin/git", "python3": "/usr/bin/python3"}
         self._draw = draw
         self._observer = observer
         self._pid = 1000
@@ -93,6 +110,13 @@ class SimNode:
     def live_workers(self) -> list[SimWorker]:
         """Returns the workers that hold a slot."""
         return [slot.holder for slot in self.slots.values() if slot.holder is not None]
+
+    def attach(self, viewer: Viewer) -> None:
+        """A courier begins to look. Hearts that have stopped before it came are news to it."""
+        self.viewers.append(viewer)
+        for worker in self.live_workers():
+            if worker.stopped:
+                self.line.after(BEAT_MISSED_MS, self._miss_beat, worker)
 
     # --- the disk ----------------------------------------------------------------------------------------------------
 
@@ -202,15 +226,38 @@ class SimNode:
 
     # --- what happens to it ------------------------------------------------------------------------------------------
 
-    def hang_worker(self, worker: SimWorker) -> None:
-        """SIGSTOP."""
-        worker.stopped = True
-        self.line.after(BEAT_MISSED_MS, self._miss_beat, worker)
+    def hang_worker(self, worker: SimWorker, *, for_ever: bool = False) -> None:
+        """SIGSTOP; `for_ever`: nobody will ever send SIGCONT."""
+        worker.for_ever = worker.for_ever or for_ever
+        if not worker.stopped:
+            worker.stopped, worker.stopped_ms = True, self.line.now_ms
+            worker.looks, worker.asked_to_leave = 0, False
+            self.line.after(BEAT_MISSED_MS, self._miss_beat, worker)
 
     def _miss_beat(self, worker: SimWorker) -> None:
-        if worker.alive and worker.stopped:
+        if worker.alive and worker.stopped and self.line.now_ms - worker.stopped_ms >= BEAT_MISSED_MS:
             for viewer in self.viewers:
-                viewer.notice(Notice("beat-missed", worker.agent, worker.identity))
+                viewer.heart(worker, beats=False)
+
+    def wake_worker(self, worker: SimWorker) -> None:
+        """SIGCONT."""
+        if worker.stopped and not worker.for_ever:
+            worker.resume()
+            self.line.after(self.dice.randint(1, BEAT_CHECK_MS), self._beat_again, worker)
+
+    def _beat_again(self, worker: SimWorker) -> None:
+        if worker.alive and not worker.stopped:
+            for viewer in self.viewers:
+                viewer.heart(worker, beats=True)
+
+    def kill_worker(self, worker: SimWorker) -> None:
+        """SIGKILL, on request."""
+        self._observer.worker_killed(self, worker)
+        self.end_worker(worker)
+
+    def sicken(self, duration_ms: int) -> None:
+        """Workers die as they start, for a while: their interpreter or their memory is not there."""
+        self.sick_until_ms = self.line.now_ms + duration_ms
 
     def lose_tmux(self) -> None:
         """The tmux server is killed: all windows go, no worker does."""
@@ -224,6 +271,7 @@ class SimNode:
         self.boots += 1
         self._held_up.clear()
         self.disk_full = False
+        self.sick_until_ms = 0
         for worker in [*self.windows.values(), *self.live_workers()]:
             worker.alive = False
             self._observer.worker_ended(self, worker)

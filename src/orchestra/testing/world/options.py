@@ -13,6 +13,10 @@ FAULTS: Final = (
     "worker-crash",
     "worker-hang",
     "worker-zombie",
+    "worker-stuck",
+    "workers-stall",
+    "workers-die",
+    "workers-futile",
     "agent-crash",
     "agent-hang",
     "agent-flood",
@@ -43,6 +47,8 @@ FAULTS: Final = (
     "human-retry",
     "human-restart",
     "human-scale",
+    "human-node",
+    "crash-amid",
     "human-shutdown",
 )
 """Every kind of fault the world knows."""
@@ -113,6 +119,7 @@ OCCASIONAL: Final = {
     "coordinator-failpoint": 0.01,
     "worker-zombie": 0.3,
     "clock-rate": 1.0,
+    "crash-amid": 0.6,
 }
 """Upper bounds of probabilities at each occasion; all other kinds happen by themselves."""
 PER_HOUR_MAX: Final = 60.0

@@ -15,8 +15,8 @@ KINDS = ("shell", "rehearsal")
 
 
 def draw_nodes(size: Size) -> tuple[NodeSpec, ...]:
-    """Returns the machines."""
-    return tuple(NodeSpec(NodeId(f"node-{number}"), max_agents=250) for number in range(1, size.nodes + 1))
+    """Returns the machines, and at the end one that nobody has thought of yet."""
+    return tuple(NodeSpec(NodeId(f"node-{number}"), max_agents=250) for number in range(1, size.nodes + 2))
 
 
 def draw_fleet(dice: Random, size: Size, nodes: tuple[NodeSpec, ...], *, even: bool = False) -> tuple[AgentSpec, ...]:
@@ -75,3 +75,18 @@ def draw_plans(dice: Random, size: Size, fleet: tuple[AgentSpec, ...]) -> list[c
         found.append(c.Submit(tuple(specs), c.PlanHead(plan, "p", f"digest-{number}")))
     found.append(c.Submit((draw_task(dice, "TASK-1", None, [], fleet),)))
     return found
+
+
+def draw_policy(dice: Random) -> c.Policy:
+    """Returns the settings of the core: patient ones and impatient ones, so that small worlds have outages and reserves too."""
+    return c.Policy(
+        losses_max=dice.choice((2, 5, 50)),
+        falls_max=dice.choice((2, 3, 10)),
+        unknown_grace_ms=dice.choice((60_000, 300_000)),
+        strikes_max=dice.choice((1, 3)),
+        outage_agents_min=dice.choice((2, 3, 5)),
+        futile_starts_max=dice.choice((3, 10)),
+        breaker_max_ms=dice.choice((5_000, 60_000)),
+        reserve=dice.choice((0, 1, 3)),
+        scale_step=dice.choice((1, 3, 10)),
+    )

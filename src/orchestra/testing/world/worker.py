@@ -61,6 +61,12 @@ class SimWorker:
         self.identity = identity
         self.alive = True
         self.stopped = False
+        self.stopped_ms = 0
+        self.for_ever = False
+        self.looks = 0
+        """How often somebody looked at it since it was stopped."""
+        self.asked_to_leave = False
+        """Since it was stopped."""
         self.pane = True
         self.settled = False
         self.hand: Folder | None = None
@@ -97,13 +103,19 @@ class SimWorker:
 
     def begin(self) -> None:
         """Takes the slot or waits for it."""
+        sick = self.node.line.now_ms < self.node.sick_until_ms
+        if sick and self.node.dice.random() < 0.5:
+            self.node.end_worker(self)
+            return
         slot = self.node.slots[self.agent]
         if slot.holder is not None:
             slot.waiting.append(self)
             return
         slot.holder = self
         slot.last = self.identity
-        if slot.current is not None:
+        if sick:
+            self.node.end_worker(self)
+        elif slot.current is not None:
             self._write(self._recover, self.node.folders[slot.current])
         else:
             self._write(self._ready)

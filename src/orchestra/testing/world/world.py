@@ -14,12 +14,13 @@ from typing import Any, Final
 import msgspec
 
 from orchestra.core import commands as c
-from orchestra.core.model import AgentStatus, Lifecycle, Usage
+from orchestra.core.model import AgentSpec, AgentStatus, Lifecycle, NodeSpec, Usage
 from orchestra.engine import failpoints
 from orchestra.errors import InvariantBroken, LedgerDamaged
-from orchestra.ids import AttemptId, NodeId
+from orchestra.ids import AgentId, AttemptId, NodeId
 from orchestra.ledger import Append, Appended
-from orchestra.testing.world.checker import Checker, broken
+from orchestra.testing.world.caution import broken
+from orchestra.testing.world.checker import Checker
 from orchestra.testing.world.clock import SimClock
 from orchestra.testing.world.coordinator import SimCoordinator, SimCrash
 from orchestra.testing.world.ledger import SimLedger
@@ -27,7 +28,7 @@ from orchestra.testing.world.mischief import Mischief
 from orchestra.testing.world.net import SimNet, SimPort
 from orchestra.testing.world.node import SimNode
 from orchestra.testing.world.options import Options, draw_size, draw_weather
-from orchestra.testing.world.plans import draw_fleet, draw_nodes, draw_plans, draw_task
+from orchestra.testing.world.plans import draw_fleet, draw_nodes, draw_plans, draw_policy, draw_task
 from orchestra.testing.world.timeline import Timeline
 from orchestra.testing.world.work import draw_script
 
@@ -58,6 +59,8 @@ class Result(msgspec.Struct, frozen=True):
     stale: int
     faults: dict[str, int]
     kinds: tuple[str, ...]
+    places: dict[str, int]
+    """The failpoints that were reached, and how often a coordinator ended there."""
     agents: int
     nodes: int
     log_hash: str
@@ -75,12 +78,13 @@ class World:
         setting = Random(f"setting-{seed}")
         self.weather = draw_weather(setting, self.options)
         self.size = self.options.size or draw_size(setting)
-        node_specs = self.node_specs = draw_nodes(self.size)
+        self.machines = draw_nodes(self.size)
+        node_specs = self.node_specs = self.machines[: self.size.nodes]
         self.fleet = draw_fleet(setting, self.size, node_specs, even=self.options.even_agents)
         self._plans = draw_plans(setting, self.size, self.fleet)
-        self.policy = c.Policy(
-            losses_max=setting.choice((2, 5, 50)), falls_max=setting.choice((2, 3, 10)), unknown_grace_ms=setting.choice((60_000, 300_000))
-        )
+        self.policy = draw_policy(setting)
+        self.fence_ms = setting.choice((0, 60_000))
+        """How long a lease holds that the drivers renew; 0: there is none."""
         self.snapshot_interval_ms = self.options.snapshot_ms or setting.choice((5_000, 60_000, 300_000))
         self._calm_after_ms = self.options.calm_after_ms or setting.randint(60_000, 60_000 + 20_000 * self.size.tasks)
         self.clock = SimClock(
@@ -91,10 +95,12 @@ class World:
         self.mischief = Mischief(self)
         self.nodes: dict[NodeId, SimNode] = {}
         self.nets: dict[NodeId, SimNet] = {}
-        for spec in node_specs:
+        for spec in self.machines:
             self.nodes[spec.id] = SimNode(spec.id, self.line, self.dice, self._draw_script, self)
             self.nets[spec.id] = SimNet(self.line, self.dice, self.weather)
         self.node_list = list(self.nodes.values())
+        self.places: dict[str, int] = {}
+        """The named places a coordinator came to, and how often one ended there."""
         self._coordinators = 0
         self._all: list[SimCoordinator] = []
         self._ending = False
@@ -124,6 +130,10 @@ class World:
     def worker_ended(self, node: SimNode, worker: Any) -> None:
         """See `Observer`."""
         self.checker.worker_ended(node, worker)
+
+    def worker_killed(self, node: SimNode, worker: Any) -> None:
+        """See `Observer`."""
+        self.checker.caution.check_killed(node, worker)
 
     def usage_of(self, node: NodeId, attempt: AttemptId) -> Usage:
         """Returns what an attempt used according to the world: only an agent that ends by itself and has a model says anything."""
@@ -217,14 +227,44 @@ class World:
         elif self.weather.calm or self.dice.random() < 0.5:
             self.wish(head)
 
+    def take_up(self, spec: NodeSpec) -> None:
+        """Somebody adds a machine, or says anew what is known of one. What was given up with it is ended first."""
+        if self.nodes[spec.id].abandoned:
+            self.start_anew(self.nodes[spec.id])
+        self.wish(c.AddNode(spec))
+
+    def start_anew(self, node: SimNode) -> None:
+        """Starts a machine that had been given up."""
+        node.abandoned = False
+        node.reboot()
+
     def _restore_fleet(self) -> None:
         state = self.checker.shadow
+        for node in self.node_list:
+            if node.abandoned and node.id not in state.nodes:
+                self.start_anew(node)
+        for spec in self.node_specs:
+            known = state.nodes.get(spec.id)
+            if known is None or known.spec.max_agents != spec.max_agents:
+                self.take_up(spec)
+            elif known.draining:
+                self.wish(c.ResumeNode(spec.id))
         for agent in state.agents.values():
             if agent.status is AgentStatus.ERROR:
                 self.wish(c.RestartAgent(agent.id))
-        missing = tuple(agent for agent in self.fleet if agent.id not in state.agents)
-        if missing and not any(agent.status is AgentStatus.DRAINING for agent in state.agents.values()):
-            self.wish(c.Scale(len(self.fleet), "gradual", missing))
+        self._restore_slots()
+
+    def _restore_slots(self) -> None:
+        """What was scaled away comes back, and no machine stays without agents: some tasks can run nowhere else."""
+        state = self.checker.shadow
+        wanted = [agent for agent in self.fleet if agent.id not in state.agents]
+        first = max((*state.agents, *(agent.id for agent in self.fleet))) + 1
+        bare = [spec.id for spec in self.node_specs if not any(agent.node == spec.id for agent in wanted) and not state.agents_on(spec.id)]
+        wanted += [AgentSpec(AgentId(first + index), node) for index, node in enumerate(bare)]
+        usable = all(agent.node in state.nodes and state.nodes[agent.node].usable for agent in wanted)
+        leaving = any(agent.status is AgentStatus.DRAINING for agent in state.agents.values())
+        if wanted and usable and not leaving and not state.scale_queue:
+            self.wish(c.Scale(len(state.agents) + len(wanted), "gradual", tuple(wanted)))
 
     def _stream(self) -> None:
         if self.weather.calm:
@@ -249,7 +289,9 @@ class World:
         return self._result(problem)
 
     def _at_failpoint(self, place: str) -> None:
+        self.places.setdefault(place, 0)
         if self.dice.random() < self.weather.rate("coordinator-failpoint"):
+            self.places[place] += 1
             self.trace("fault", "failpoint", place)
             self.mischief.counts["failpoint"] = self.mischief.counts.get("failpoint", 0) + 1
             raise SimCrash
@@ -293,8 +335,9 @@ class World:
             net.heal()
         for node in self.node_list:
             node.make_room()
+            node.sick_until_ms = 0
             for worker in [*node.windows.values(), *node.live_workers()]:
-                worker.resume()
+                node.wake_worker(worker)
         for coordinator in list(self._all):
             coordinator.resume()
         if self.ledger.damaged:
@@ -361,6 +404,7 @@ class World:
             stale=self.checker.counts["stale"],
             faults=dict(sorted(self.mischief.counts.items())),
             kinds=tuple(self.weather.rates),
+            places=dict(sorted(self.places.items())),
             agents=self.size.agents,
             nodes=self.size.nodes,
             log_hash=digest.hexdigest()[:16],

@@ -132,7 +132,7 @@ class Node(Protocol):
     id: NodeId
 
     async def start(self, journal_offset: int) -> NodeFacts:
-        """Connects, prepares what is missing, and begins to report the journal from that offset."""
+        """Connects, prepares what is missing, and begins to report the journal from that offset; -1: from its end."""
         ...
 
     async def stop(self) -> None:

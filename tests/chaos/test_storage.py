@@ -139,7 +139,7 @@ def fill(disk: Path) -> Path:
 
 def test_a_disk_that_is_full_for_a_while_loses_nothing(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        disk = stack.enter_context(small_disk(tmp_path / "disk", 48))
+        disk = stack.enter_context(small_disk(tmp_path / "disk", 160))
         stage = stack.enter_context(an_orchestra(tmp_path, disk / "root"))
         stage.up(4)
         name = stage.submit(plan_text(60, tmp_path))

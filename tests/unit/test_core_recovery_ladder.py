@@ -18,7 +18,8 @@ POLICY = c.Policy(strikes_max=3, probe_ms=2_000, graceful_ms=5_000)
 OFF = c.Policy(falls_max=0)
 LADDER = [(2_000, "probe"), (4_000, "probe"), (6_000, "probe"), (8_000, "graceful"), (13_000, "forced")]
 """Milliseconds after the first missed beat, and what is done then."""
-GIVEN_UP_MS = 18_000
+AGAIN = [(18_000, "forced"), (28_000, "forced")]
+GIVEN_UP_MS = 48_000
 
 
 def climb(bench: Bench, until_ms: int, since_ms: int = 0) -> list[tuple[int, e.Event]]:
@@ -136,6 +137,7 @@ def test_a_worker_that_cannot_be_ended_is_given_up_and_somebody_is_called() -> N
     bench.submit(make_task("a"))
     bench.go_silent(1)
     seen = climb(bench, GIVEN_UP_MS, 0)
+    assert steps(seen) == [*LADDER, *AGAIN]
     why = "its worker does not answer and could not be ended"
     assert [(at, type(event).__name__) for at, event in seen[-3:]] == [
         (GIVEN_UP_MS, "AttemptLostSight"),
@@ -201,8 +203,8 @@ def test_a_leaving_slot_is_never_suspended_but_killed_again() -> None:
     bench = Bench(make_agents(2), POLICY)
     bench.do(c.Scale(1, "gradual"))
     bench.go_silent(2)
-    seen = climb(bench, 23_000)
-    assert steps(seen)[len(LADDER) :] == [(18_000, "forced"), (23_000, "forced")]
+    seen = climb(bench, GIVEN_UP_MS)
+    assert steps(seen)[len(LADDER) :] == [*AGAIN, (48_000, "forced")]
     assert bench.agent(2).status is AgentStatus.DRAINING
     bench.speak(2)
     assert bench.agent(2).status is AgentStatus.DRAINING

@@ -306,7 +306,7 @@ class Coordinator:
             await asyncio.wait([self._finishing])
         await self._server.stop()
         await self._services.stop()
-        for driver in self._drivers.values():
+        for driver in list(self._drivers.values()):
             try:
                 await driver.node.stop()
             except OrchestraError as error:

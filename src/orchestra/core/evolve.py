@@ -217,8 +217,9 @@ def _agent_suspected(s: State, ev: e.AgentSuspected, at: int) -> None:
 def _recovery_step_taken(s: State, ev: e.RecoveryStepTaken, at: int) -> None:
     agent = s.agents[ev.agent]
     if agent.suspicion is not None:
-        strikes = agent.suspicion.strikes + (ev.step == "probe")
-        agent.suspicion = Suspicion(agent.suspicion.since_ms, ev.step, strikes, ev.next_ms)
+        doubt = agent.suspicion
+        strikes, kills = doubt.strikes + (ev.step == "probe"), doubt.kills + (ev.step == "forced")
+        agent.suspicion = Suspicion(doubt.since_ms, ev.step, strikes, ev.next_ms, kills)
 
 
 def _agent_cleared(s: State, ev: e.AgentCleared, at: int) -> None:

@@ -162,9 +162,10 @@ def _ladder(s: State, agent: AgentState, now: int, policy: c.Policy) -> Events:
     doubt = agent.suspicion
     assert doubt is not None
     if doubt.step == "forced":
-        if agent.status is AgentStatus.DRAINING:
-            return [e.RecoveryStepTaken(agent.id, "forced", now + policy.graceful_ms)]
-        return _suspend(s, agent, "its worker does not answer and could not be ended")
+        if doubt.kills >= policy.strikes_max and agent.status is not AgentStatus.DRAINING:
+            return _suspend(s, agent, "its worker does not answer and could not be ended")
+        pause_ms = min(policy.graceful_ms << min(doubt.kills, 30), policy.breaker_max_ms)
+        return [e.RecoveryStepTaken(agent.id, "forced", now + pause_ms)]
     if doubt.step == "graceful":
         return [e.RecoveryStepTaken(agent.id, "forced", now + policy.graceful_ms)]
     if doubt.strikes < policy.strikes_max:

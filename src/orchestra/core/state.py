@@ -111,6 +111,8 @@ class Suspicion(msgspec.Struct, frozen=True):
     strikes: int
     next_ms: int
     """Ledger time of the next step."""
+    kills: int = 0
+    """How often it was tried to end it; a link that stalls at that moment must not decide."""
 
 
 class Breaker(msgspec.Struct, frozen=True):
@@ -169,6 +171,11 @@ class NodeState(msgspec.Struct, omit_defaults=True):
     breaker: Breaker | None = None
     futile: int = 0
     """Workers that fell in a row before any came up."""
+
+    @property
+    def read_from(self) -> int:
+        """Where reading its journal goes on. What stands in one that this ledger has never seen is nobody's news: then at its end, which is -1."""
+        return self.journal_offset if self.boot or self.journal_offset else -1
 
     @property
     def usable(self) -> bool:

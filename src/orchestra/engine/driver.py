@@ -106,7 +106,7 @@ class NodeDriver:
             pause_ms = min(pause_ms * 2, EAGER_PAUSE_MS if eager else self._options.reconnect_max_ms)
 
     async def _session(self) -> None:
-        offset = await self._tools.loop.ask(lambda state: state.nodes[self.node.id].journal_offset)
+        offset = await self._tools.loop.ask(lambda state: state.nodes[self.node.id].read_from)
         self.facts = await self.node.start(offset)
         while not self._effects.empty():
             self._effects.get_nowait()

@@ -96,11 +96,19 @@ class TmuxNode:
         """Has the journal sent from there; all of it if it is shorter, as after a power cut or when somebody removed it. What was read twice
         changes nothing, and what is missing the comparison with the inventory finds."""
         try:
-            await self._ask("tail", offset=offset)
+            await self._ask("tail", offset=offset if offset >= 0 else await self._journal_size())
         except CourierRefused as refused:
             if refused.reason != "bad-offset":
                 raise
             await self._ask("tail", offset=0)
+
+    async def _journal_size(self) -> int:
+        try:
+            return int((await self._ask("read", path="journal", offset=0, length=0))["size"])
+        except CourierRefused as refused:
+            if refused.reason != "absent":
+                raise
+            return 0
 
     async def _look(self) -> None:
         """Finds out what the machine is and where our things go there.

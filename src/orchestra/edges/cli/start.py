@@ -130,7 +130,9 @@ async def start(session: Session, settings: Settings, params: InitParams | None)
                 return None
             if before not in DOWN:
                 session.render.note("the orchestra of this root was up and goes on as it was; `orchestra scale` changes it")
-                return await wait_back(session, use_cases)
+                back = await wait_back(session, use_cases)
+                if back.status not in DOWN:
+                    return back  # else it had been interrupted in its start, which came to nothing: it is started anew
             try:
                 return await initialise(session.render, use_cases, params)
             except BaseException:

@@ -103,7 +103,7 @@ class SimDriver:
             pause_ms = min(pause_ms * 2, EAGER_PAUSE_MS if eager else RECONNECT_MAX_MS)
 
     def _session(self) -> Steps:
-        offset = yield self._owner.ask(lambda state: state.nodes[self.port.id].journal_offset)
+        offset = yield self._owner.ask(lambda state: state.nodes[self.port.id].read_from)
         facts: NodeFacts = yield self.port.start(offset)
         self._effects.clear()
         fence_ms = self._owner.world.fence_ms

@@ -136,7 +136,9 @@ class Connection:
         self._calls = 0
         self._open = True
         self._ringing = False
-        if offset and port.dice.random() < port.weather.rate("journal-replay"):
+        if offset < 0:
+            offset = len(port.node.journal)
+        elif offset and port.dice.random() < port.weather.rate("journal-replay"):
             offset = max(min(offset, port.node.replay_from), offset - port.dice.randint(1, 30))
         self._offset = offset
         self._missed: dict[Worker, None] = {}

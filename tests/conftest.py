@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-MARKED = frozenset({"chaos", "conformance", "e2e", "fleet", "integration", "simulation"})
+MARKED = frozenset({"agents", "chaos", "conformance", "e2e", "fleet", "gateway", "integration", "simulation"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,252 @@
+"""What all requests share: who may ask, what it costs, whether a budget bears it, and what is known about accounts and upstreams."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from orchestra.clock import Clock
+from orchestra.errors import BadInput, PortFailed
+from orchestra.gateway.accounts import Account, Accounts
+from orchestra.gateway.config import GatewayConfig
+from orchestra.gateway.journal import Journal
+from orchestra.gateway.limiter import Limiter, Place
+from orchestra.gateway.notices import Notices
+from orchestra.gateway.upstream import TOKEN_PREFIX
+from orchestra.metering.books import BUDGETED, BudgetSet, Closed, Grown, Issued, Opened, Overspent, Revoked, Who, day_of
+from orchestra.metering.breaker import Breaker
+from orchestra.metering.estimates import Estimator
+from orchestra.metering.headers import Report
+from orchestra.metering.prices import Prices, Quote, cost_usd_micros
+from orchestra.metering.usage import Usage
+from orchestra.quantity import show_usd
+
+log = logging.getLogger(__name__)
+
+TOKENS_MAX: Final = 100_000
+PARK_MS: Final = 300_000
+"""A spent account whose end is not known is asked again after five minutes."""
+PARK_MS_MAX: Final = 8 * 86_400_000
+OWN_HEADER: Final = "x-orchestra-token"
+ANONYMOUS: Final = Who("anonymous", priority=3)
+
+
+def digest_of(token: str) -> str:
+    """Returns what is kept of a token."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class Desk:
+    """The shared state of the gateway."""
+
+    def __init__(
+        self, config: GatewayConfig, clock: Clock, journal: Journal, prices: Prices, limiter: Limiter, chance: Callable[[], float]
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.journal = journal
+        self.prices = prices
+        self.limiter = limiter
+        self.chance = chance
+        self.notices = Notices(clock)
+        self.estimator = Estimator()
+        self.accounts: dict[str, Accounts] = {}
+        self.breakers: dict[str, Breaker] = {name: Breaker() for name in config.upstreams}
+        self.parked: dict[tuple[str, str], tuple[int, str]] = {}
+        """(upstream, account) -> until when, and why."""
+        self.draining = False
+        self.body_bytes = 0
+        """Of all request bodies that are held."""
+        self.open = 0
+        """Requests that are being worked on."""
+        self.served = 0
+        self._flagged: set[str] = set()
+        self._windows: set[tuple[str, str, str]] = set()
+
+    # ---- who -------------------------------------------------------------------------------------------------------------
+
+    def issue(self, who: Who, expires_ms: int, budgets: Mapping[str, int]) -> str:
+        """Returns a new token for an attempt.
+
+        Args:
+            who: For whom.
+            expires_ms: Wall time from which it counts no more.
+            budgets: Scope -> micro-dollars: `task`, `agent`, `plan`; negative lifts one.
+
+        Raises:
+            BadInput: A budget is of no scope that `who` names.
+        """
+        if len(self.journal.books.state.tokens) >= TOKENS_MAX:
+            self.forget_expired()
+        if len(self.journal.books.state.tokens) >= TOKENS_MAX:
+            raise BadInput(f"there are {TOKENS_MAX} tokens already", field="token", hint="revoke those whose attempts have ended")
+        for scope, amount in budgets.items():
+            name = str(getattr(who, scope, "")) if scope in BUDGETED else ""
+            if not name:
+                raise BadInput(f"there is no {scope!r} to have a budget", field=f"budgets.{scope}", hint="use task, agent or plan")
+            self.set_budget(scope, name, amount)
+        token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        self.journal.write(Issued(digest_of(token), who, expires_ms))
+        return token
+
+    def set_budget(self, scope: str, name: str, amount_usd_micros: int) -> None:
+        """Sets what a scope may use, if that is not what it is already."""
+        if self.journal.books.budget_of(scope, name) != amount_usd_micros:
+            self.journal.write(BudgetSet(scope, name, amount_usd_micros))
+
+    def revoke(self, attempt: str, token: str) -> int:
+        """Ends the tokens of an attempt, or one token; returns how many."""
+        tokens = self.journal.books.state.tokens
+        digest = digest_of(token) if token else ""
+        found = [each for each, issued in tokens.items() if each == digest or (attempt and issued.who.attempt == attempt)]
+        for each in found:
+            self.journal.write(Revoked(each))
+        return len(found)
+
+    def forget_expired(self) -> None:
+        """Ends the tokens whose time is over."""
+        now_ms = self.clock.wall_ms()
+        for digest in [each for each, issued in self.journal.books.state.tokens.items() if issued.expires_ms <= now_ms]:
+            self.journal.write(Revoked(digest))
+
+    def identify(self, headers: Mapping[str, str]) -> Who | None:
+        """Returns for whom a request is made, by the token in any of the headers that clients use; None if none is good."""
+        bearer = headers.get("authorization", "")
+        shown = (
+            headers.get(OWN_HEADER, ""),
+            headers.get("x-api-key", ""),
+            bearer[7:].strip() if bearer[:7].lower() == "bearer " else "",
+            headers.get("x-goog-api-key", ""),
+        )
+        for token in shown:
+            if not token.startswith(TOKEN_PREFIX) or len(token) > 200:
+                continue
+            digest = digest_of(token)
+            issued = self.journal.books.state.tokens.get(digest)
+            if issued is not None and hmac.compare_digest(issued.digest, digest) and issued.expires_ms > self.clock.wall_ms():
+                return issued.who
+        return None
+
+    # ---- money -----------------------------------------------------------------------------------------------------------
+
+    def quote(self, kind: str, model: str, usage: Usage) -> Quote:
+        """Returns the price that holds; a model without one is told once."""
+        quote = self.prices.quote(kind, model, usage.prompt_tokens, day_of(self.clock.wall_ms()))
+        if not quote.known and model not in self._flagged and len(self._flagged) < 10_000:
+            self._flagged.add(model)
+            self.notices.tell("price_unknown", model=model, provider=kind)
+        return quote
+
+    def open_request(self, who: Who, place: Place, kind: str, model: str, usage: Usage) -> Opened | Overspent:
+        """Reserves what a request is thought to cost, in the journal; or returns the budget that does not bear it.
+
+        Raises:
+            PortFailed: The journal cannot be written.
+        """
+        books = self.journal.books
+        now_ms = self.clock.wall_ms()
+        cost = cost_usd_micros(self.quote(kind, model, usage).price, usage)
+        if (overspent := books.overspent(who, cost, now_ms)) is not None:
+            return overspent
+        opened = Opened(books.state.next_id, now_ms, who, place.upstream, place.account, model, cost, usage)
+        self.journal.write(opened)
+        return opened
+
+    def grow(self, opened: Opened, cost_now: int, output_tokens: int) -> Overspent | None:
+        """Reserves more for a request that turns out dearer, with room to go on; or returns the budget that does not bear even what it costs now."""
+        books = self.journal.books
+        held = books.state.open.get(opened.id, opened).reserved_usd_micros
+        wanted = cost_now + cost_now // 2
+        if books.overspent(opened.who, max(0, wanted - held), opened.ms) is not None:
+            wanted = cost_now
+        overspent = books.overspent(opened.who, max(0, wanted - held), opened.ms)
+        if overspent is None:
+            self.journal.write(Grown(opened.id, wanted, output_tokens))
+        return overspent
+
+    def close_request(self, opened: Opened, kind: str, status: int, usage: Usage, *, assumed: bool, tries: int) -> None:
+        """Settles a request. If the journal cannot be written the reservation stays, which is on the safe side."""
+        quote = self.quote(kind, opened.model, usage)
+        cost = cost_usd_micros(quote.price, usage)
+        charged = usage != Usage()
+        closed = Closed(opened.id, self.clock.wall_ms(), status, usage, cost, assumed, charged and not quote.known, tries)
+        try:
+            self.journal.write(closed)
+        except PortFailed as error:
+            log.error("request-not-settled id=%d: %s", opened.id, error)
+            self.notices.tell("not_settled", request=opened.id)
+            return
+        for warned in self.journal.books.warnings(opened.who, closed.ms):
+            self.notices.tell("budget_warning", **msgspec.structs.asdict(warned))
+
+    def tell_overspent(self, who: Who, overspent: Overspent) -> str:
+        """Tells that a budget is spent; returns it as a sentence."""
+        self.notices.tell("budget_spent", attempt=who.attempt, task=who.task, agent=who.agent, **msgspec.structs.asdict(overspent))
+        name = f" {overspent.name}" if overspent.scope != "day" else ""
+        return (
+            f"orchestra: the budget of {show_usd(overspent.budget_usd_micros)} of this {overspent.scope}{name} does not bear this request"
+        )
+
+    # ---- accounts and limits ---------------------------------------------------------------------------------------------
+
+    def parked_ms(self, upstream: str, account: str) -> int:
+        """Returns for how long an account has nothing left."""
+        until_ms, _ = self.parked.get((upstream, account), (0, ""))
+        left = until_ms - self.clock.steady_ms()
+        if until_ms and left <= 0:
+            del self.parked[(upstream, account)]
+            self.notices.tell("account_resumed", upstream=upstream, account=account)
+        return max(0, left)
+
+    def park(self, upstream: str, account: str, report: Report, why: str) -> int:
+        """The account has nothing left; returns for how long. Those who wait for it are told."""
+        resets = [window.reset_ms for window in report.windows.values() if window.rejected and window.reset_ms is not None]
+        known = max([*resets, *([report.retry_after_ms] if report.retry_after_ms else [])], default=PARK_MS)
+        wait_ms = min(max(known, 1_000), PARK_MS_MAX)
+        if not self.parked_ms(upstream, account):
+            self.notices.tell("account_parked", upstream=upstream, account=account, wait_ms=wait_ms, reason=why)
+        self.parked[(upstream, account)] = (self.clock.steady_ms() + wait_ms, why)
+        for place in list(self.limiter.lanes):
+            if (place.upstream, place.account) == (upstream, account):
+                self.limiter.turn_away(place)
+        return wait_ms
+
+    def choose(self, upstream: str, session: str, model_class: str) -> Account | None:
+        """Returns the account for a session: its own, or the one with the most room; None if no key of any is taken."""
+        accounts = self.accounts[upstream]
+        usable = [account for account in accounts.by_name.values() if account.usable]
+        mine = accounts.sticky(session, model_class)
+        own = next((account for account in usable if account.name == mine), None)
+        if own is not None and not (accounts.upstream.other_account_when_spent and self.parked_ms(upstream, own.name)):
+            return own
+        if not usable:
+            return None
+        chosen = min(usable, key=lambda account: (self.parked_ms(upstream, account.name), self._load(upstream, account, model_class)))
+        if own is not None and self.parked_ms(upstream, chosen.name):
+            return own
+        accounts.stick(session, model_class, chosen.name)
+        return chosen
+
+    def _load(self, upstream: str, account: Account, model_class: str) -> int:
+        lane = self.limiter.lanes.get(Place(upstream, account.name, model_class))
+        return 0 if lane is None else lane.waiting + lane.group.ramp.in_flight
+
+    def tell_limits(self, place: Place, report: Report) -> None:
+        """Tells which limits came near, and which are no longer."""
+        where: dict[str, Any] = {"upstream": place.upstream, "account": place.account, "model_class": place.model_class}
+        for view, near in self.limiter.lane(place).group.changes(self.clock.steady_ms()):
+            kind = "limit_warning" if near else "limit_calm"
+            self.notices.tell(kind, **where, limit=view.name, used_percent=view.used_percent, foreign=view.foreign)
+        for name, window in report.windows.items():
+            key = (place.upstream, place.account, name)
+            if window.used_percent >= 70 and key not in self._windows:
+                self._windows.add(key)
+                self.notices.tell("limit_warning", **where, limit=f"window_{name}", used_percent=window.used_percent, foreign=0)
+            elif window.used_percent < 50:
+                self._windows.discard(key)

@@ -1,0 +1,148 @@
+"""Lets requests wait for their turn: the lanes of `metering` with futures and a timer each."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from orchestra.clock import Clock
+from orchestra.gateway.config import AccountPart, GatewayConfig, UpstreamPart
+from orchestra.metering.formulas import FORMULAS
+from orchestra.metering.group import Group, Reservation
+from orchestra.metering.lane import Crowd, Lane, Ticket
+
+CLASSES_MAX: Final = 500
+"""Of one account; a client that makes up names of models gets them all into one."""
+REST: Final = "rest"
+DEFAULT: Final = "default"
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Names a lane."""
+
+    upstream: str
+    account: str
+    model_class: str
+
+
+class QueueFull(Exception):
+    """Nobody more may wait in this lane."""
+
+
+class Limiter:
+    """All lanes."""
+
+    def __init__(self, config: GatewayConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._crowd = Crowd(config.bounds.agent_in_flight)
+        self._lanes: dict[Place, Lane] = {}
+        self._futures: dict[int, asyncio.Future[Reservation]] = {}
+        self._timers: dict[Place, asyncio.TimerHandle] = {}
+
+    @property
+    def lanes(self) -> dict[Place, Lane]:
+        """The lanes that were used so far."""
+        return self._lanes
+
+    def place(self, upstream: str, account: str, model_class: str) -> Place:
+        """Returns the name of the lane; the number of classes is bounded."""
+        place = Place(upstream, account, model_class)
+        if place in self._lanes or len(self._lanes) < CLASSES_MAX:
+            return place
+        known = account in self._config.upstreams[upstream].accounts
+        return Place(upstream, account if known else REST, REST)
+
+    def lane(self, place: Place) -> Lane:
+        """Returns the lane, made when first asked for."""
+        lane = self._lanes.get(place)
+        if lane is None:
+            upstream = self._config.upstreams[place.upstream]
+            group = self._group(upstream, upstream.accounts.get(place.account), place.model_class)
+            lane = self._lanes[place] = Lane(group, self._crowd, waiting_max=self._config.bounds.queue)
+        return lane
+
+    def _group(self, upstream: UpstreamPart, account: AccountPart | None, model_class: str) -> Group:
+        configured = upstream.limits if account is None else account.limits
+        limits = configured.get(model_class, configured.get(DEFAULT, {}))
+        return Group(FORMULAS[upstream.kind], limits, 256 if account is None else account.concurrency, self._clock.steady_ms())
+
+    def reconfigure(self, config: GatewayConfig) -> None:
+        """Takes new limits into use; what waits and what is on its way stays."""
+        self._config = config
+        self._crowd.per_flow_max = config.bounds.agent_in_flight
+        for place, lane in self._lanes.items():
+            upstream = config.upstreams.get(place.upstream)
+            if upstream is not None:
+                account = upstream.accounts.get(place.account)
+                fresh = self._group(upstream, account, place.model_class)
+                lane.group.adopt(fresh, self._clock.steady_ms())
+            self.pump(place)
+
+    async def acquire(self, place: Place, ticket: Ticket, timeout_ms: int) -> Reservation:
+        """Waits for a turn.
+
+        Raises:
+            TimeoutError: It did not come in time.
+            QueueFull: Too many wait already.
+        """
+        lane = self.lane(place)
+        if lane.full:
+            raise QueueFull
+        held = lane.offer(ticket, self._clock.steady_ms())
+        if held is not None:
+            return held
+        future: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
+        self._futures[id(ticket)] = future
+        self.pump(place)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await future
+        except BaseException:
+            if not lane.withdraw(ticket) and future.done() and not future.cancelled():
+                lane.group.settle_unsent(future.result(), self._clock.steady_ms())
+                self.release(place, ticket)
+            raise
+        finally:
+            self._futures.pop(id(ticket), None)
+
+    def release(self, place: Place, ticket: Ticket) -> None:
+        """A request has ended and was settled: others may go."""
+        self.lane(place).release(ticket)
+        self.pump(place)
+        for other, lane in self._lanes.items():
+            if lane.waiting and other != place:
+                self.pump(other)
+
+    def pump(self, place: Place) -> None:
+        """Lets go whose turn it is, and asks again when time may let go the next."""
+        lane = self._lanes[place]
+        now_ms = self._clock.steady_ms()
+        for ticket, held in lane.admit(now_ms):
+            future = self._futures.get(id(ticket))
+            if future is None or future.done():
+                lane.group.settle_unsent(held, now_ms)
+                lane.release(ticket)
+            else:
+                future.set_result(held)
+        if (timer := self._timers.pop(place, None)) is not None:
+            timer.cancel()
+        wait_ms = lane.ask_again_ms(now_ms)
+        if wait_ms is not None:
+            self._timers[place] = asyncio.get_running_loop().call_later(wait_ms / 1000, self.pump, place)
+
+    def turn_away(self, place: Place) -> None:
+        """The account is spent: those who wait for it look for another way at once."""
+        lane = self._lanes[place]
+        for ticket in lane.tickets(lambda _: True):
+            future = self._futures.get(id(ticket))
+            if future is not None and not future.done():
+                future.set_exception(TimeoutError("the account is spent"))
+
+    def close(self) -> None:
+        """Stops all timers."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()

@@ -1,0 +1,128 @@
+"""One limit of a provider as a bucket that fills continuously. Integers only: what is in it is counted in amount x window."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+SLOT_MS: Final = 100
+"""Uses this near to each other are remembered as one, so that a minute is at most 600 of them."""
+ROUNDING: Final = 1000
+"""Anthropic rounds what remains to a thousand tokens."""
+
+
+class Bucket:
+    """What is left of one limit.
+
+    Args:
+        limit: Amount a window.
+        window_ms: A minute, or a day.
+        burst_ms: How much may be used at once, as the time in which it grows back.
+        exact: No window may ever hold more than the limit, however it is laid.
+        now_ms: The steady time.
+    """
+
+    def __init__(self, limit: int, window_ms: int, burst_ms: int, now_ms: int, *, exact: bool) -> None:
+        self.window_ms = window_ms
+        self.burst_ms = burst_ms
+        self.exact = exact
+        self.limit = limit
+        self.taken_total = 0
+        """Ever taken; the difference of two readings is what was sent between them."""
+        self.foreign = 0
+        """What others of the same account used lately, as seen in headers."""
+        self._level = self._capacity()
+        self._at_ms = now_ms
+        self._uses: deque[list[int]] = deque()
+        self._used = 0
+
+    def _capacity(self) -> int:
+        return max(self.limit * self.burst_ms, self.window_ms)
+
+    def advance(self, now_ms: int) -> None:
+        """Lets time pass."""
+        if now_ms > self._at_ms:
+            self._level = min(self._capacity(), self._level + self.limit * (now_ms - self._at_ms))
+            self._at_ms = now_ms
+        while self._uses and self._uses[0][0] + self.window_ms <= now_ms:
+            self._used -= self._uses.popleft()[1]
+
+    def wait_ms(self, amount: int, now_ms: int) -> int:
+        """Returns how long until that much may be taken; 0 is now. More than fits at all may be taken when the bucket is full."""
+        if amount <= 0:
+            return 0
+        self.advance(now_ms)
+        missing = min(amount * self.window_ms, self._capacity()) - self._level
+        wait = -(-missing // self.limit) if missing > 0 else 0
+        if self.exact and self._used + amount > self.limit:
+            wait = max(wait, self._window_wait(amount, now_ms))
+        return wait
+
+    def _window_wait(self, amount: int, now_ms: int) -> int:
+        left = self._used
+        for at_ms, used, _ in self._uses:
+            if left + amount <= self.limit:
+                break
+            left -= used
+            wait = at_ms + self.window_ms - now_ms
+            if left + amount <= self.limit or left == 0:
+                return max(1, wait)
+        return 0
+
+    def take(self, amount: int, now_ms: int) -> None:
+        """Takes it, even where that leaves less than nothing: a debt is waited off by those who come later."""
+        self.advance(now_ms)
+        self._level -= amount * self.window_ms
+        self.taken_total += amount
+        self._remember(amount, now_ms)
+
+    def correct(self, amount: int, now_ms: int) -> None:
+        """Puts back what was reserved and not used, or takes what was used beyond."""
+        self.advance(now_ms)
+        self._level = min(self._capacity(), self._level - amount * self.window_ms)
+        self._remember(amount, now_ms)
+
+    def _remember(self, amount: int, now_ms: int) -> None:
+        """Notes a use. A slot counts from its last use on, which errs on the safe side by the length of a slot."""
+        if self._uses and now_ms - self._uses[-1][2] < SLOT_MS:
+            self._uses[-1][0] = now_ms
+            self._uses[-1][1] += amount
+        else:
+            self._uses.append([now_ms, amount, now_ms])
+        self._used += amount
+
+    def empty(self, now_ms: int) -> None:
+        """Forgets what is left: the provider says that there is nothing."""
+        self.advance(now_ms)
+        self._level = min(self._level, 0)
+
+    def set_limit(self, limit: int, now_ms: int) -> None:
+        """Another limit holds from now on."""
+        self.advance(now_ms)
+        self.limit = limit
+        self._level = min(self._level, self._capacity())
+
+    def learn_remaining(self, remaining: int, sent_since: int, now_ms: int) -> None:
+        """Believes the provider's own count if it is lower than ours.
+
+        Args:
+            remaining: What was left when it answered.
+            sent_since: What we sent after that request and it may not have seen.
+            now_ms: The steady time.
+        """
+        self.advance(now_ms)
+        level = (remaining - sent_since) * self.window_ms
+        unseen = (self._level - remaining * self.window_ms) // self.window_ms
+        allowance = max(ROUNDING if self.limit > 20 * ROUNDING else 1, self.limit // 20)
+        self.foreign = unseen if unseen > allowance else 0
+        self._level = min(self._level, level)
+
+    @property
+    def left(self) -> int:
+        """What may be taken now; negative is debt."""
+        return self._level // self.window_ms
+
+    def used(self, now_ms: int) -> int:
+        """What was taken within the last window."""
+        self.advance(now_ms)
+        return max(0, self._used)

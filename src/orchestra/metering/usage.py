@@ -1,0 +1,56 @@
+"""What one request used, in tokens, told apart by how it is charged."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+TOKENS_MAX: Final = 100_000_000
+"""More than any model's context; a larger count in a response is a fault of the sender and not believed."""
+BYTES_PER_TOKEN: Final = 4
+"""The rule of thumb of both big providers for English text and code."""
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Token counts of one request. The kinds do not overlap: what was read from a cache is not in `input_tokens`."""
+
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def cache_write_tokens(self) -> int:
+        """Written to a cache of any lifetime."""
+        return self.cache_write_5m_tokens + self.cache_write_1h_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The whole prompt, from a cache or not."""
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """What a request is thought to use before it is sent."""
+
+    input_tokens: int
+    """Of the prompt that is thought not to come from a cache."""
+    cache_read_tokens: int
+    output_tokens: int
+    """What such requests usually answer."""
+    output_tokens_max: int
+    """What the request allows the model to answer; 0 if it does not say."""
+
+    @property
+    def weight(self) -> int:
+        """How much of the limits it takes in the eyes of the queue; never 0."""
+        return max(1, self.input_tokens + self.output_tokens)
+
+
+def believable(value: object) -> int | None:
+    """Returns a token count as sent by a provider, or None if it cannot be one."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= TOKENS_MAX:
+        return None
+    return value

@@ -1,0 +1,164 @@
+"""Budgets hold, to the micro-dollar of what the upstream says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestra.testing.upstream import SSE_TYPE, Answer, Seen, anthropic_chunks, anthropic_json, event
+from tests.gateway.support import asking, staged
+
+IN, OUT = 5, 25
+"""Micro-dollars a token of the model the tests ask for."""
+
+
+async def test_a_task_of_one_cent_is_stopped_and_costs_what_the_upstream_said(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def script(seen: Seen, n: int) -> Answer:
+        told.append((100 + n, 40 + n))
+        return anthropic_json(*told[-1])
+
+    async with staged(tmp_path, script, issue={"budgets": {"task": 10_000}}) as stage:
+        statuses: list[int] = []
+        body, headers = b"", dict[str, str]()
+        while statuses[-1:] != [402]:
+            status, body, headers = await stage.post()
+            statuses.append(status)
+            assert status in {200, 402}
+        assert (statuses[-1], json.loads(body)["error"]["type"], headers["x-should-retry"]) == (402, "billing_error", "false")
+        assert len(told) == len(statuses) - 1, "what would pass the budget is not sent"
+        totals = await stage.totals("task", "task-1")
+        assert totals["cost_usd_micros"] == sum(i * IN + o * OUT for i, o in told) <= 10_000
+        assert (totals["requests"], totals["reserved_usd_micros"]) == (len(told), 0)
+        kinds = await stage.kinds()
+        assert kinds.count("budget_warning") == 1
+        assert "budget_spent" in kinds
+
+
+async def test_a_stream_is_cut_where_it_would_pass_the_budget(tmp_path: Path) -> None:
+    texts = ["x" * 400] * 100
+    answer = Answer(headers=(SSE_TYPE,), chunks=anthropic_chunks(100, 10_000, texts), pause_ms=2)
+    async with staged(tmp_path, lambda seen, n: answer, issue={"budgets": {"task": 20_000}}) as stage:
+        status, body, _ = await stage.post(asking(stream=True))
+        assert status == 200
+        assert body.count(b"content_block_delta") // 2 < 100
+        last = body.strip().rpartition(b"\n\n")[2]
+        assert last.startswith(b"event: error\ndata: ")
+        assert json.loads(last.partition(b"data: ")[2])["error"]["type"] == "billing_error"
+        await stage.quiet()
+        totals = await stage.totals("task", "task-1")
+        assert 15_000 < totals["cost_usd_micros"] <= 20_000 + 100 * OUT, "by one piece of text at most"
+        assert totals["assumed_requests"] == 1
+        assert (await stage.post())[0] == 402
+
+
+async def test_many_at_once_do_not_pass_a_budget_together(tmp_path: Path) -> None:
+    """Each reserves before it is sent, so that thirty at once are as few as one after the other."""
+    answer = anthropic_json(10, 40)
+    slow = Answer(headers=answer.headers, body=answer.body, wait_ms=100)
+    async with staged(tmp_path, lambda seen, n: slow, issue={"budgets": {"plan": 20_000}}, bounds={"agent_in_flight": 100}) as stage:
+        found = await asyncio.gather(*(stage.post() for _ in range(30)))
+        passed = [status for status, _, _ in found].count(200)
+        assert 0 < passed < 30
+        assert (await stage.totals("plan", "plan-1"))["cost_usd_micros"] <= 20_000
+
+
+async def test_the_day_has_a_budget(tmp_path: Path) -> None:
+    async with staged(tmp_path, lambda seen, n: anthropic_json(100, 400), budgets={"day_usd": 0.012}) as stage:
+        assert (await stage.post())[0] == 200
+        assert (await stage.post())[0] == 402
+        (row,) = (await stage.admin("budgets"))["budgets"]
+        assert (row["scope"], row["budget_usd_micros"], row["settled_usd_micros"]) == ("day", 12_000, 100 * IN + 400 * OUT)
+        await stage.admin("set_budget", scope="day", name=row["name"], usd_micros=1_000_000)
+        assert (await stage.post())[0] == 200, "raised by hand"
+
+
+@pytest.mark.parametrize(
+    "kind,path,status,word",
+    [
+        ("openai", "/v1/chat/completions", 429, "insufficient_quota"),
+        ("gemini", "/v1beta/models/g:generateContent", 403, "PERMISSION_DENIED"),
+    ],
+)
+async def test_each_provider_has_its_own_words_for_it(tmp_path: Path, kind: str, path: str, status: int, word: str) -> None:
+    upstream = {"kind": kind}
+    async with staged(tmp_path, lambda seen, n: anthropic_json(1, 1), upstream=upstream, issue={"budgets": {"task": 0}}) as stage:
+        found, body, headers = await stage.post(asking("gpt-5"), path=path)
+        assert (found, headers["x-should-retry"]) == (status, "false")
+        assert word in body.decode()
+        assert stage.upstream.seen == []
+
+
+def sse(value: Any) -> bytes:
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    "kind,path,model,chunks,header,usage",
+    [
+        pytest.param(
+            "openai",
+            "/v1/responses",
+            "gpt-5",
+            (event("response.completed", {"type": "response.completed", "response": {"usage": {"input_tokens": 9, "output_tokens": 4}}}),),
+            ("authorization", "Bearer sk-canary-3f9a1c77e2"),
+            (9, 0, 4),
+            id="responses",
+        ),
+        pytest.param(
+            "openai",
+            "/v1/chat/completions",
+            "gpt-5",
+            (
+                sse({"usage": {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 6}}}),
+                b"data: [DONE]\n\n",
+            ),
+            ("authorization", "Bearer sk-canary-3f9a1c77e2"),
+            (3, 6, 4),
+            id="chat",
+        ),
+        pytest.param(
+            "gemini",
+            "/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse",
+            "x",
+            (sse({"usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": 3, "thoughtsTokenCount": 1}}),),
+            ("x-goog-api-key", "sk-canary-3f9a1c77e2"),
+            (9, 0, 4),
+            id="gemini",
+        ),
+    ],
+)
+async def test_every_provider_is_counted(
+    tmp_path: Path, kind: str, path: str, model: str, chunks: tuple[bytes, ...], header: tuple[str, str], usage: tuple[int, int, int]
+) -> None:
+    answer = Answer(headers=(SSE_TYPE,), chunks=chunks)
+    async with staged(tmp_path, lambda seen, n: answer, upstream={"kind": kind}) as stage:
+        status, body, _ = await stage.post(asking(model, stream=True), path=path)
+        assert (status, body) == (200, b"".join(chunks))
+        (seen,) = stage.upstream.seen
+        assert (seen.target, seen.header(header[0])) == (path, header[1])
+        await stage.quiet()
+        totals = await stage.totals()
+        assert (totals["input_tokens"], totals["cache_read_tokens"], totals["output_tokens"]) == usage
+        assert totals["cost_usd_micros"] > 0
+
+
+async def test_what_cannot_be_written_down_is_not_sent(tmp_path: Path) -> None:
+    """A full disk: clients may come again, and nothing is spent that nobody would know of."""
+    async with staged(tmp_path, lambda seen, n: anthropic_json(1, 1)) as stage:
+        journal = stage.gateway.journal
+        kept, journal._file = journal._file, os.open("/dev/full", os.O_WRONLY)
+        status, _, headers = await stage.post()
+        assert (status, "retry-after" in headers, stage.upstream.seen) == (529, True, [])
+        assert journal._file is not None
+        os.close(journal._file)
+        journal._file = kept
+        assert (await stage.post())[0] == 200
+        totals = await stage.totals()
+        assert (totals["requests"], totals["reserved_usd_micros"]) == (1, 0)

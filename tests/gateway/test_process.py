@@ -1,0 +1,244 @@
+"""`orchestra gateway` as a process: started, asked, killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from orchestra.errors import PortFailed
+from orchestra.gateway.admin import ask_admin
+from orchestra.testing.upstream import SSE_TYPE, Answer, Upstream, anthropic_chunks, anthropic_json, refusal
+from tests.gateway.support import CANARY, CLOCK, asking, configuration
+
+
+class Process:
+    """One run of the command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "output"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        environ = {**os.environ, "KEY_A": CANARY}
+        with self.output.open("ab") as output:
+            argv = [sys.executable, "-m", "orchestra", "gateway", "run", "--config", str(self.folder / "gateway.json")]
+            self._process = await asyncio.create_subprocess_exec(*argv, env=environ, stdout=output, stderr=output)
+        while True:
+            with contextlib.suppress(PortFailed):
+                self.port = int((await self.admin("health"))["port"])
+                if self.port:
+                    return
+            assert self._process.returncode is None, self.output.read_text()
+            await asyncio.sleep(0.02)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+        return await self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def admin(self, method: str, **params: Any) -> Any:
+        return await ask_admin(self.folder / "books" / "admin.sock", method, params)
+
+    async def command(self, *args: str) -> Any:
+        argv = [sys.executable, "-m", "orchestra", "gateway", *args, "--config", str(self.folder / "gateway.json"), "--json"]
+        process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+        output, _ = await process.communicate()
+        return json.loads(output.splitlines()[-1])
+
+
+@asynccontextmanager
+async def running(folder: Path, upstream: Upstream, **config: Any) -> AsyncIterator[Process]:
+    base_url = await upstream.start()
+    (folder / "gateway.json").write_text(json.dumps(configuration(base_url, **config)))
+    process = Process(folder)
+    try:
+        await process.start()
+        yield process
+    finally:
+        await process.end(signal.SIGKILL)
+        await upstream.stop()
+
+
+def files_that_hold(text: str, folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"gateway.json", "journal.jsonl", "output"} <= {path.name for path in files}
+    return [path for path in files if text.encode() in path.read_bytes()]
+
+
+def processes_that_hold(text: str) -> set[int]:
+    """Of this machine, in their environment or arguments."""
+    holders = set()
+    for entry in Path("/proc").iterdir():
+        for name in ("environ", "cmdline"):
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and text.encode() in (entry / name).read_bytes():
+                    holders.add(int(entry.name))
+    return holders
+
+
+async def test_kill_9_with_fifty_streams(tmp_path: Path) -> None:
+    """What was reserved is settled as assumed, what was settled stays, tokens go on, and the budget still holds."""
+    answer = Answer(headers=(SSE_TYPE,), chunks=(*anthropic_chunks(100, 20, ["x" * 400])[:2], b": wait\n\n"), pause_ms=60_000)
+    upstream = Upstream(lambda seen, n: anthropic_json(10, 10) if n == 0 else answer, CLOCK)
+    async with running(tmp_path, upstream, bounds={"agent_in_flight": 100}) as process, aiohttp.ClientSession() as http:
+        issued = await process.admin("issue_token", attempt="try-1", task="task-1", budgets={"task": 1_000_000})
+        headers = {"x-api-key": issued["token"]}
+        async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(), headers=headers) as response:
+            assert response.status == 200
+
+        async def stream() -> None:
+            async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(stream=True), headers=headers) as response:
+                begun.release()
+                await response.read()
+
+        begun = asyncio.Semaphore(0)
+        streams = [asyncio.create_task(stream()) for _ in range(50)]
+        for _ in range(50):
+            await begun.acquire()
+        held = (await process.admin("usage", by="task", name="task-1"))["usage"]["task-1"]
+        assert held["reserved_usd_micros"] > 0
+        await process.end(signal.SIGKILL)
+        await asyncio.gather(*streams, return_exceptions=True)
+
+        await process.start()
+        totals = (await process.admin("usage", by="task", name="task-1"))["usage"]["task-1"]
+        assert (totals["requests"], totals["assumed_requests"], totals["reserved_usd_micros"]) == (51, 50, 0)
+        assert totals["cost_usd_micros"] == held["cost_usd_micros"] + held["reserved_usd_micros"]
+        assert "recovered" in [each["kind"] for each in (await process.admin("events"))["events"]]
+        await process.admin("set_budget", scope="task", name="task-1", usd_micros=totals["cost_usd_micros"])
+        async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(), headers=headers) as response:
+            assert response.status == 402, "the token is known again, and so is the budget"
+
+
+async def test_the_key_is_nowhere_but_in_the_gateway(tmp_path: Path) -> None:
+    """In no log, no file, no answer, and in no other process's environment or arguments, the agent's least of all."""
+
+    def script(seen: Any, n: int) -> Answer:
+        assert seen.header("x-api-key") == CANARY
+        return [anthropic_json(1, 1), refusal(400, "bad"), refusal(500, "api_error"), refusal(401, "authentication_error")][min(n, 3)]
+
+    upstream = Upstream(script, CLOCK)
+    async with running(tmp_path, upstream) as process, aiohttp.ClientSession() as http:
+        token = (await process.command("token", "--attempt", "try-1"))["token"]
+        answers = []
+        for _ in range(4):
+            async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(), headers={"x-api-key": token}) as response:
+                answers.append(str(response.headers) + await response.text())
+        agent = await asyncio.create_subprocess_exec("sleep", "60", env={"ANTHROPIC_API_KEY": token, "PATH": os.environ["PATH"]})
+        try:
+            answers += [json.dumps(await process.admin(method)) for method in ("usage", "limits", "budgets", "events", "health")]
+            assert not [answer for answer in answers if CANARY in answer]
+            assert files_that_hold(CANARY, tmp_path) == []
+            assert processes_that_hold(CANARY) == {process.pid}
+        finally:
+            agent.kill()
+            await agent.wait()
+
+
+async def test_the_command_from_outside(tmp_path: Path) -> None:
+    upstream = Upstream(lambda seen, n: anthropic_json(100, 10), CLOCK)
+    async with running(tmp_path, upstream) as process, aiohttp.ClientSession() as http:
+        argv = ("token", "--attempt", "try-1", "--task", "docs", "--task-budget", "0.003", "--hours", "1")
+        token = (await process.command(*argv))["token"]
+        statuses = []
+        for _ in range(6):
+            async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(), headers={"x-api-key": token}) as response:
+                statuses.append(response.status)
+        assert statuses == [200] * 4 + [402] * 2
+        usage = (await process.command("usage", "--by", "task"))["usage"]["docs"]
+        assert (usage["requests"], usage["cost_usd_micros"]) == (4, 3_000)
+        assert (await process.command("limits"))["lanes"][0]["account"] == "main"
+        assert (await process.command("status"))["healthy"]
+        assert (await process.command("token", "--attempt", "try-1", "--revoke"))["revoked"] == 1
+        events = await process.admin("events")
+        assert {"budget_spent"} <= {each["kind"] for each in events["events"]}
+        assert (await process.admin("events", cursor=events["cursor"]))["events"] == []
+
+
+async def test_signals_reload_and_drain(tmp_path: Path) -> None:
+    """SIGTERM waits for what is on its way and takes nothing new."""
+    answer = anthropic_json(1, 1)
+    slow = Answer(headers=answer.headers, body=answer.body, wait_ms=600)
+    arrived = asyncio.Event()
+
+    def script(seen: Any, n: int) -> Answer:
+        arrived.set()
+        return slow
+
+    upstream = Upstream(script, CLOCK)
+    async with running(tmp_path, upstream) as process, aiohttp.ClientSession() as http:
+        token = (await process.admin("issue_token", attempt="try-1"))["token"]
+        process.signal(signal.SIGHUP)
+        while "reloaded" not in [each["kind"] for each in (await process.admin("events", wait_ms=1_000))["events"]]:
+            pass
+
+        async def ask() -> int:
+            async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(), headers={"x-api-key": token}) as response:
+                await response.read()
+                return response.status
+
+        asked = asyncio.create_task(ask())
+        await arrived.wait()
+        assert await process.end(signal.SIGTERM) == 0
+        assert await asked == 200
+
+
+async def test_two_gateways_do_not_share_a_folder(tmp_path: Path) -> None:
+    upstream = Upstream(lambda seen, n: anthropic_json(1, 1), CLOCK)
+    async with running(tmp_path, upstream) as process:
+        argv = [sys.executable, "-m", "orchestra", "gateway", "run", "--config", str(tmp_path / "gateway.json")]
+        second = await asyncio.create_subprocess_exec(*argv, env={**os.environ, "KEY_A": "sk-x"}, stderr=asyncio.subprocess.PIPE)
+        _, words = await second.communicate()
+        assert second.returncode == 69
+        assert b"another gateway uses" in words
+        assert (await process.admin("health"))["healthy"]
+
+
+@pytest.mark.parametrize(
+    "change,field",
+    [
+        ({"listen": "0.0.0.0:80"}, "listen"),
+        ({"upstreams": {}}, "upstreams"),
+        ({"upstream": {"base_url": "http://api.example.com"}}, "upstreams.api.base_url"),
+        ({"upstream": {"base_url": "ftp://x"}}, "upstreams.api.base_url"),
+        ({"upstream": {"accounts": {}}}, "upstreams.api.accounts"),
+        ({"upstream": {"accounts": {"main": {"keys": [{}]}}}}, "upstreams.api.accounts.main.keys[0]"),
+        (
+            {"upstream": {"accounts": {"main": {"keys": [{"env": "A"}], "limits": {"default": {"rpm": 5}}}}}},
+            "upstreams.api.accounts.main.limits.default.rpm",
+        ),
+        ({"bounds": {"bodi_mb": 1}}, "bounds.bodi_mb"),
+    ],
+)
+async def test_a_configuration_that_cannot_hold_names_the_place(tmp_path: Path, change: dict[str, Any], field: str) -> None:
+    from orchestra.errors import SettingsInvalid
+    from orchestra.gateway.config import load_config
+
+    made = configuration("https://api.example.com", **{name: value for name, value in change.items() if name != "upstreams"})
+    (tmp_path / "gateway.json").write_text(json.dumps({**made, **({"upstreams": {}} if "upstreams" in change else {})}))
+    with pytest.raises(SettingsInvalid) as refused:
+        load_config(tmp_path / "gateway.json", {})
+    assert refused.value.field == field
+    assert refused.value.hint

@@ -1,0 +1,194 @@
+"""Prices, books, budgets, retries, estimates and the breaker."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestra.gateway.journal import decode_lines, encode_line
+from orchestra.metering.books import ALL, Books, BudgetSet, Closed, Grown, Issued, Opened, Revoked, Who
+from orchestra.metering.breaker import FAILURES_MAX, PAUSE_MS, Breaker
+from orchestra.metering.estimates import Estimator
+from orchestra.metering.headers import Report, Window
+from orchestra.metering.prices import Entry, Period, Price, Prices, Table, Tier, cost_usd_micros
+from orchestra.metering.retry import Verdict, group_pause_ms, pause_ms, verdict_of
+from orchestra.metering.usage import Usage
+
+WHO = Who("try-1", "task-1", "agent-1", "plan-1")
+DAY_MS = 86_400_000
+CHEAP, DEAR = Price(3_000_000, 15_000_000, 300_000, 3_750_000, 6_000_000), Price(10_000_000, 50_000_000)
+TABLE = Table(
+    "2026-01-01",
+    "test",
+    (
+        Entry("anthropic", "cheap", ("cheap.*",), (Period(CHEAP, tiers=(Tier(200_000, DEAR),)), Period(DEAR, from_day=20_000))),
+        Entry("openai", "dear", ("dear",), (Period(DEAR),)),
+    ),
+)
+
+
+def opened(number: int, cost: int, who: Who = WHO, ms: int = 0) -> Opened:
+    return Opened(number, ms, who, "api", "main", "m", cost, Usage(input_tokens=10))
+
+
+def closed(number: int, cost: int) -> Closed:
+    return Closed(number, 5, 200, Usage(1, 2, 3, 4, 5), cost)
+
+
+def test_a_price_has_a_day_a_size_and_an_override() -> None:
+    prices = Prices(TABLE, {"own": Price(1, 2)})
+    assert prices.quote("anthropic", "cheap-1", 100, 19_000).price == CHEAP
+    assert prices.quote("anthropic", "cheap-1", 200_001, 19_000).price == DEAR
+    assert prices.quote("anthropic", "cheap-1", 100, 20_000).price == DEAR
+    assert prices.quote("openai", "own", 0, 0).price == Price(1, 2)
+
+
+def test_an_unknown_model_costs_what_the_dearest_does_and_is_flagged() -> None:
+    quote = Prices(TABLE, {}).quote("anthropic", "new", 0, 0)
+    assert not quote.known
+    assert (quote.price.input, quote.price.output, quote.price.cache_write_1h) == (10_000_000, 50_000_000, 10_000_000)
+
+
+def test_cost_tells_the_kinds_apart_and_rounds_up() -> None:
+    assert cost_usd_micros(CHEAP, Usage(1_000, 10_000, 100, 10, 50)) == 3_000 + 3_000 + 375 + 60 + 750
+    assert cost_usd_micros(Price(1, 1), Usage(input_tokens=1)) == 1
+    assert cost_usd_micros(Price(2, 2), Usage(10, 10, 10)) == 1, "what has no price of its own costs like input"
+
+
+def test_a_budget_bounds_settled_and_reserved_together() -> None:
+    books = Books()
+    books.apply(BudgetSet("task", "task-1", 100))
+    books.apply(opened(1, 60))
+    found = books.overspent(WHO, 41, 0)
+    assert found is not None
+    assert (found.scope, found.name, found.reserved_usd_micros) == ("task", "task-1", 60)
+    assert books.overspent(WHO, 40, 0) is None
+    books.apply(closed(1, 30))
+    assert books.overspent(WHO, 70, 0) is None
+    books.apply(opened(2, 70))
+    books.apply(closed(2, 70))
+    assert books.overspent(WHO, 0, 0) is not None, "a budget that is used up bears nothing more"
+    assert books.overspent(Who("try-2", "other"), 1_000, 0) is None
+
+
+def test_the_day_has_a_budget_that_begins_anew() -> None:
+    books = Books(100)
+    books.apply(opened(1, 100, ms=DAY_MS - 1))
+    books.apply(closed(1, 100))
+    assert books.overspent(WHO, 1, DAY_MS - 1) is not None
+    assert books.overspent(WHO, 1, DAY_MS) is None
+
+
+def test_four_fifths_of_a_budget_are_told_once() -> None:
+    books = Books()
+    books.apply(BudgetSet("agent", "agent-1", 100))
+    books.apply(opened(1, 80))
+    assert not list(books.warnings(WHO, 0)), "what is only reserved is no reason"
+    books.apply(closed(1, 80))
+    assert [each.scope for each in books.warnings(WHO, 0)] == ["agent"]
+    assert not list(books.warnings(WHO, 0))
+
+
+def test_orphans_are_settled_as_they_had_grown() -> None:
+    books = Books()
+    books.apply(opened(1, 10))
+    books.apply(Grown(1, 50, 77))
+    (orphan,) = books.orphans(9)
+    assert (orphan.cost_usd_micros, orphan.usage.output_tokens, orphan.assumed) == (50, 77, True)
+    books.apply(orphan)
+    assert (books.settled("task", "task-1"), books.reserved("task", "task-1")) == (50, 0)
+
+
+RECORDS = st.one_of(
+    st.builds(opened, st.integers(1, 6), st.integers(0, 1000)),
+    st.builds(Grown, st.integers(1, 6), st.integers(0, 2000), st.integers(0, 99)),
+    st.builds(closed, st.integers(1, 6), st.integers(0, 1000)),
+    st.builds(BudgetSet, st.sampled_from(["task", "day"]), st.just("x"), st.integers(-1, 5)),
+    st.builds(Revoked, st.just("d")),
+    st.just(Issued("d", WHO, 5)),
+)
+
+
+@given(st.lists(RECORDS, max_size=40), st.integers(0, 40))
+def test_books_are_the_same_after_a_restart_at_any_record(records: list[object], cut: int) -> None:
+    """Through the journal's own lines, with the state at the head of the file at any point; and nothing reserved is ever lost or left."""
+    live, again = Books(), Books()
+    for record in records:
+        live.apply(record)  # type: ignore[arg-type]
+    first = Books()
+    for record in records[:cut]:
+        first.apply(record)  # type: ignore[arg-type]
+    lines = encode_line(first.state) + b"".join(encode_line(record) for record in records[cut:])  # type: ignore[arg-type]
+    for line in decode_lines(lines + b"0000 torn"):
+        if line is not None:
+            again.apply(line)
+    assert encode_line(again.state) == encode_line(live.state)
+    assert live.reserved(ALL, "") == sum(each.reserved_usd_micros for each in live.state.open.values())
+
+
+@pytest.mark.parametrize(
+    "status,body,verdict",
+    [
+        (200, b"", Verdict.FINE),
+        (400, b"bad", Verdict.FINE),
+        (400, b'{"error":{"message":"Your credit balance is too low"}}', Verdict.SPENT),
+        (401, b"", Verdict.KEY),
+        (403, b'{"error":{"type":"permission_error","message":"This organization has been disabled."}}', Verdict.KEY),
+        (403, b'{"error":{"type":"permission_error","message":"not this model"}}', Verdict.FINE),
+        (404, b"", Verdict.FINE),
+        (429, b"rate_limit_error", Verdict.PACE),
+        (429, b'{"error":{"code":"insufficient_quota"}}', Verdict.SPENT),
+        (500, b"", Verdict.TROUBLE),
+        (529, b"", Verdict.TROUBLE),
+    ],
+)
+def test_what_a_refusal_means(status: int, body: bytes, verdict: Verdict) -> None:
+    assert verdict_of(status, Report(), body) is verdict
+
+
+def test_a_spent_window_is_told_by_its_header() -> None:
+    assert verdict_of(429, Report(windows={"5h": Window(100, True, 1_000)}), b"") is Verdict.SPENT
+
+
+@pytest.mark.parametrize("failures,low,high", [(1, 500, 1_000), (2, 1_000, 2_000), (3, 2_000, 4_000), (9, 30_000, 60_000)])
+def test_pauses_double_with_jitter(failures: int, low: int, high: int) -> None:
+    assert (pause_ms(failures, None, 0.0), pause_ms(failures, None, 1.0)) == (low, high)
+
+
+def test_a_group_waits_as_told_and_never_long_beyond() -> None:
+    assert group_pause_ms(1, 7_000, 0.0) == 7_000
+    assert group_pause_ms(20, 7_000, 1.0) == 10_000
+    assert group_pause_ms(20, 45_000, 0.0) == 45_000
+    assert group_pause_ms(20, None, 1.0) == 10_000
+
+
+def test_a_wish_is_a_floor_and_bounded() -> None:
+    assert pause_ms(1, 7_000, 0.0) == 7_000
+    assert pause_ms(1, 10**12, 0.0) == 3_600_000
+
+
+def test_the_next_request_of_a_conversation_is_guessed_from_the_last() -> None:
+    estimator = Estimator()
+    assert estimator.estimate("a", "m", 4_000, 50).input_tokens == 1_000
+    assert estimator.estimate("a", "m", 4_000, 50).output_tokens == 50
+    estimator.learn("a", "m", 4_000, Usage(100, 0, 1_900, 0, 500))
+    guess = estimator.estimate("a", "m", 4_400, 0)
+    assert (guess.cache_read_tokens, guess.input_tokens, guess.output_tokens) == (1_900, 300, 500)
+    assert estimator.estimate("b", "m", 4_000, 0).cache_read_tokens == 0
+
+
+def test_the_breaker_opens_probes_and_closes() -> None:
+    breaker = Breaker()
+    assert [breaker.failed(0) for _ in range(FAILURES_MAX)][-1]
+    assert breaker.wait_ms(0) == PAUSE_MS
+    assert breaker.wait_ms(PAUSE_MS) == 0
+    assert breaker.started()
+    assert breaker.wait_ms(PAUSE_MS) > 0, "one probe at a time"
+    breaker.failed(PAUSE_MS, probe=True)
+    assert breaker.wait_ms(PAUSE_MS) == 2 * PAUSE_MS
+    breaker.started()
+    assert breaker.succeeded()
+    assert breaker.wait_ms(PAUSE_MS) == 0
+    breaker.failed(0)
+    assert not breaker.succeeded(), "it was not open"

@@ -30,6 +30,7 @@ demo-fleet: ## Two machines in miniature, 200 agents, 1,000 tasks, and everythin
 
 test: ## Run every test
 	@bash scripts/setup.sh --test
+	@bash scripts/setup_agents.sh
 	@$(BIN)/pytest $(PYTEST_ARGS) $(TESTS)
 
 check: ## The gate before a commit: format, lint, types, unit and conformance tests, some simulated worlds

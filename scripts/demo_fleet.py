@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -114,6 +115,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calm", action="store_true", help="let nothing go wrong")
     chosen = parser.parse_args(arguments)
+    if os.geteuid() != 0:
+        print("error: the machines of the demo are namespaces, which needs root\nhint: sudo make demo-fleet", file=sys.stderr)
+        return 69
     folder = Path(tempfile.mkdtemp(prefix="orchestra-fleet."))
     with lab(folder) as facts:
         demo = Demo(folder, facts)

@@ -98,6 +98,9 @@ missing_packages() {
         have_system ip || printf 'iproute2 '
         have_system nft || printf 'nftables '
         [ -x /usr/bin/python3 ] || printf 'python3 '
+        # The real agent CLIs (scripts/setup_agents.sh).
+        have node || printf 'nodejs '
+        have npm || printf 'npm '
     fi
 }
 

@@ -30,7 +30,7 @@ from orchestra.answers import (
 from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
-from orchestra.core.state import State
+from orchestra.core.state import State, neighbour_hint
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
@@ -181,13 +181,18 @@ class App:
         agents = self._fleet(params, nodes)
         self._check_kinds(agents)
         await self._loop.request(c.Init(self.options.name, nodes, agents, params.phase))
+        forgotten = await self._loop.ask(self._forgotten)
+        for name in forgotten:
+            await self._loop.request(c.DrainNode(name))  # no scaling may use it either
         for node in nodes:
             if node.id not in self._bench.drivers:
                 self._bench.add_driver(node)
         failed = await self.wait_for(init_result)
         if failed:
             raise PortFailed(f"the orchestra could not be initialised: {failed}", hint="`orchestra doctor` looks for the cause")
-        return await self._loop.ask(self._init_reply)
+        reply = await self._loop.ask(self._init_reply)
+        warnings = tuple(f"{name} is no longer in the settings; `orchestra node remove {name}` forgets it" for name in forgotten)
+        return msgspec.structs.replace(reply, warnings=warnings)
 
     def _fleet(self, params: InitParams, nodes: Sequence[NodeSpec]) -> tuple[AgentSpec, ...]:
         roster = chosen_roster(params.phase, params.roster, params.roster_text)
@@ -200,15 +205,22 @@ class App:
 
     def _nodes_named(self, state: State, names: Sequence[str] | None) -> tuple[NodeSpec, ...]:
         """The configured nodes and those taken in since, or the ones of them that are named."""
-        taken = {node.spec.id: node.spec for node in state.nodes.values() if node.spec.remote and not node.draining}
+        gone = self._forgotten(state)
+        taken = {name: node.spec for name, node in state.nodes.items() if node.spec.remote and not node.draining and name not in gone}
         configured = {node.id: node for node in self.options.nodes}
         known = taken if taken and not any(node.remote for node in self.options.nodes) else taken | configured
         if not names:
             return tuple(known.values())
         for index, name in enumerate(names):
             if name not in known:
-                raise NotFound(f"there is no node {name!r}", field=f"nodes[{index}]", hint=f"configured nodes: {', '.join(known)}")
+                hint = neighbour_hint(name, known, f"configured nodes: {', '.join(known)}")
+                raise NotFound(f"there is no node {name!r}", field=f"nodes[{index}]", hint=hint)
         return tuple(known[NodeId(name)] for name in dict.fromkeys(names))
+
+    def _forgotten(self, state: State) -> tuple[NodeId, ...]:
+        """The machines of the last start that the settings do not name any more; one that was added since stays."""
+        configured = {node.id for node in self.options.nodes}
+        return tuple(name for name, node in state.nodes.items() if node.spec.remote and not node.spec.added and name not in configured)
 
     def _check_kinds(self, agents: Sequence[AgentSpec]) -> None:
         for kind in dict.fromkeys(agent.kind for agent in agents):

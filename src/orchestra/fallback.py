@@ -81,6 +81,9 @@ class LocalFallback:
         """Looks until cancelled."""
         while True:
             await self._clock.sleep_ms(LOOK_MS)
+            here = await self._loop.ask(lambda state: state.nodes[FALLBACK].spec if FALLBACK in state.nodes else None)
+            if here is not None:
+                self._add_driver(here)  # after a restart nobody has; one that is there goes on
             for command in await self._loop.ask(lambda state: step(state, self._loop.now_ms(), self._options)):
                 try:
                     await self._loop.request(command)

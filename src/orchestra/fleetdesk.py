@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 from typing import Final
@@ -60,6 +61,7 @@ class FleetDesk:
         self._remove_driver = remove_driver
         self._provision = provision
         self._options = options
+        self._providing = asyncio.Lock()
 
     # --- agents ------------------------------------------------------------------------------------------------------
 
@@ -67,7 +69,8 @@ class FleetDesk:
         """Changes the number of agents, with new machines if the ones there are cannot take them."""
         missing = await self._loop.ask(lambda state: params.target_count - capacity(state))
         if missing > 0 and self._provision is not None:
-            await self._make_room(missing)
+            async with self._providing:
+                await self._make_room(params.target_count)
         additions, current = await self._loop.ask(lambda state: self._additions(state, params.target_count))
         await self._loop.request(c.Scale(params.target_count, params.strategy, additions))
         for node in dict.fromkeys(agent.node for agent in additions):
@@ -75,11 +78,13 @@ class FleetDesk:
         eta = abs(params.target_count - current) * SCALE_ETA_MS_PER_AGENT
         return ScaleReply("scaling", current, params.target_count, -(-eta // 1000))
 
-    async def _make_room(self, agents: int) -> None:
+    async def _make_room(self, target: int) -> None:
         assert self._provision is not None
-        known = await self._loop.ask(lambda state: tuple(node.spec for node in state.nodes.values()))
-        for spec in await self._provision(Wanted(agents, known)):
-            await self._loop.request(c.AddNode(spec))
+        missing, known = await self._loop.ask(lambda state: (target - capacity(state), tuple(node.spec for node in state.nodes.values())))
+        if missing <= 0:
+            return  # another scaling has just had machines made
+        for spec in await self._provision(Wanted(missing, known)):
+            await self._loop.request(c.AddNode(msgspec.structs.replace(spec, added=True)))
             await self._connect(spec.id)
 
     async def _connect(self, node: NodeId) -> None:
@@ -140,9 +145,12 @@ class FleetDesk:
             tags=params.tags,
             agent_memory_bytes=params.agent_memory_mb << 20,
             folder=params.folder,
+            added=True,
         )
         before = await self._loop.ask(lambda state: state.nodes[name].spec if name in state.nodes else None)
         await self._loop.request(c.AddNode(spec))
+        if before is not None and not before.added:
+            await self._loop.request(c.ResumeNode(name))  # it had gone from the settings, and is wanted after all
         if before is not None and before.machine != spec.machine:
             await self._remove_driver(name)  # it has no agents, or the core would have refused
         await self._connect(name)
@@ -151,7 +159,7 @@ class FleetDesk:
     async def node_drain(self, params: NodeDrainParams) -> DrainReply:
         """Lets a node's agents finish and leave; with `move`, as many are started on the others."""
         name = NodeId(params.node)
-        before = await self._loop.ask(lambda state: sum(a.status is not AgentStatus.DRAINING for a in state.agents.values()))
+        before = await self._loop.ask(_wanted_agents)
         leaving = await self._loop.ask(
             lambda state: sum(a.status is not AgentStatus.DRAINING for a in state.agents_on(state.node(name).spec.id))
         )
@@ -162,7 +170,7 @@ class FleetDesk:
                     f"the other nodes take {room} of {before} agents", field="move", hint="add a node first, or drain without --move"
                 )
         await self._loop.request(c.DrainNode(name))
-        if params.move and leaving:
+        if params.move and before:
             await self.scale(ScaleParams(target_count=before, strategy="gradual"))
         return DrainReply(name, leaving, leaving if params.move else 0)
 
@@ -184,6 +192,11 @@ class FleetDesk:
         driver = self._drivers.get(name)
         facts = None if driver is None else driver.facts
         return await self._loop.ask(lambda state: NodeReply(node_view(state, state.node(name), facts)))
+
+
+def _wanted_agents(state: State) -> int:
+    """Slots that stay, and those that a scaling has still to add."""
+    return sum(agent.status is not AgentStatus.DRAINING for agent in state.agents.values()) + len(state.scale_queue)
 
 
 def capacity(state: State, *, without: NodeId | None = None) -> int:

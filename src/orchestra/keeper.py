@@ -24,6 +24,7 @@ from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.projections import result
 from orchestra.protocol.text import printable
 from orchestra.root import Root
+from orchestra.workspace import Collected
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,15 @@ class Keeper:
                 log.warning("result-not-written", extra={"task": task, "reason": str(error)})
             finally:
                 self._queue.task_done()
+
+    def keep_work(self, task: TaskId, work: Collected) -> None:
+        """Writes what an attempt changed as a patch, for people and for tools that apply one."""
+        folder = self._root.results_of(task)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "diff.patch", work.patch)
+        except OSError as error:
+            log.warning("patch-not-written", extra={"task": task, "reason": str(error)})
 
     async def wait_written(self) -> None:
         """Waits until everything taken so far is written."""

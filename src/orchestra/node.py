@@ -36,7 +36,9 @@ class NodeFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """Memory that programs can still get, as the kernel estimates it."""
     load_1m: float = 0.0
     clock_offset_ms: int = 0
-    """How far its clock is ahead of ours, give or take half a round trip. Told, never relied on."""
+    """How far its clock is ahead of ours. Told, never relied on."""
+    clock_error_ms: int = 0
+    """Half the round trip of asking: the offset is known no better than that."""
     programs: dict[str, str] = {}
     """Path of each program that was asked for and is installed."""
 
@@ -108,6 +110,8 @@ class AttemptOrder(msgspec.Struct, frozen=True):
     agent: AgentId
     spec: Spec
     files: dict[str, str] = {}
+    agent_files: dict[str, str] = {}
+    """For the folder of the agent's own, by relative path."""
 
 
 class OrderFailure(msgspec.Struct, frozen=True):

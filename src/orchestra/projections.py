@@ -36,6 +36,7 @@ QUEUE_STATUS: Final = {
     TaskStatus.ASSIGNED: "IN_PROGRESS",
     TaskStatus.RUNNING: "IN_PROGRESS",
     TaskStatus.VERIFYING: "IN_PROGRESS",
+    TaskStatus.MERGING: "IN_PROGRESS",
     TaskStatus.UNKNOWN: "IN_PROGRESS",
     TaskStatus.COMPLETED: "COMPLETED",
     TaskStatus.FAILED: "FAILED",

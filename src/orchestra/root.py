@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -65,15 +66,28 @@ class Root:
         Raises:
             PortFailed: The folder exists and is not ours alone.
         """
-        base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        if len(str(base).encode()) > SOCKET_PATH_BYTES_MAX - 50:
-            base = Path("/tmp")
-        folder = base / f"orchestra-{os.getuid()}-{self.key}"
+        folder = self._runtime_path()
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         if found.st_uid != os.getuid() or found.st_mode & 0o077 or not folder.is_dir() or folder.is_symlink():
             raise PortFailed(f"{folder} is not a private folder of yours", hint="remove it, or set XDG_RUNTIME_DIR")
         return folder
+
+    def _runtime_path(self) -> Path:
+        base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        if len(str(base).encode()) > SOCKET_PATH_BYTES_MAX - 50:
+            base = Path("/tmp")
+        return base / f"orchestra-{os.getuid()}-{self.key}"
+
+    def release_runtime(self) -> None:
+        """Removes the folder for sockets if nothing is in it but sockets that nobody listens on."""
+        folder = self._runtime_path()
+        with contextlib.suppress(OSError):
+            found = list(folder.iterdir())
+            if all(_is_dead_socket(each) for each in found):
+                for each in found:
+                    each.unlink()
+                folder.rmdir()
 
     def forget_runtime(self, node: NodeId) -> None:
         """Removes the socket folder of a node whose server has ended, and the folder around it if nothing else is there."""
@@ -100,3 +114,14 @@ class Root:
     def results_of(self, task: TaskId) -> Path:
         """Returns the folder of a task's results."""
         return self.results / Path(task)
+
+
+def _is_dead_socket(path: Path) -> bool:
+    if not path.is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+    return False

@@ -92,10 +92,20 @@ def _rows(section: Section, path: Path, settings: Settings) -> Iterator[Row]:
             yield from _rows(value, (*path, name), settings)
         elif isinstance(value, dict):
             for key, child in value.items():
-                yield from _rows(child, (*path, name, key), settings)
+                yield from (
+                    _kind_rows(child, (*path, name, key), settings)
+                    if isinstance(child, dict)
+                    else _rows(child, (*path, name, key), settings)
+                )
         else:
             where = show_path((*path, name))
             yield Row(where, MASK if is_secret(name) and value else _shown(value), settings.origin(where), descriptions.get(name, ""))
+
+
+def _kind_rows(values: Mapping[str, object], path: Path, settings: Settings) -> Iterator[Row]:
+    for name, value in values.items():
+        where = show_path((*path, name))
+        yield Row(where, MASK if is_secret(name) and value else _shown(value), settings.origin(where), "A setting of that agent kind.")
 
 
 def _shown(value: object) -> str:
@@ -184,6 +194,10 @@ def _from_flags(flags: Mapping[str, str]) -> Iterator[tuple[Path, object, str]]:
         match = re.fullmatch(r"nodes\.(.+)\.([a-z_]+)", name)
         if leaf is None and match is not None and match[2] in node:
             leaf = node[match[2]]._replace(path=("nodes", match[1], match[2]))
+        kind = re.fullmatch(r"kinds\.([^.]+)\.([a-z0-9_]+)", name)
+        if leaf is None and kind is not None:
+            yield ("kinds", kind[1], kind[2]), text, FLAG
+            continue
         if leaf is None:
             close = nearest(name, _LEAVES)
             hint = f"did you mean {close!r}?" if close else "`orchestra config show` lists all"

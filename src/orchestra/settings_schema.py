@@ -149,6 +149,10 @@ class Agents(Section, frozen=True, kw_only=True):
     ] = 0
 
 
+KindValue = str | bool | int | float | tuple[str, ...]
+"""A setting of an agent kind. What it may be is the kind's business; it gets it as text."""
+
+
 class Tasks(Section, frozen=True, kw_only=True):
     retries: Annotated[int, Meta(ge=0, le=100, description="How often a failed task is tried again.")] = 3
     retry_backoff_seconds: Annotated[Wait, Meta(description="Seconds before the first retry; doubles with each.")] = 60.0
@@ -214,6 +218,9 @@ class Sections(Section, frozen=True, kw_only=True):
     provisioner: Provisioner = Provisioner()
     cost: Cost = Cost()
     agents: Agents = Agents()
+    kinds: Annotated[dict[Name, dict[Name, KindValue]], Meta(max_length=1000, description="Settings of agent kinds, by kind and name.")] = (
+        msgspec.field(default_factory=dict)
+    )
     tasks: Tasks = Tasks()
     limits: Limits = Limits()
     tmux: Tmux = Tmux()

@@ -41,13 +41,15 @@ class Reply(msgspec.Struct, frozen=True):
     """Base of all replies."""
 
 
-class InitReply(Reply, frozen=True):
+class InitReply(Reply, frozen=True, omit_defaults=True):
     status: str
     session_ids: dict[str, str]
     agent_manifest: dict[str, int]
     """`total`, and the count of each node by its name."""
     agents_ready: int
     health: str
+    warnings: tuple[str, ...] = ()
+    """Machines that are not used any more, and what to do about them; not there if there are none."""
 
 
 class SubmitReply(Reply, frozen=True):

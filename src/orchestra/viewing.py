@@ -8,7 +8,7 @@ import msgspec
 
 from orchestra.core.graph import topological_order
 from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Priority, TaskStatus
-from orchestra.core.state import AgentState, AttemptState, NodeState, PlanState, State, TaskState
+from orchestra.core.state import AgentState, AttemptState, NodeState, PlanState, State, TaskState, duration_key
 from orchestra.engine.board import Board
 from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.node import NodeFacts
@@ -32,7 +32,7 @@ from orchestra.views import (
 )
 
 RUNNING = (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.DRAINING)
-IN_PROGRESS = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.VERIFYING, TaskStatus.UNKNOWN)
+IN_PROGRESS = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.VERIFYING, TaskStatus.MERGING, TaskStatus.UNKNOWN)
 CLOCK_OFFSET_MS_MAX = 2_000
 DISK_FREE_BYTES_MIN = 256 << 20
 """Below this a fleet of agents fills a disk within moments; nothing is started below the setting admission.disk_free_mb_min."""
@@ -68,7 +68,7 @@ def status_view(state: State, lens: Lens, agents: list[AgentState] | None = None
             running=sum(agent.status in RUNNING for agent in chosen),
             idle=sum(agent.status is AgentStatus.IDLE for agent in chosen),
             busy=sum(agent.task is not None for agent in chosen),
-            error=sum(agent.status in (AgentStatus.ERROR, AgentStatus.OFFLINE) for agent in chosen),
+            error=sum(agent.status is AgentStatus.ERROR for agent in chosen),
         ),
         api_limits=ApiLimits(f"{UNMEASURED}/{lens.rpm_limit}", f"{UNMEASURED}/{lens.tpm_limit}"),
         tasks=task_counts(state) if tasks is None else count_tasks(tasks),
@@ -117,7 +117,7 @@ def _warnings(state: State, lens: Lens) -> tuple[str, ...]:
 def task_counts(state: State) -> TaskCounts:
     """Returns counts over all tasks, from running totals."""
     over = state.totals.completed + state.totals.failed + state.totals.cancelled
-    live = len(state.live)
+    live = len(state.live) + len(state.merging)
     return TaskCounts(len(state.tasks) - over - live, live, state.totals.completed, state.totals.failed, state.totals.cancelled)
 
 
@@ -171,9 +171,9 @@ def node_warnings(node: NodeState, facts: NodeFacts | None) -> tuple[str, ...]:
     """Returns what is wrong with a node although it is connected."""
     found = [f"nothing is started here: {node.breaker.cause}"] if node.breaker is not None else []
     if facts is not None and node.status is NodeStatus.READY:
-        if abs(facts.clock_offset_ms) > CLOCK_OFFSET_MS_MAX:
+        if abs(facts.clock_offset_ms) - facts.clock_error_ms > CLOCK_OFFSET_MS_MAX:
             found.append(f"its clock is off by {show_ms(abs(facts.clock_offset_ms))}")
-        if 0 < facts.disk_free_bytes < DISK_FREE_BYTES_MIN:
+        if facts.memory_bytes and facts.disk_free_bytes < DISK_FREE_BYTES_MIN:
             found.append(f"only {show_bytes(facts.disk_free_bytes)} of disk are free")
     return tuple(found)
 
@@ -204,8 +204,8 @@ def agent_view(state: State, agent: AgentState, lens: Lens) -> AgentView:
     )
 
 
-def task_view(state: State, task: TaskState, lens: Lens, rank_ms: int = 0) -> TaskView:
-    """Returns one task as a line."""
+def task_view(state: State, task: TaskState, lens: Lens, rank_ms: int = 0, expected_ms: int | None = None) -> TaskView:
+    """Returns one task as a line; it is expected to take as long as its estimate says, unless told otherwise."""
     spec, live = task.spec, task.live_attempts()
     shown = live or ([task.attempts[task.primary - 1]] if task.primary else task.attempts[-1:])
     signal = lens.board.of(task.id, live[0].number) if live else None
@@ -226,7 +226,7 @@ def task_view(state: State, task: TaskState, lens: Lens, rank_ms: int = 0) -> Ta
         started_ms=task.started_ms,
         ended_ms=task.ended_ms,
         duration_ms=max(0, end - task.started_ms) if task.started_ms and end else 0,
-        estimate_ms=estimate_ms(state, spec),
+        estimate_ms=estimate_ms(state, spec) if expected_ms is None else expected_ms,
         rank_ms=rank_ms,
         reason=task.reason,
         activity=signal.activity if signal else "",
@@ -279,7 +279,8 @@ def plan_view(state: State, plan: PlanState, lens: Lens) -> PlanView:
     """Returns a plan with all its tasks, in topological order."""
     specs = {task: state.tasks[task].spec for task in plan.tasks}
     ordered = topological_order(specs, known=state.tasks)
-    ranks = upward_ranks(ordered, lambda spec: estimate_ms(state, spec))
+    expected = _expected(state, plan)
+    ranks = upward_ranks(ordered, lambda spec: expected[spec.id])
     return PlanView(
         plan=plan.id,
         name=plan.name,
@@ -288,9 +289,24 @@ def plan_view(state: State, plan: PlanState, lens: Lens) -> PlanView:
         submitted_ms=plan.submitted_ms,
         closed_ms=plan.closed_ms,
         now_ms=lens.now_ms,
-        tasks=tuple(task_view(state, state.tasks[spec.id], lens, ranks[spec.id]) for spec in ordered),
+        tasks=tuple(task_view(state, state.tasks[spec.id], lens, ranks[spec.id], expected[spec.id]) for spec in ordered),
         critical_path=tuple(critical_path(specs, ranks)),
     )
+
+
+def _expected(state: State, plan: PlanState) -> dict[TaskId, int]:
+    """Returns how long each task is expected to take.
+
+    A task that was never measured takes as much longer or shorter than its author says as those of the plan that are completed did.
+    """
+    specs = [state.tasks[task].spec for task in plan.tasks]
+    done = [spec for spec in specs if state.tasks[spec.id].status is TaskStatus.COMPLETED and spec.estimate_ms]
+    said = sum(spec.estimate_ms for spec in done)
+    took = sum(estimate_ms(state, spec) for spec in done)
+    return {
+        spec.id: spec.estimate_ms * took // said if said and duration_key(spec) not in state.durations else estimate_ms(state, spec)
+        for spec in specs
+    }
 
 
 def plan_line(plan: PlanState) -> PlanLine:

@@ -20,6 +20,7 @@ class AgentCounts(View, frozen=True):
     idle: int
     busy: int
     error: int
+    """Out of order. One that is only out of sight, as its node is lost, is neither running nor in error."""
 
 
 class TaskCounts(View, frozen=True):

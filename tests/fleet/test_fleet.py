@@ -12,7 +12,7 @@ import pytest
 from orchestra.core.model import NodeStatus
 from orchestra.errors import Refused
 from orchestra.fallback import FALLBACK
-from orchestra.ids import NodeId, TaskId
+from orchestra.ids import NodeId
 from orchestra.intake.request import InitParams, ScaleParams
 from orchestra.testing.hosted import wait_until
 from orchestra.testing.lab import Lab, LabNode
@@ -91,7 +91,7 @@ async def test_work_of_a_machine_lost_for_good_goes_elsewhere_and_late_results_c
 
 
 async def test_a_fenced_machine_stops_its_work_before_another_gets_it(lab: Lab, tmp_path: Path) -> None:
-    flags = {"limits.unknown_grace_seconds": "4", "recovery.fence_seconds": "1"}
+    flags = {"limits.unknown_grace_seconds": "5", "recovery.fence_seconds": "1"}
     async with fleet(lab, tmp_path, flags=flags) as it:
         plan = await it.submit(6)
         await it.wait_running(6)
@@ -234,10 +234,8 @@ async def test_a_machine_whose_disk_is_full_gets_no_work_until_there_is_room(lab
         done = [task.attempts[task.primary - 1].node for task in it.state.tasks.values()]
         assert "mugen" in done
         pinned = await it.submit(1, name="pinned", more=", node: majin")
-        held = await it.stage.wait(lambda state: state.tasks[TaskId("pinned/t0")])
-        if held.status.value == "queued":
-            said = (await it.stage.app.explain(TaskParams("pinned/t0"))).explanation
-            assert "majin" in said, said
+        said = (await it.stage.app.explain(TaskParams("pinned/t0"))).explanation
+        assert "majin" in said, said
         lab.nodes["majin"].free_disk()
         assert await it.stage.wait_plan(pinned) == "completed"
         await it.wait_all_up()

@@ -20,13 +20,14 @@ import pytest
 import yaml
 
 from orchestra.errors import OrchestraError
-from orchestra.testing.lab import Lab, LabNode, processes
+from orchestra.testing.lab import Lab, LabNode, control, processes
 from orchestra.testing.lab import lab as lab_module
 from orchestra.testing.lab.wire import HUB_ADDRESS
 
 WAIT_S: Final = 30.0
 """Longest a test waits for anything; a deadline, never a measure."""
 ECHO_PORT: Final = 7000
+NOBODY: Final = 65534
 TOTAL_RETRANS: Final = 100
 """Offset of tcpi_total_retrans in the kernel's struct tcp_info."""
 RETRANSMISSIONS: Final = 2
@@ -527,3 +528,14 @@ def test_the_command_explains_itself() -> None:
     assert said.returncode == 0
     assert "restart-sshd" in said.stdout
     assert "up FOLDER" in said.stdout
+    assert f"usage: {sys.executable} -m orchestra.testing.lab" in said.stdout, "as it can be typed, whatever `python` is"
+
+
+def test_somebody_else_is_told_that_it_needs_root(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    os.seteuid(NOBODY)
+    try:
+        with pytest.raises(OrchestraError, match="takes orders from root only"):
+            control.send(tmp_path / "lab", control.Order("nodes"))
+    finally:
+        os.seteuid(0)

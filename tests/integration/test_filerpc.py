@@ -251,6 +251,9 @@ async def test_refused_parameters_name_their_field_and_change_nothing(fleet: Hou
         ("a", {**TASK, "descripton": "x"}, "descripton"),
         ("b", {"description": "Make it better"}, "description"),
         ("c", {**TASK, "target_agents": {"count": 999}}, "target_agents.count"),
+        ("f", {**TASK, "tags": ["nobody"]}, "tags"),
+        ("g", {**TASK, "programs": ["nobody"]}, "programs"),
+        ("h", {**TASK, "node": "nowhere"}, "node"),
     ):
         assert (await fleet.ask(name, "submit_task", params))["error"]["field"] == field
     assert (await fleet.ask("d", "submit_task", {**TASK, "prioritty": "high"}))["error"]["hint"] == "did you mean 'priority'?"

@@ -160,6 +160,8 @@ def test_each_shortage_is_named_with_its_remedy(name: str, change: dict[str, obj
 
 def test_an_offset_within_what_asking_took_is_none() -> None:
     assert all(each.ok for each in findings(msgspec.structs.replace(GOOD, clock_offset_ms=4_000, clock_error_ms=2_100)))
+    clock = findings(msgspec.structs.replace(GOOD, clock_offset_ms=121, clock_error_ms=148))[-1]
+    assert (clock.ok, clock.detail) == (True, "the clock of node n1 agrees with ours within what can be measured (150 ms)")
 
 
 def test_programs_that_were_asked_for_are_looked_at() -> None:

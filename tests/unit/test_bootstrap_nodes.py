@@ -10,9 +10,8 @@ import asyncssh
 import msgspec
 import pytest
 
-from orchestra.agents.registry import adapters
 from orchestra.bootstrap import trust
-from orchestra.bootstrap.launch import _obey_signals
+from orchestra.bootstrap.launch import _obey_signals, start_in_window
 from orchestra.bootstrap.nodes import check_nodes, choose_nodes, kinds_finding, known_nodes, way_in
 from orchestra.bootstrap.trust import KeyOffer, KnownLine, trust_key, trust_target
 from orchestra.bootstrap.wiring import ledger_options
@@ -29,7 +28,7 @@ from orchestra.nodes.ssh import HostKey, SshTarget
 from orchestra.nodes.ssh_trust import KnownKey, Trust
 from orchestra.root import Root
 from orchestra.settings import Settings
-from orchestra.settings_schema import Node, Ssh
+from orchestra.settings_schema import Node, Provisioner, Recovery, Ssh
 from orchestra.testing.fake_usecases import FakeUseCases
 from orchestra.usecases import ShutdownReply
 
@@ -150,10 +149,10 @@ def make_probe(**programs: str) -> NodeProbe:
 
 def test_kinds_are_those_whose_programs_are_there() -> None:
     found = kinds_finding(make_probe(sh="/bin/sh", python3="/bin/python3"), "any")
-    assert (found.ok, found.detail) == (True, f"node majin can run {', '.join(adapters())}")
+    assert (found.ok, found.detail) == (True, "node majin can run command, rehearsal, shell")
     wanted = kinds_finding(make_probe(sh="/bin/sh"), "rehearsal")
     assert (wanted.ok, wanted.fatal) == (False, False)
-    assert wanted.detail == "node majin can run shell, but not rehearsal"
+    assert wanted.detail == "node majin can run command, shell, but not rehearsal"
     assert wanted.remedy == "install python3 there, in a folder that is in PATH without a login (/bin)"
 
 
@@ -229,6 +228,23 @@ def test_a_revoked_key_is_never_trusted(tmp_path: Path) -> None:
     with pytest.raises(HostKeyRefused, match="is revoked"):
         trust_key(make_offer(file, "revoked"), replace=True)
     assert not file.exists()
+
+
+# --- before a coordinator is started -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings,field",
+    [
+        (Settings(recovery=Recovery(fence_seconds=100_000.0)), "recovery.fence_seconds"),
+        (Settings(provisioner=Provisioner(command="make 'it")), "provisioner.command"),
+    ],
+)
+async def test_settings_no_coordinator_could_work_with_start_none(settings: Settings, field: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsInvalid) as refusal:
+        await start_in_window(tmp_path / "root", settings)
+    assert refusal.value.field == field
+    assert not (tmp_path / "root").exists()
 
 
 # --- a coordinator without agents ----------------------------------------------------------------------------------------

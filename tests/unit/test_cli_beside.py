@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from orchestra.edges.cli.main import cli
 from orchestra.edges.cli.session import Session
 from orchestra.errors import FACES, CoordinatorUnreachable, IllegalMove
 from orchestra.intake.request import InitParams
+from orchestra.root import Root
 from orchestra.testing.fake_usecases import (
     FakeWiring,
     make_attempt,
@@ -71,6 +73,26 @@ def test_down_waits_until_nobody_answers() -> None:
     wiring.fake.on("watch", make_watch(3), make_watch(4, e.Terminated()), CoordinatorUnreachable("gone"))
     assert call(wiring, "down").stdout == "down\n"
     assert [params.after_seq for params in wiring.fake.asked("watch")] == [-1, 3, 4]
+
+
+def test_down_leaves_no_folder_with_nothing_but_dead_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    place = Root(tmp_path / "root")
+    control = place.runtime_folder() / "control.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(control))
+        listener.listen()
+        place.release_runtime()
+        assert control.exists(), "somebody listens"
+    (control.parent / "notes").touch()
+    place.release_runtime()
+    assert control.exists(), "somebody's file is beside it"
+    (control.parent / "notes").unlink()
+    wiring = FakeWiring()
+    wiring.fake.on("watch", make_watch(3), make_watch(4, e.Terminated()), CoordinatorUnreachable("gone"))
+    assert call(wiring, "down", "--root", str(place.path)).stdout == "down\n"
+    assert not control.parent.exists()
+    place.release_runtime()
 
 
 def test_down_ends_a_coordinator_that_has_no_agents_and_leftovers_of_one_that_is_gone() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from click.testing import CliRunner, Result
 from orchestra.edges.cli.grammar import Command, Group, parse_agents
 from orchestra.edges.cli.main import COMMANDS, cli
 from orchestra.edges.cli.session import Session
-from orchestra.errors import FACES, BadInput, CoordinatorUnreachable, NotFound, OrchestraError
+from orchestra.errors import FACES, BadInput, CoordinatorUnreachable, NotFound, OrchestraError, SettingsInvalid
 from orchestra.intake.request import ScaleParams, ShutdownParams, StatusParams, SubmitBatchParams, SubmitTaskParams
+from orchestra.settings import Settings
 from orchestra.testing.fake_usecases import (
     FakeWiring,
     make_agent,
@@ -270,12 +271,23 @@ def test_a_task_is_submitted_from_options_from_a_file_and_from_standard_input(tm
         "high",
         "--criterion",
         "All tests pass",
+        "--node",
+        "majin",
+        "--tag",
+        "gpu",
+        "--tag",
+        "eu",
+        "--program",
+        "gcc",
+        "--program",
+        "git",
     ]
     assert call(wiring, "task", "submit", "Count the lines", *options).exit_code == 0
     params = fake.asked("submit_task")[0]
     assert isinstance(params, SubmitTaskParams)
     assert (params.task_id, params.dependencies, params.priority, params.success_criteria) == ("T", ("U",), "high", ("All tests pass",))
     assert (params.constraints.max_execution_time_seconds, params.target_agents.count) == (5, 2)
+    assert (params.node, params.tags, params.programs) == ("majin", ("gpu", "eu"), ("gcc", "git"))
     file = tmp_path / "tasks.json"
     file.write_text(json.dumps({"tasks": [{"description": "One thing to do"}, {"description": "Another thing to do"}]}))
     assert len(call(wiring, "task", "submit", "--from", str(file)).stdout.splitlines()) == 2
@@ -374,6 +386,20 @@ def test_verbose_names_the_causes() -> None:
     wiring.fake.on("status", error)
     assert "caused by: OSError: the disk is gone" in call(wiring, "status", "-v").stderr
     assert "caused by" not in call(wiring, "status").stderr
+
+
+@pytest.mark.parametrize("hint,told", [("", "docs/guides/settings.md"), ("unset it", "hint: unset it\n")])
+def test_a_bad_setting_is_told_where_settings_are_explained(hint: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wiring = FakeWiring()
+
+    def refuse(root: Path, flags: Mapping[str, str]) -> Settings:
+        raise SettingsInvalid("orchestra.yaml:3:5: expected a whole number", field="tasks.retries", hint=hint)
+
+    monkeypatch.setattr(wiring, "load_settings", refuse)
+    result = call(wiring, "init")
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert "--help" not in result.stderr
 
 
 def test_nothing_running_says_how_to_start() -> None:

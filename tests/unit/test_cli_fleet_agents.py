@@ -12,12 +12,12 @@ from orchestra.edges.cli.agent import STATUSES, WITH_WINDOW
 from orchestra.edges.cli.main import cli
 from orchestra.edges.cli.session import Session
 from orchestra.errors import NodeUnreachable
-from orchestra.testing.fake_usecases import FakeWiring, make_agent
-from orchestra.usecases import AgentsParams, AgentsReply, DoneReply, TypeParams
+from orchestra.testing.fake_usecases import FakeWiring, make_agent, make_node
+from orchestra.usecases import AgentsParams, AgentsReply, DoneReply, NodesReply, TypeParams
 
 FLEET = (
     make_agent(1, node="mugen", category="coding", speciality="codegen", team="team-1", level=2),
-    make_agent(2, node="mugen", category="business", speciality="devops", team="team-1", status="busy"),
+    make_agent(2, node="mugen", category="business", speciality="devops", team="team-1", status="busy", task="demo/a", attempt=1),
     make_agent(3, node="majin", category="coding", speciality="review", team="team-2", kind="codex"),
     make_agent(4, node="majin", category="coding", speciality="codegen", team="team-2", status="offline"),
 )
@@ -95,10 +95,10 @@ def test_broadcast_types_to_those_that_fit_and_have_a_window(args: tuple[str, ..
 def test_broadcast_says_to_how_many_on_which_nodes_and_whom_it_left_out() -> None:
     result = call(make_wiring(), "broadcast", "y", "--all", "--no-enter")
     assert result.stdout == "typed to 3 agents: 2 on mugen, 1 on majin\n"
-    assert result.stderr == "not typed to, as they have no window now: #4\n"
+    assert result.stderr == "2 of them were idle, so nothing read it there: #1, #3\nnot typed to, as they have no window now: #4\n"
     wiring = make_wiring()
     told = json.loads(call(wiring, "broadcast", "y", "--all", "--no-enter", "--json").stdout)
-    assert told == {"agents": [1, 2, 3], "nodes": {"mugen": 2, "majin": 1}, "left_out": [4]}
+    assert told == {"agents": [1, 2, 3], "nodes": {"mugen": 2, "majin": 1}, "idle": [1, 3], "left_out": [4]}
     assert {params.enter for params in wiring.fake.asked("type_text")} == {False}
 
 
@@ -112,8 +112,23 @@ def test_a_node_out_of_reach_holds_up_no_other() -> None:
     wiring.fake.on("type_text", type_text)
     result = call(wiring, "broadcast", "y", "--all", "--json")
     assert result.exit_code == 69
-    assert json.loads(result.stdout) == {"agents": [3], "nodes": {"majin": 1}, "left_out": [1, 2, 4]}
+    assert json.loads(result.stdout) == {"agents": [3], "nodes": {"majin": 1}, "idle": [3], "left_out": [1, 2, 4]}
     assert json.loads(result.stderr)["error"]["message"] == "node mugen is not connected"
+
+
+def test_a_broadcast_to_busy_agents_says_nothing_of_idle_ones() -> None:
+    result = call(make_wiring(), "broadcast", "y", "--agents", "2")
+    assert (result.stdout, result.stderr) == ("typed to 1 agent: 1 on mugen\n", "")
+
+
+@pytest.mark.parametrize("name, hint", [("mugn", "did you mean 'mugen'?"), ("xyz", "there are mugen, majin")])
+def test_a_node_that_is_not_there_is_named_by_broadcast(name: str, hint: str) -> None:
+    wiring = make_wiring()
+    wiring.fake.on("nodes", NodesReply((make_node(name="mugen"), make_node(name="majin"))))
+    result = call(wiring, "broadcast", "y", "--node", name, "--json")
+    error = json.loads(result.stderr)["error"]
+    assert (result.exit_code, error["field"], error["hint"]) == (2, "node", hint)
+    assert wiring.fake.asked("type_text") == []
 
 
 @pytest.mark.parametrize("args", [(), ("--no-enter",), ("--all", "--node", "mugen"), ("--team", "team-9")])

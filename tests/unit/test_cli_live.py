@@ -45,7 +45,7 @@ def test_the_view_shows_what_matters() -> None:
     ]
     text = "\n".join(line.plain.rstrip() for line in lines_of(make_plan("running", *tasks), 2, 80, 23, ["stopping"]))
     assert "demo  2.0s  1/4 done, 1 running, 1 waiting, 1 failed" in text
-    assert "50%  ETA 9.0s" in text
+    assert "50%  ETA 7.5s" in text, "core has run for 1.5 s of the 9"
     assert "stage 1  ■ plan" in text
     assert "stage 2  ▶ core  ✗ http" in text
     assert "#7     core     1.5s  40%  writing" in text
@@ -61,14 +61,29 @@ def test_the_rest_takes_its_longest_path_or_its_work_shared_out() -> None:
     assert eta_ms(make_plan("completed", make_task()), 1) == 0
 
 
+def test_what_has_run_already_is_not_ahead() -> None:
+    last = [make_task(f"demo/l{n}", "running", estimate_ms=60_000, rank_ms=70_000, duration_ms=45_000) for n in range(2)]
+    assert eta_ms(make_plan("running", *last), 6) == 25_000
+    late = make_task("demo/late", "running", estimate_ms=60_000, rank_ms=60_000, duration_ms=90_000)
+    assert eta_ms(make_plan("running", late), 6) == 0
+
+
+def test_a_lost_node_is_named_in_one_line() -> None:
+    lost = ("node majin is out of sight: the connection to it broke", "lost sight of demo/a: node majin is lost")
+    lines = [line.plain for line in lines_of(make_plan("running", make_task("demo/a", "unknown")), 4, 200, 24, (), lost)]
+    assert lines.count("; ".join(lost)) == 1
+    assert lines_of(make_plan("running"), 4, 30, 24, (), lost)[2].plain == "node majin is out of sight: t…"
+
+
 def test_the_live_screen_draws_and_cleans_up() -> None:
     console = Console(width=80, height=24, force_terminal=True, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - closed below
     screen = LiveScreen(console)
     with screen:
         screen.say("early")
-        screen.draw(make_plan("running", make_task("demo/a", "running")), make_status())
+        screen.draw(make_plan("running", make_task("demo/a", "running")), make_status(warnings=("node far is out of sight",)))
         screen.say("stopping")
     console.file.close()
     text = console.export_text()
     assert "demo" in text
+    assert "node far is out of sight" in text
     assert "stopping" in text

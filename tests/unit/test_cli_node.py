@@ -14,7 +14,7 @@ from orchestra.core import events as e
 from orchestra.edges.cli.main import cli
 from orchestra.edges.cli.node import node_yaml
 from orchestra.edges.cli.session import Session
-from orchestra.errors import Refused
+from orchestra.errors import FACES, Refused
 from orchestra.nodes.probe import Finding
 from orchestra.settings import Settings, load
 from orchestra.settings_schema import Node
@@ -148,6 +148,23 @@ def test_the_names_of_this_machine_mean_no_ssh_unless_it_is_spoken_of(extra: tup
     assert wiring.fake.asked("node_add")[0].host == host
 
 
+def test_a_configured_machine_is_added_as_the_settings_say_and_the_options_go_first() -> None:
+    wiring = FakeWiring()
+    configured = Node(host="10.0.0.2", ssh_user="ai", port=2222, max_agents=50, zone="eu", tags=("gpu",), agent_memory_mb=512, folder="/o")
+    wiring.settings = Settings(nodes={"majin": configured, "here": Node(max_agents=7)})
+    wiring.fake.on("node_add", NodeReply(majin())).on("watch", make_watch(3))
+    assert call(wiring, "add", "majin").exit_code == 0
+    assert call(wiring, "add", "majin", "--host", "10.0.0.9", "--max-agents", "8", "--tag", "new").exit_code == 0
+    assert call(wiring, "add", "here").exit_code == 0
+    assert wiring.fake.asked("node_add") == [
+        NodeAddParams("majin", "10.0.0.2", "ai", 50, 2222, "eu", 100, ("gpu",), 512, "/o"),
+        NodeAddParams("majin", "10.0.0.9", "ai", 8, 2222, "eu", 100, ("new",), 512, "/o"),
+        NodeAddParams("here", "", max_agents=7),
+    ]
+    error = error_of(call(wiring, "add", "majn", "--json"))
+    assert (error["field"], "did you mean 'majin'" in error["hint"]) == ("host", True)
+
+
 def test_without_a_coordinator_the_settings_to_write_are_printed() -> None:
     wiring = FakeWiring(running=False)
     result = call(wiring, "add", "majin", "--host", "10.0.0.2", "--tag", "gpu", "--zone", "no")
@@ -158,6 +175,16 @@ def test_without_a_coordinator_the_settings_to_write_are_printed() -> None:
     told = call(wiring, "add", "majin", "--host", "10.0.0.2", "--json")
     assert load(json.loads(told.stdout)["yaml"], "", {}, {}).nodes["majin"].host == "10.0.0.2"
     assert error_of(told)["code"] == "coordinator_unreachable"
+
+
+def test_without_a_coordinator_a_configured_machine_has_only_to_be_started() -> None:
+    wiring = FakeWiring(running=False)
+    wiring.settings = Settings(nodes={"majin": Node(host="10.0.0.2")})
+    result = call(wiring, "add", "majin")
+    assert (result.exit_code, result.stdout) == (69, "")
+    assert "majin is in the settings already" in result.stderr
+    changed = call(wiring, "add", "majin", "--zone", "eu")
+    assert load(changed.stdout, "orchestra.yaml", {}, {}).nodes == {"majin": Node(host="10.0.0.2", zone="eu")}
 
 
 @pytest.mark.parametrize("text", ["yes", "1", "1.5", "null", "~/a b", "a: b", '"quoted"', "#x", "-", "2026-01-01", "0x10", "ünï", "a\tb\\"])
@@ -294,13 +321,9 @@ class Terminal:
     def isatty(self) -> bool:
         return True
 
-    def confirm(self, question: str, *, abort: bool, err: bool) -> bool:
-        import click
-
+    def confirm(self, question: str, *, err: bool) -> bool:
         self.asked = question
-        if not self.answer:
-            raise click.Abort
-        return True
+        return self.answer
 
 
 def at_terminal(wiring: FakeWiring, *args: str) -> object:
@@ -320,10 +343,11 @@ def test_trust_shows_the_key_asks_and_adds_it(monkeypatch: pytest.MonkeyPatch, c
     assert wiring.log == [f"trust majin {SHOWN} False"]
 
 
-def test_who_says_no_trusts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_says_no_trusts_nothing_and_is_told_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     wiring, _ = FakeWiring(), Terminal(monkeypatch, answer=False)
-    assert at_terminal(wiring, "trust", "majin") == 130
+    assert at_terminal(wiring, "trust", "majin") == FACES["refused"].exit_code
     assert wiring.log == []
+    assert "the key of majin.example:22 is not trusted; nothing was changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("args", [("--json",), ()])

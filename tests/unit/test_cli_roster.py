@@ -138,6 +138,17 @@ def test_errors_name_the_field_and_what_to_do(args: tuple[str, ...], field: str,
     assert hint in error["hint"]
 
 
+def test_a_kind_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("{roster: my, agents: 8, kinds: {shel: 6, any: 2}}")
+    result = call(str(file), "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stderr)["error"]
+    assert (error["field"], error["message"], error["hint"]) == ("agent", "there is no agent kind 'shel'", "did you mean 'shell'?")
+    file.write_text("{roster: my, agents: 8, kinds: {shell: 6, any: 2}}")
+    assert said(str(file))["agents"] == 8
+
+
 def test_a_bad_file_is_told_with_every_line(tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text("roster: bad\ncategories: {coding: 0}\nspecialities: {x: 0}\n")

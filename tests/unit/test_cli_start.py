@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -62,6 +63,13 @@ def test_a_node_that_has_not_come_is_named() -> None:
     assert "node majin is not connected yet" in result.stderr
     assert "orchestra node check majin" in result.stderr
     assert "node mugen" not in result.stderr
+
+
+def test_a_machine_that_is_not_used_any_more_is_told() -> None:
+    wiring = make_wiring()
+    wiring.fake.on("init", msgspec.structs.replace(REPLY, warnings=("gamma is no longer in the settings",)))
+    assert "gamma is no longer in the settings" in call(wiring, "init").stderr
+    assert json.loads(call(wiring, "init", "--json").stdout)["warnings"] == ["gamma is no longer in the settings"]
 
 
 def test_init_asks_the_running_orchestra() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.effects import CloseAgent, OpenAgents, RemoveWindow
-from orchestra.core.model import AgentStatus, NodeSpec, OutcomeKind, Worker
+from orchestra.core.model import AgentSpec, AgentStatus, NodeSpec, OutcomeKind, Worker
 from orchestra.errors import DuplicateId, IllegalMove, NotFound, PlanInvalid, Refused
 from orchestra.ids import AgentId, NodeId
 from orchestra.testing.builders import NODE, Bench, make_agents, make_task
@@ -82,6 +84,52 @@ def test_tags_and_programs_are_obeyed() -> None:
     for fields, said in (({"tags": ("gpu", "us")}, "with tag gpu, us"), ({"programs": ("ghc",)}, "with ghc installed")):
         with pytest.raises(PlanInvalid, match=said):
             bench.submit(make_task("x", plan="q", **fields), plan="q")
+
+
+@pytest.mark.parametrize(
+    "wish,field,said,hint",
+    [
+        ({"kind": "codex"}, "agent", "(kinds: shell)", "change `agent`"),
+        ({"node": NodeId("majn")}, "node", "there is no node 'majn'", "did you mean 'majin'?"),
+        ({"node": NodeId("x")}, "node", "there is no node 'x'", "there are local, majin, idle"),
+        ({"node": NodeId("idle")}, "node", "(they are on local, majin)", "change `node`"),
+        ({"tags": ("gpu", "nobody")}, "tags", "(no such node has the tag nobody)", "change `tags`"),
+        ({"tags": ("gpu", "eu")}, "tags", "(no such node has all of these tags)", "change `tags`"),
+        ({"tags": ("gpu",), "node": NODE}, "tags", "(no such node has the tag gpu)", "change `tags`"),
+        ({"programs": ("ghc",)}, "programs", "(no such node has the program ghc)", "change `programs`"),
+        ({"tags": ("gpu",), "programs": ("gcc",)}, "programs", "(no such node has the program gcc)", "change `programs`"),
+        ({"tags": ("gpu",), "replicas": 2}, "target_agents.count", "the fleet has 1", "change `target_agents.count`"),
+    ],
+)
+def test_the_wish_that_cannot_be_met_is_named(wish: dict[str, Any], field: str, said: str, hint: str) -> None:
+    nodes = (NodeSpec(NODE, tags=("eu",)), NodeSpec(NodeId("majin"), tags=("gpu",)), NodeSpec(NodeId("idle"), tags=("nobody",)))
+    bench = Bench((AgentSpec(AgentId(1), NODE, "shell"), AgentSpec(AgentId(2), NodeId("majin"), "shell")), nodes=nodes)
+    bench.do(c.NodeUp(NODE, "boot", "s", programs=("gcc",)), c.WorkerSeen(AgentId(1), Worker(101, 1)))
+    with pytest.raises(PlanInvalid) as refusal:
+        bench.submit(make_task("x", **wish))
+    assert refusal.value.field == field
+    assert "'p/x'" in refusal.value.message
+    assert said in refusal.value.message
+    assert hint in refusal.value.hint
+
+
+def test_a_misspelt_node_is_told_its_neighbour() -> None:
+    bench = Bench(make_agents(1), nodes=(NodeSpec(NODE), NodeSpec(NodeId("majin"))))
+    for command in (c.DrainNode(NodeId("majn")), c.ResumeNode(NodeId("majn")), c.RemoveNode(NodeId("majn"))):
+        with pytest.raises(NotFound) as refusal:
+            bench.do(command)
+        assert refusal.value.hint == "did you mean 'majin'?"
+    with pytest.raises(NotFound) as refusal:
+        bench.do(c.DrainNode(NodeId("x")))
+    assert refusal.value.hint == "`orchestra node list` lists them"
+
+
+def test_force_does_not_remove_a_machine_that_is_there() -> None:
+    for force in (False, True):
+        with pytest.raises(Refused) as refusal:
+            two_nodes().do(c.RemoveNode(B, force))
+        assert "`orchestra node drain b` first" in refusal.value.hint
+        assert ("--force is only for a machine that is lost" in refusal.value.hint) == force
 
 
 def test_a_task_waits_for_the_node_it_suits() -> None:

@@ -26,6 +26,8 @@ from orchestra.ids import AgentId, AttemptId, TaskId
 from orchestra.intake.request import ScaleParams
 from orchestra.ledgers.memory import MemoryLedger
 from orchestra.node import Inventory, Node, NodeFacts, Notice, Record, Report
+from orchestra.nodes.courier import Courier
+from orchestra.nodes.transport import Channel
 from orchestra.scheduling import place
 from orchestra.testing.builders import NODE, Bench, make_agents, make_task
 
@@ -230,3 +232,19 @@ def test_tasks_that_wait_for_one_agent_are_not_looked_at_one_by_one(monkeypatch:
     looks = 0
     bench.do(c.Tick())
     assert looks <= 1
+
+
+class EndedChannel:
+    """A channel whose other side is gone."""
+
+    async def read(self) -> bytes:
+        return b""
+
+    async def close(self) -> None:
+        return None
+
+
+async def test_a_connection_that_ends_is_told_in_words_of_the_person_who_looks() -> None:
+    courier = Courier(cast(Channel, EndedChannel()), "nonce", 1000)
+    assert await courier.reports.get() == Notice("channel-lost", detail="the connection to it broke")
+    await courier.close()

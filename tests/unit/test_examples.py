@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import runpy
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from orchestra.errors import PlanInvalid
 from orchestra.intake.planfile import PlanDocument, parse_plan
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+FLEET_DEMO = EXAMPLES.parent / "scripts" / "demo_fleet.py"
 ADAPTERS: dict[str, Adapter] = {"shell": shell.ADAPTER, "rehearsal": rehearsal.ADAPTER}
 
 
@@ -90,3 +94,13 @@ def test_level6_declares_its_files_once_each() -> None:
 
 def test_every_task_of_level6_is_verified() -> None:
     assert [task.id for task in read("level6/plan.yaml").drafts if not task.checks] == []
+
+
+def test_the_fleet_demo_without_root_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert runpy.run_path(str(FLEET_DEMO))["main"]([]) == 69
+    assert list(tmp_path.iterdir()) == []
+    assert "needs root" in capsys.readouterr().err

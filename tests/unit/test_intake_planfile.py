@@ -139,8 +139,9 @@ def test_what_is_not_said() -> None:
     [
         ("name: p", "{id: a, run: x}", "shell", "/w/plans"),
         ("name: p\nworkspace: ../repo", "{id: a, run: x}", "shell", "/w/repo"),
-        ("name: p\nagents: {count: 1, kind: codex}", "{id: a, prompt: x}", "codex", ""),
-        ("name: p\nagents: [{count: 1, kind: codex}, {count: 2}]", "{id: a, prompt: x}", "codex", ""),
+        ("name: p\nagents: {count: 1, kind: codex}", "{id: a, prompt: x}", "codex", "/w/plans"),
+        ("name: p\nagents: [{count: 1, kind: codex}, {count: 2}]", "{id: a, prompt: x}", "codex", "/w/plans"),
+        ("name: p\nagents: {count: 1, kind: rehearsal}", "{id: a, prompt: x}", "rehearsal", ""),
         ("name: p\nworkspace: r\ndefaults: {agent: claude}", "{id: a, prompt: x}", "claude", "/w/plans/r"),
         ("name: p\ndefaults: {agent: claude, workspace: d}", "{id: a, run: x, agent: gemini}", "gemini", "/w/plans/d"),
     ],

@@ -73,6 +73,9 @@ def test_what_else_a_task_may_say() -> None:
     assert (made.kind, made.needs, made.estimate_ms, made.files) == ("shell", ("A", "P/B"), 600_000, ("a",))
     assert (made.retries, made.backoff_ms) == (1, 2000)
     assert spec(description="d", payload={"type": "command", "content": "x"}, agent="codex").kind == "codex"
+    placed = spec(description="d", payload={"type": "command", "content": "x"}, node="majin", tags=["gpu", "eu"], programs=["gcc"])
+    assert (placed.node, placed.tags, placed.programs) == ("majin", ("gpu", "eu"), ("gcc",))
+    assert (made.node, made.tags, made.programs) == (None, (), ())
 
 
 @pytest.mark.parametrize(

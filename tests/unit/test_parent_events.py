@@ -88,13 +88,19 @@ def test_a_replaced_agent_names_its_replacement() -> None:
 def test_a_node_that_is_back_says_how_long_it_was_gone_and_whether_it_was_started_anew() -> None:
     rule = ParentEvents()
     assert rule.of(State(), Happened(1, 0, e.NodeConnected(NODE, "b", "s"))) is None, "the first time is no return"
-    for at_ms, still in ((1000, False), (4000, True)):
-        lost = rule.of(State(), Happened(2, at_ms, e.NodeLost(NODE, "silence", still)))
-        assert lost is not None
-        assert (lost.event, lost.severity) == ("node_lost", "critical")
+    lost = rule.of(State(), Happened(2, 1000, e.NodeLost(NODE, "silence")))
+    assert lost is not None
+    assert (lost.event, lost.severity) == ("node_lost", "critical")
+    assert rule.of(State(), Happened(2, 4000, e.NodeLost(NODE, "no route", True))) is None, "it is told once"
     back = rule.of(State(), Happened(3, 31_000, e.NodeConnected(NODE, "c", "s", (), True)))
     assert back is not None
     assert back.values == {"node": NODE, "rebooted": True, "downtime_seconds": 30}
+
+
+def test_after_a_restart_the_return_of_a_node_is_told_all_the_same() -> None:
+    back = ParentEvents(lost={NODE: 1000}).of(State(), Happened(3, 31_000, e.NodeConnected(NODE, "c", "s")))
+    assert back is not None
+    assert back.values["downtime_seconds"] == 30
 
 
 def test_a_tripped_node_is_degraded_until_its_reset() -> None:

@@ -27,9 +27,10 @@ from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Kernel
 from orchestra.engine.loop import Loop
 from orchestra.errors import BadInput, NotFound, OrchestraError, PlanInvalid, Refused
+from orchestra.fleetdesk import Wanted
 from orchestra.ids import NodeId
 from orchestra.intake.planfile import AgentGroup
-from orchestra.intake.request import InitParams
+from orchestra.intake.request import InitParams, ScaleParams
 from orchestra.intake.roster import (
     LEAD,
     PRESETS,
@@ -46,7 +47,7 @@ from orchestra.intake.roster import (
     size_of,
 )
 from orchestra.ledgers.memory import MemoryLedger
-from orchestra.usecases import InitReply
+from orchestra.usecases import InitReply, NodeAddParams
 from orchestra.viewing import Lens
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -479,3 +480,67 @@ async def test_a_refused_init_changes_nothing(params: InitParams, error: type[Or
             await app.init(params)
         assert refusal.value.field == field
         assert await app._loop.ask(lambda state: (state.seq, len(state.agents))) == (0, 0)
+
+
+async def test_a_misspelt_node_is_told_its_neighbour() -> None:
+    for name, hint in (("mugn", "did you mean 'mugen'?"), ("x", "configured nodes: mugen, majin")):
+        with pytest.raises(NotFound, match="there is no node") as refusal:
+            await init(InitParams(nodes=(name,)))
+        assert (refusal.value.field, refusal.value.hint) == ("nodes[0]", hint)
+
+
+# --- machines of an earlier start ------------------------------------------------------------------------------------
+
+
+FAR = NodeSpec(NodeId("mugen"), host="10.0.0.1", max_agents=4)
+
+
+async def test_a_machine_that_is_no_longer_in_the_settings_is_not_used_and_told() -> None:
+    async with coordinator((FAR,)) as app:
+        await app._loop.request(c.AddNode(NodeSpec(NodeId("majin"), host="10.0.0.2")))
+        async with asyncio.timeout(20):  # one that used it would wait for its agents
+            reply = await app.init(InitParams(agent_count=2))
+        assert reply.agent_manifest == {"total": 2, "mugen": 2}
+        assert reply.warnings == ("majin is no longer in the settings; `orchestra node remove majin` forgets it",)
+        with pytest.raises(Refused, match="the nodes take 4 "):
+            await app.scale(ScaleParams(target_count=5))
+        await app._loop.request(c.RemoveNode(NodeId("majin"), force=False))
+        assert await app._loop.ask(lambda state: list(state.nodes)) == ["mugen"]
+
+
+async def test_a_machine_that_went_from_the_settings_is_used_again_when_it_is_added() -> None:
+    async with coordinator((FAR,)) as app:
+        await app._loop.request(c.AddNode(NodeSpec(NodeId("majin"), host="10.0.0.2")))
+        await app.init(InitParams(agent_count=2))
+        app._bench.drivers[NodeId("majin")] = cast("NodeDriver", None)  # as a coordinator has that was started with it
+        await app.node_add(NodeAddParams("majin", "10.0.0.2", max_agents=4))
+        assert await app._loop.ask(lambda state: state.node(NodeId("majin")).draining) is False
+        assert await app._loop.ask(app._forgotten) == ()
+        assert (await app.scale(ScaleParams(target_count=5))).target_count == 5
+
+
+async def test_a_machine_that_is_named_again_is_used_again() -> None:
+    async with coordinator((FAR,)) as app:
+        await app._loop.request(c.AddNode(FAR))
+        await app._loop.request(c.DrainNode(FAR.id))
+        reply = await app.init(InitParams(agent_count=2))
+        assert (reply.agent_manifest, reply.warnings) == ({"total": 2, "mugen": 2}, ())
+
+
+async def test_machines_that_were_added_or_provided_stay_without_the_settings() -> None:
+    async with coordinator((FAR,)) as app:
+        await app.node_add(NodeAddParams("gamma", "10.0.0.7", max_agents=4))
+        reply = await app.init(InitParams(agent_count=4))
+        assert (reply.agent_manifest, reply.warnings) == ({"total": 4, "mugen": 2, "gamma": 2}, ())
+
+        async def provide(wanted: Wanted) -> tuple[NodeSpec, ...]:
+            return (NodeSpec(NodeId("made"), host="10.0.0.8", max_agents=wanted.agents),)
+
+        app._desk._provision = provide
+        await app.scale(ScaleParams(target_count=9))
+        assert await app._loop.ask(lambda state: {name: node.spec.added for name, node in state.nodes.items()}) == {
+            "gamma": True,
+            "mugen": False,
+            "made": True,
+        }
+        assert await app._loop.ask(app._forgotten) == ()

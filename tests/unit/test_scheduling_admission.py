@@ -240,6 +240,14 @@ def draining(bench: Bench) -> None:
     bench.do(c.DrainNode(B))
 
 
+def drained(bench: Bench) -> None:
+    draining(bench)
+    for name in ("p/a", "p/b"):
+        bench.finish(name)
+    bench.do(c.AgentClosed(AgentId(3)), c.AgentClosed(AgentId(4)))
+    assert not bench.state.agents_on(B)
+
+
 def workers_down(bench: Bench) -> None:
     bench.submit(make_task("a", node=B), make_task("b", node=B), make_task("x", node=B))
     bench.do(c.WorkerFell(AgentId(3), Worker(103, 1), "killed"), c.WorkerFell(AgentId(4), Worker(104, 1), "killed"))
@@ -249,9 +257,18 @@ def workers_down(bench: Bench) -> None:
     "arrange, said",
     [
         (no_agent_of_it, "p/x is ready, but the fleet has no agent of kind 'shell' on node 'b'; add one with `orchestra scale`."),
-        (node_lost, "p/x is ready, but none of the 2 agents of kind 'shell' on node 'b' is up: node b is out of sight."),
+        (
+            node_lost,
+            "p/x is ready, but none of the 2 agents of kind 'shell' on node 'b' is up: "
+            "node b is out of sight, and takes work again when it is back (`orchestra node list` says more).",
+        ),
         (breaker, "; nothing is started on node b: its disk is full."),
-        (draining, "is up: node b is being drained."),
+        (draining, "is up: node b is being drained (`orchestra node resume b` uses it again)."),
+        (
+            drained,
+            "p/x is ready, but there is no agent of kind 'shell' on node 'b', and none can be added now: "
+            "node b is being drained (`orchestra node resume b` uses it again).",
+        ),
         (workers_down, "is up: their workers are down."),
     ],
 )
@@ -266,4 +283,14 @@ def test_explain_says_when_agents_are_kept_for_their_own() -> None:
     bench = Bench(make_agents(5, category="review"))
     bench.submit(*(make_task(str(number)) for number in range(5)))
     waiting = next(iter(bench.state.queued))
-    assert why(bench, waiting) == f"{waiting} is ready; the free agents are kept for tasks of their own categories."
+    assert why(bench, waiting) == (
+        f"{waiting} is ready, but the free agents are kept for tasks of their own categories: review (1); "
+        "give it one of these, or use a roster with more agents for coding."
+    )
+
+
+def test_a_node_in_trouble_that_the_task_could_not_use_is_not_blamed() -> None:
+    bench = Bench((*make_agents(1), *make_agents(1, "b", first=2)), nodes=(NodeSpec(NODE), NodeSpec(B)))
+    bench.submit(make_task("a", node=NODE), make_task("x", node=NODE))
+    bench.do(c.DrainNode(B))
+    assert "node b" not in why(bench, next(iter(bench.state.queued)))

@@ -18,6 +18,8 @@ STAGE_DIR: Final = "@stage/"
 """The same for a file that was pushed to the node with the worker."""
 SPACE_DIR: Final = "@space/"
 """Prefix of a working folder that the node makes for tasks with the same workspace."""
+AGENT_DIR: Final = "@agent/"
+"""The same for a file in a folder of the agent's own that lasts over its attempts: what a CLI keeps, so that agents do not share it."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -29,6 +31,8 @@ class Context(msgspec.Struct, frozen=True):
     """Session of an earlier attempt to go on with, or empty."""
     settings: dict[str, str] = {}
     """The kind's own section of the configuration."""
+    cost_so_far_usd_micros: int = 0
+    """What earlier attempts of the task cost, all together; its limit is for all of them."""
 
 
 class SuccessRule(msgspec.Struct, frozen=True):
@@ -45,6 +49,8 @@ class Launch(msgspec.Struct, frozen=True):
     argv: tuple[str, ...]
     files: dict[str, str] = {}
     """Files to put into the attempt's folder first, by plain name."""
+    agent_files: dict[str, str] = {}
+    """Files to put below `AGENT_DIR` first, by relative path; those that are there are written over."""
     env: dict[str, str] = {}
     env_pass: tuple[str, ...] = ()
     """Names of variables of the node's own environment that are let through."""
@@ -96,6 +102,8 @@ class Verdict(msgspec.Struct, frozen=True):
     session: str = ""
     summary: str = ""
     output_files: tuple[str, ...] = ()
+    usage_of_session: bool = False
+    """The usage counts from the beginning of the session; whoever knows the earlier attempts in it takes off what they used."""
 
 
 class Adapter(Protocol):
@@ -104,6 +112,8 @@ class Adapter(Protocol):
     kind: str
     programs: tuple[str, ...]
     """Programs that have to be on the node's PATH."""
+    variables: tuple[str, ...]
+    """Variables of the node's login that `Launch.env_pass` may name: keys and proxies. No others reach the windows."""
     memory_bytes: int
     """Memory an attempt is expected to need before any was measured."""
 

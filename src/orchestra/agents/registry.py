@@ -1,4 +1,4 @@
-"""Which agent kinds there are: everything registered under the entry-point group `orchestra.agents`."""
+"""Which agent kinds there are: everything registered under the entry-point group `orchestra.agents`, and what the settings define."""
 
 from __future__ import annotations
 
@@ -9,17 +9,45 @@ from importlib.metadata import entry_points
 from typing import Final
 
 from orchestra.agents.adapter import Adapter, Context
+from orchestra.agents.command import made
 from orchestra.core.model import TaskSpec
 from orchestra.errors import BadInput, PlanInvalid
 
 GROUP: Final = "orchestra.agents"
 
 
+_from_settings: dict[str, Adapter] = {}
+
+
 @cache
+def _installed() -> Mapping[str, Adapter]:
+    return {point.name: point.load() for point in entry_points(group=GROUP)}
+
+
 def adapters() -> Mapping[str, Adapter]:
-    """Returns the installed kinds by name, in alphabetical order. A broken plugin raises its own error here, at start."""
-    found = {point.name: point.load() for point in entry_points(group=GROUP)}
-    return dict(sorted(found.items()))
+    """Returns the known kinds by name, in alphabetical order. A broken plugin raises its own error here, at start."""
+    return dict(sorted({**_installed(), **_from_settings}.items()))
+
+
+def define(sections: Mapping[str, Mapping[str, str]]) -> None:
+    """Makes the kinds that the settings define known, in place of those of an earlier call.
+
+    Args:
+        sections: The settings of each kind. One with a `command` is a kind of its own.
+
+    Raises:
+        BadInput: A section cannot be, has the name of an installed kind, or belongs to no kind.
+    """
+    own = made(sections)
+    for kind in sections:
+        if kind in own and kind in _installed():
+            raise BadInput("is an installed kind, which has its own command", field=f"kinds.{kind}.command", hint="give yours another name")
+        if kind not in own and kind not in _installed():
+            near = difflib.get_close_matches(kind, _installed(), 1)
+            hint = f"did you mean {near[0]!r}?" if near else "a kind of your own needs a command"
+            raise BadInput("there is no such agent kind", field=f"kinds.{kind}", hint=hint)
+    _from_settings.clear()
+    _from_settings.update(own)
 
 
 def check_runnable(spec: TaskSpec, *, where: str = "") -> None:

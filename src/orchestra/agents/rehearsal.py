@@ -235,6 +235,7 @@ class Rehearsal:
 
     kind = "rehearsal"
     programs: tuple[str, ...] = ("python3",)
+    variables: tuple[str, ...] = ("REHEARSAL_SPEED",)
     memory_bytes: int = 16 << 20
 
     def launch(self, spec: TaskSpec, context: Context) -> Launch:
@@ -248,7 +249,7 @@ class Rehearsal:
             argv=(*argv, "--prompt", f"{ATTEMPT_DIR}prompt.txt", "--seed", str(seed), *resumed),
             files={"scenario.json": msgspec.json.encode(scenario_of(spec)).decode(), "prompt.txt": spec.payload.content},
             env=env,
-            env_pass=() if "REHEARSAL_SPEED" in env else ("REHEARSAL_SPEED",),
+            env_pass=() if "REHEARSAL_SPEED" in env else self.variables,
             stdin="null" if spec.stdin == "none" else "pane",
             view="json",
             signals=("system", "result"),

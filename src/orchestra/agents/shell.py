@@ -86,6 +86,7 @@ class Shell:
 
     kind = "shell"
     programs: tuple[str, ...] = ("sh",)
+    variables: tuple[str, ...] = ()
     memory_bytes: int = 16 << 20
 
     def launch(self, spec: TaskSpec, context: Context) -> Launch:

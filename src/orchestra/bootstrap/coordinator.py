@@ -7,6 +7,7 @@ the ledger. Stop without `Finish` leaves every agent as it is; the next coordina
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -27,6 +28,8 @@ from orchestra.bootstrap.wiring import (
     fallback_options,
     ledger_options,
     make_node,
+    make_transport,
+    make_workspaces,
     milliseconds,
     order_options,
     policy,
@@ -45,6 +48,7 @@ from orchestra.engine.board import Board
 from orchestra.engine.driver import NodeDriver, Tools
 from orchestra.engine.kernel import Kernel, collection_paused
 from orchestra.engine.loop import Loop
+from orchestra.engine.merger import Merger
 from orchestra.engine.orders import OrderMaker
 from orchestra.engine.services import Service, ServiceGroup
 from orchestra.engine.translate import Translator
@@ -65,11 +69,14 @@ from orchestra.scheduling.admission import Load
 from orchestra.settings import Settings
 from orchestra.viewing import Lens
 from orchestra.views import ReportData
+from orchestra.workspace import Workspaces
 
 log = logging.getLogger(__name__)
 
 TICK_MS = 100
 """How late a retry or a deadline may be noticed."""
+TIDY_S = 30
+"""Longest that the end waits until worktrees are gone that nobody needs any more."""
 FACTS_MS = 5_000
 """How often a node's load is asked for."""
 
@@ -130,6 +137,7 @@ class Coordinator:
         self._orders = OrderMaker(adapter_for, order_options(self._settings))
         self.app = App(self._bench(), app_options(self._settings, self.root))
         self._keeper = Keeper(self.loop, self.root, self._drivers.get, attempts_keep=self._settings.limits.attempts_keep)
+        self._merger = Merger(self.loop, self._clock, self._workspaces_of, self._keeper.keep_work)
         self._projector = Projector(self.loop, self.root, self._clock, self._lens, self._facts_now)
         self._parent_events = EventFiles(self.loop, self.root, self._clock)
         file_rpc = FileRpc(self.app, self.loop, self.root, self._clock, rpc_options(self._settings))
@@ -141,6 +149,7 @@ class Coordinator:
                 self._loop_service,
                 Service("ticker", self._tick),
                 Service("keeper", self._keeper.run),
+                Service("merger", self._merger.run),
                 Service("projector", self._projector.run),
                 Service("heartbeat", lambda: self._projector.beat(heartbeat_ms)),
                 Service("parent-events", self._parent_events.run),
@@ -183,6 +192,10 @@ class Coordinator:
         known = self.loop.state.nodes.get(node)
         return attempt_place(None if known is None else known.spec, self.root, attempt)
 
+    def _workspaces_of(self, node: NodeId) -> Workspaces | None:
+        driver = self._drivers.get(node)
+        return driver.workspaces if driver is not None and driver.connected else None
+
     # --- nodes -------------------------------------------------------------------------------------------------------
 
     def _add_driver(self, spec: NodeSpec) -> NodeDriver:
@@ -190,8 +203,10 @@ class Coordinator:
         if spec.id in self._drivers:
             return self._drivers[spec.id]
         tools = Tools(self.loop, self._clock, self._translator, self._board, self._orders)
-        node = make_node(spec, self.root, self._settings)
-        driver = self._drivers[spec.id] = NodeDriver(node, tools, driver_options(self._settings))
+        transport = make_transport(spec, self._settings)
+        node = make_node(spec, self.root, self._settings, transport)
+        spaces = make_workspaces(spec, self.root, transport)
+        driver = self._drivers[spec.id] = NodeDriver(node, tools, driver_options(self._settings), spaces)
         self._services.add(Service(f"node-{spec.id}", driver.run))
         return driver
 
@@ -211,7 +226,7 @@ class Coordinator:
         except OrchestraError as error:
             log.info("node-not-released", extra={"node": node, "reason": str(error)})
         self.loop.kernel.loads.pop(node, None)
-        self.root.forget_runtime(node)
+        self._forget_runtime(node)
 
     def _reconnect_known_nodes(self, state: State) -> None:
         if state.lifecycle not in (Lifecycle.UNINITIALIZED, Lifecycle.TERMINATED, Lifecycle.FAILED):
@@ -231,6 +246,7 @@ class Coordinator:
                 case NodeEffect():
                     by_node.setdefault(effect.node, []).append(effect)
         self._keeper.keep(results)
+        self._merger.take(effects)
         for node, orders in by_node.items():
             if node in self._drivers:
                 self._drivers[node].act(orders)
@@ -239,6 +255,9 @@ class Coordinator:
         """The orchestra has ended: results written, windows closed, files current."""
         try:
             await self._keeper.wait_written()
+            with contextlib.suppress(TimeoutError):  # what is left over is found by tidying
+                async with asyncio.timeout(TIDY_S):
+                    await self._merger.wait_done()
             await asyncio.gather(*(self._close_windows(driver) for driver in self._drivers.values()))
             await self._projector.write()
             self._parent_events.flush()
@@ -250,7 +269,13 @@ class Coordinator:
             await driver.node.close_all()
         except OrchestraError as error:
             log.warning("windows-not-closed", extra={"node": driver.node.id, "reason": str(error)})
-        self.root.forget_runtime(driver.node.id)
+        self._forget_runtime(driver.node.id)
+
+    def _forget_runtime(self, node: NodeId) -> None:
+        try:
+            self.root.forget_runtime(node)
+        except (OrchestraError, OSError) as error:
+            log.info("runtime-not-removed", extra={"node": node, "reason": str(error)})
 
     # --- in the background -------------------------------------------------------------------------------------------
 
@@ -260,9 +285,19 @@ class Coordinator:
             await self.loop.report([c.Tick()])
 
     async def _ask_facts(self) -> None:
-        while True:
-            await asyncio.gather(*(self._ask_node(driver) for driver in list(self._drivers.values()) if driver.connected))
-            await self._clock.sleep_ms(FACTS_MS)
+        """Asks each node on its own: one that does not answer must not make the figures of the others old."""
+        asked: dict[NodeId, asyncio.Task[None]] = {}
+        try:
+            while True:
+                for driver in list(self._drivers.values()):
+                    before = asked.get(driver.node.id)
+                    if driver.connected and (before is None or before.done()):
+                        asked[driver.node.id] = asyncio.create_task(self._ask_node(driver), name=f"facts-{driver.node.id}")
+                await self._clock.sleep_ms(FACTS_MS)
+        finally:
+            for task in asked.values():
+                task.cancel()
+            await asyncio.gather(*asked.values(), return_exceptions=True)
 
     async def _ask_node(self, driver: NodeDriver) -> None:
         try:

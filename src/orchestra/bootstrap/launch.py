@@ -14,12 +14,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, cast
 
+from orchestra.agents.registry import define
 from orchestra.bootstrap.coordinator import Coordinator
+from orchestra.bootstrap.provisioning import provisioner
 from orchestra.bootstrap.shelf import open_shelf
+from orchestra.bootstrap.wiring import kind_settings, policy
 from orchestra.client import Client
 from orchestra.clocks.system import SystemClock
 from orchestra.core.model import Lifecycle
 from orchestra.errors import (
+    BadInput,
     CoordinatorUnreachable,
     IllegalMove,
     LedgerLocked,
@@ -47,7 +51,7 @@ WINDOW_SESSION: Final = "coordinator"
 
 
 def load_settings(root: Path, flags: Mapping[str, str]) -> Settings:
-    """Returns the settings of a root: defaults, then its file, then `ORCHESTRA_*`, then flags.
+    """Returns the settings of a root: defaults, then its file, then `ORCHESTRA_*`, then flags. From then on the agent kinds they define are known.
 
     Raises:
         SettingsInvalid: Something in them is wrong; the message says where.
@@ -59,7 +63,12 @@ def load_settings(root: Path, flags: Mapping[str, str]) -> Settings:
         text = None
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsInvalid(f"{file} cannot be read: {exc}") from exc
-    return load(text, str(file), os.environ, flags)
+    settings = load(text, str(file), os.environ, flags)
+    try:
+        define(kind_settings(settings))
+    except BadInput as error:
+        raise SettingsInvalid(error.message, field=error.field, hint=error.hint) from error
+    return settings
 
 
 @asynccontextmanager
@@ -231,7 +240,10 @@ async def start_in_window(root: Path, settings: Settings) -> None:
     Raises:
         NodeFailed: tmux could not start it, or it ended at once; the message has its last words.
         LedgerLocked: There is one already.
+        SettingsInvalid: It could not work with these settings.
     """
+    policy(settings)
+    provisioner(settings)
     place = Root(root)
     place.prepare()
     with contextlib.suppress(CoordinatorUnreachable):
@@ -352,7 +364,8 @@ async def wait_window_gone(root: Path) -> None:
 
 
 async def _tmux(command: Sequence[str], *arguments: str, may_fail: bool = False) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TMUX", "SSH_"))}
+    kept = "SSH_AUTH_SOCK"  # nodes are logged in to with the keys of the user's agent
+    environment = {name: value for name, value in os.environ.items() if name == kept or not name.startswith(("TMUX", "SSH_"))}
     process = await asyncio.create_subprocess_exec(
         *command, *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )

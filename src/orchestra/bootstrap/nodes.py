@@ -11,7 +11,7 @@ import msgspec
 
 from orchestra.agents.registry import adapters
 from orchestra.bootstrap.coordinator import restore_kernel
-from orchestra.bootstrap.wiring import PROGRAMS, ledger_options, make_transport, node_folder, node_specs, policy, ssh_options
+from orchestra.bootstrap.wiring import ledger_options, make_transport, node_folder, node_specs, policy, programs_asked, ssh_options
 from orchestra.core.model import Lifecycle, NodeSpec
 from orchestra.errors import HostKeyRefused, LoginRefused, NodeFailed, NodeUnreachable, NotFound
 from orchestra.intake.shape import nearest
@@ -111,7 +111,7 @@ async def check_nodes(root: Path, settings: Settings, specs: Sequence[NodeSpec])
 async def _check_node(spec: NodeSpec, place: Root, settings: Settings) -> NodeCheck:
     transport = make_transport(spec, settings)
     try:
-        seen = await probe(transport, spec.id, node_folder(spec, place), PROGRAMS)
+        seen = await probe(transport, spec.id, node_folder(spec, place), programs_asked())
     except NodeFailed as error:
         found = way_in(spec, error)
     else:

@@ -24,25 +24,41 @@ from orchestra.ledgers.sqlite import SqliteOptions
 from orchestra.node import Node
 from orchestra.nodes.tmux import TmuxOptions
 from orchestra.nodes.tmux_node import NodeOptions, TmuxNode
-from orchestra.nodes.transport import LocalTransport, Transport
+from orchestra.nodes.transport import PASS_ENVIRONMENT, LocalTransport, Transport
 from orchestra.root import Root
 from orchestra.scheduling.admission import AdmissionOptions
 from orchestra.settings import Settings
+from orchestra.settings_schema import KindValue
+from orchestra.workspace import Workspaces
+from orchestra.workspaces.calling import MachineOptions
+from orchestra.workspaces.machine import WorkspaceOptions
+from orchestra.workspaces.remote import RemoteWorkspaces, Site
 
 if TYPE_CHECKING:
     from orchestra.nodes.ssh import SshOptions, SshTarget
 
+FENCE_LOOK_SECONDS: Final = 2.0
+"""A worker looks at its lease each second, and the last renewal may have been on its way for as long."""
 LOCAL: Final = NodeId("local")
 LOCAL_HOSTS: Final = ("", "local", "localhost", "127.0.0.1", "::1")
-PROGRAMS: Final = tuple(
-    sorted(
-        {program for adapter in adapters().values() for program in adapter.programs}
-        | {"git", "node", "npm", "python3", "uv", "cargo", "go", "java", "make", "gcc", "pytest", "docker", "rsync", "jq", "curl", "bwrap"}
-    )
+TOOLS: Final = frozenset(
+    {"git", "node", "npm", "python3", "uv", "cargo", "go", "java", "make", "gcc", "pytest", "docker", "rsync", "jq", "curl", "bwrap"}
 )
-"""Programs that nodes are asked for, so that tasks can name them under `programs`."""
 LOCAL_AGENTS_MAX: Final = 250
 """The largest fleet the scaling rules know; what the machine really carries is the user's choice of `agents.count`."""
+
+
+def programs_asked() -> tuple[str, ...]:
+    """Returns the programs that nodes are asked for: those of the agent kinds, and what tasks often name under `programs`."""
+    return tuple(sorted({program for adapter in adapters().values() for program in adapter.programs} | TOOLS))
+
+
+def variables_passed(settings: Settings) -> tuple[str, ...]:
+    """Returns the variables of a node's login that reach its windows: those of every login, and those the agent kinds need. A worker gives an attempt only
+    what its kind names."""
+    own = {name for values in kind_settings(settings).values() if (name := values.get("api_key_variable", "").strip())}
+    needed = own | {name for adapter in adapters().values() for name in adapter.variables}
+    return (*PASS_ENVIRONMENT, *sorted(needed - set(PASS_ENVIRONMENT)))
 
 
 def milliseconds(seconds: float) -> int:
@@ -53,11 +69,13 @@ def milliseconds(seconds: float) -> int:
 def policy(settings: Settings) -> c.Policy:
     """Returns the core's limits."""
     limits = settings.limits
-    if settings.recovery.fence_seconds >= limits.unknown_grace_seconds:
+    fence, stopping = settings.recovery.fence_seconds, settings.tasks.grace_seconds + FENCE_LOOK_SECONDS
+    if fence and fence + stopping >= limits.unknown_grace_seconds:
         raise SettingsInvalid(
-            f"recovery.fence_seconds is {settings.recovery.fence_seconds:g} and limits.unknown_grace_seconds is {limits.unknown_grace_seconds:g}",
+            f"a machine that is cut off has stopped its work after {fence + stopping:g} s (the fence, {FENCE_LOOK_SECONDS:g} s until it looks, and "
+            f"tasks.grace_seconds), but that work is given away after {limits.unknown_grace_seconds:g} s",
             field="recovery.fence_seconds",
-            hint="a machine must stop its work before that work is given to another: make the fence shorter than the grace",
+            hint="make the fence shorter, or limits.unknown_grace_seconds longer",
         )
     return c.Policy(
         losses_max=limits.losses_max,
@@ -92,8 +110,20 @@ def order_options(settings: Settings) -> OrderOptions:
         marker_prefix=settings.marker.prefix,
         marker_suffix=settings.marker.suffix,
         limits=Limits(memory_bytes=settings.limits.agent_memory_mb << 20),
+        kinds=kind_settings(settings),
         fence=settings.recovery.fence_seconds > 0,
     )
+
+
+def kind_settings(settings: Settings) -> dict[str, dict[str, str]]:
+    """Returns the settings of each agent kind as the texts that kinds read."""
+    return {kind: {name: _as_text(value) for name, value in values.items()} for kind, values in settings.kinds.items()}
+
+
+def _as_text(value: KindValue) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def driver_options(settings: Settings) -> DriverOptions:
@@ -231,7 +261,19 @@ def app_options(settings: Settings, root: Root) -> AppOptions:
     )
 
 
-def make_node(spec: NodeSpec, root: Root, settings: Settings) -> Node:
+def make_workspaces(spec: NodeSpec, root: Root, transport: Transport) -> Workspaces:
+    """Returns the workspaces on a node. They lie outside every checkout, also where the root lies in one."""
+    node = Site(transport, workspace_options(spec.id, root))
+    return RemoteWorkspaces(Site(LocalTransport(), workspace_options(LOCAL, root)), node) if spec.remote else node.spaces()
+
+
+def workspace_options(node: NodeId, root: Root) -> WorkspaceOptions:
+    """Returns where workspaces lie on a machine, and whose they are."""
+    machine = MachineOptions(folder=f"~/.local/state/orchestra/{remote_key(root)}/{node}/work")
+    return WorkspaceOptions(machine=machine, owner=root.key)
+
+
+def make_node(spec: NodeSpec, root: Root, settings: Settings, transport: Transport) -> Node:
     """Returns the adapter of one node."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     prefix = f"{settings.tmux.session_prefix}-{spec.id}-"
@@ -240,7 +282,11 @@ def make_node(spec: NodeSpec, root: Root, settings: Settings) -> Node:
         runtime=f"/tmp/orchestra-{{uid}}-{remote_key(root)}/{spec.id}" if spec.remote else str(root.runtime_folder() / spec.id),
         session=prefix + stamp,
         session_prefix=prefix,
-        tmux=TmuxOptions(history_lines=settings.tmux.history_lines, command_timeout_ms=milliseconds(settings.tmux.command_timeout_seconds)),
-        programs=PROGRAMS,
+        tmux=TmuxOptions(
+            history_lines=settings.tmux.history_lines,
+            command_timeout_ms=milliseconds(settings.tmux.command_timeout_seconds),
+            pass_environment=variables_passed(settings),
+        ),
+        programs=programs_asked(),
     )
-    return TmuxNode(spec.id, make_transport(spec, settings), options)
+    return TmuxNode(spec.id, transport, options)

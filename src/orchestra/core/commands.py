@@ -218,6 +218,32 @@ class AttemptFinished(Command, frozen=True):
     outcome: Outcome
 
 
+class MergeDone(Command, frozen=True):
+    """The attempt's work is in the plan's branch."""
+
+    task: TaskId
+    attempt: int
+    branch: str
+    commit: str
+    files: int = 0
+
+
+class MergeConflicted(Command, frozen=True):
+    task: TaskId
+    attempt: int
+    files: tuple[str, ...]
+    text: str
+
+
+class MergeFailed(Command, frozen=True):
+    """The work could not be merged, or is gone. `again`: another attempt may help."""
+
+    task: TaskId
+    attempt: int
+    reason: str
+    again: bool
+
+
 class Tick(Command, frozen=True):
     """Time has passed; whatever was due is due."""
 
@@ -248,5 +274,7 @@ class Policy(msgspec.Struct, frozen=True):
     breaker_max_ms: int = 60_000
     reserve: int = 0
     """Slots that may be added in the place of suspended ones."""
+    conflicts_max: int = 1
+    """How often a task is given back to an agent because its work conflicts, before somebody has to look."""
     scale_step: int = 10
     """Slots that a gradual scaling starts at a time."""

@@ -19,6 +19,7 @@ from orchestra.core import transitions as t
 from orchestra.core.fleet import (
     add_node,
     check_fits,
+    check_runnable,
     drain_node,
     fleet_changes,
     remove_node,
@@ -28,6 +29,7 @@ from orchestra.core.fleet import (
     suits,
 )
 from orchestra.core.graph import topological_order
+from orchestra.core.merging import merge_conflicted, merge_done, merge_failed, merges_given_up, requeue_now
 from orchestra.core.model import (
     AgentStatus,
     Lifecycle,
@@ -58,7 +60,7 @@ from orchestra.core.recovery import (
     worker_seen,
 )
 from orchestra.core.state import AttemptState, State, TaskState, better
-from orchestra.errors import DuplicateId, IllegalMove, InvariantBroken, PlanInvalid, Refused
+from orchestra.errors import DuplicateId, IllegalMove, InvariantBroken, Refused
 from orchestra.ids import AgentId, TaskId
 
 Events = list[e.Event]
@@ -87,7 +89,7 @@ def follow(state: State, event: e.Event, now_ms: int, policy: c.Policy) -> Itera
 
 def _take_lead(s: State, cmd: c.TakeLead, now: int, policy: c.Policy) -> Events:
     lost: Events = [
-        e.NodeLost(node.spec.id, "the coordinator was restarted")  # said of lost ones too: nobody has looked for them meanwhile
+        e.NodeLost(node.spec.id, "connecting again after a restart")  # said of lost ones too: nobody has looked for them meanwhile
         for node in s.nodes.values()
         if node.status is not NodeStatus.ADDED
     ]
@@ -166,28 +168,9 @@ def _submit(s: State, cmd: c.Submit, now: int, policy: c.Policy) -> Events:
         new[spec.id] = spec
     ordered = topological_order(new, known=s.tasks)
     for spec in ordered:
-        _check_runnable(s, spec)
+        check_runnable(s, spec)
     head: Events = [] if cmd.plan is None else [e.PlanSubmitted(cmd.plan.id, cmd.plan.name, cmd.plan.digest, cmd.plan.source, len(new))]
     return [*head, *(e.TaskSubmitted(spec) for spec in ordered)]
-
-
-def _check_runnable(s: State, spec: TaskSpec) -> None:
-    staying = [agent for agent in s.agents.values() if agent.status is not AgentStatus.DRAINING]
-    able = sum(suits(s, agent.spec, spec) for agent in staying)
-    if able < spec.replicas:
-        kinds = ", ".join(dict.fromkeys(agent.spec.kind for agent in staying)) or "none"
-        raise PlanInvalid(
-            f"task {spec.id!r} wants {spec.replicas} agent(s) of {wants(spec)}; the fleet has {able} (kinds: {kinds})",
-            field="agent",
-            hint="add such agents or nodes, or change `agent`, `node`, `tags`, `programs` or `target_agents.count`",
-        )
-
-
-def wants(spec: TaskSpec) -> str:
-    """Returns what a task asks of an agent, in words."""
-    tags = f" with tag {', '.join(spec.tags)}" if spec.tags else ""
-    programs = f" with {', '.join(spec.programs)} installed" if spec.programs else ""
-    return f"kind {spec.kind!r}" + (f" on node {spec.node!r}" if spec.node else "") + tags + programs
 
 
 def _cancel_task(s: State, cmd: c.CancelTask, now: int, policy: c.Policy) -> Events:
@@ -327,6 +310,7 @@ def _given_up(s: State, now: int, policy: c.Policy) -> Iterable[e.Event]:
         if attempt.lost_sight_ms and hidden and now - since_ms > policy.unknown_grace_ms:
             reason = f"node {attempt.node} was out of sight for {policy.unknown_grace_ms // 1000} s: {hidden}"
             yield e.AttemptEnded(attempt_id.task, attempt_id.number, Outcome(OutcomeKind.LOST, reason))
+    yield from merges_given_up(s, now, policy)
 
 
 def _init_settled(s: State, now: int, policy: c.Policy) -> Events:
@@ -409,7 +393,7 @@ def _after_task_over(s: State, task: TaskState) -> Iterator[e.Event]:
 
 def _maybe_terminated(s: State) -> Events:
     """A shutdown is complete when nothing runs, and nothing will (or, without drain, whatever waits)."""
-    if s.lifecycle is not Lifecycle.DRAINING or s.shutdown is None or s.live:
+    if s.lifecycle is not Lifecycle.DRAINING or s.shutdown is None or s.live or s.merging:
         return []
     hope = any(agent.status not in (AgentStatus.ERROR, AgentStatus.DRAINING) for agent in s.agents.values())
     if s.shutdown.drain and s.shutdown.graceful and (s.queued or s.waiting) and hope:
@@ -439,23 +423,18 @@ def _settle(s: State, task: TaskState, now: int, policy: c.Policy) -> Events:
     if outcome is None:
         raise InvariantBroken(f"attempt {task.id}#{best.number} ended without an outcome")
     if outcome.kind is OutcomeKind.DONE and not task.cancel_reason:
-        return [e.TaskCompleted(task.id, best.number)]
+        return [e.TaskMerging(task.id, best.number)] if task.spec.isolated else [e.TaskCompleted(task.id, best.number)]
     if task.cancel_reason:
         return [e.TaskCancelled(task.id, task.cancel_reason)]
     if outcome.kind is OutcomeKind.STOPPED:
-        return [e.TaskRetryScheduled(task.id, now, best.stop_reason or outcome.reason), *_requeue_now(s, task)]
+        return [e.TaskRetryScheduled(task.id, now, best.stop_reason or outcome.reason), *requeue_now(s, task)]
     if outcome.kind is OutcomeKind.LOST:
         if task.losses > policy.losses_max:
             return [e.TaskFailed(task.id, f"its worker died {task.losses} times: {outcome.reason}")]
-        return [e.TaskRetryScheduled(task.id, now + policy.lost_retry_ms, outcome.reason), *_requeue_now(s, task)]
+        return [e.TaskRetryScheduled(task.id, now + policy.lost_retry_ms, outcome.reason), *requeue_now(s, task)]
     if outcome.kind is OutcomeKind.REFUSED or task.failures > task.spec.retries:
         return [e.TaskFailed(task.id, outcome.reason)]
     return [e.TaskRetryScheduled(task.id, now + backoff_ms(task.spec, task.failures), outcome.reason)]
-
-
-def _requeue_now(s: State, task: TaskState) -> Events:
-    """No waiting where the task is not to blame. Draining without `drain` leaves it waiting for the next start."""
-    return [e.TaskQueued(task.id)] if s.lifecycle is not Lifecycle.DRAINING else []
 
 
 def backoff_ms(spec: TaskSpec, failures: int) -> int:
@@ -552,6 +531,9 @@ DECISIONS: Final[dict[type[c.Command], Decision]] = {
     c.AttemptChecking: _attempt_checking,
     c.AttemptSeen: _attempt_seen,
     c.AttemptFinished: _attempt_finished,
+    c.MergeDone: merge_done,
+    c.MergeConflicted: merge_conflicted,
+    c.MergeFailed: merge_failed,
     c.Tick: _tick,
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestra.core import events as e
-from orchestra.core.model import AgentStatus, NodeStatus, Worker
+from orchestra.core.model import AgentStatus, NodeStatus, OutcomeKind, Worker
 from orchestra.core.state import State
 from orchestra.ids import AgentId, NodeId, TaskId
 
@@ -82,6 +82,20 @@ class ReapAttempt(NodeEffect, frozen=True):
     attempt: int
 
 
+class MergeWork(Effect, frozen=True):
+    """Bring what the attempt did into the plan's branch."""
+
+    task: TaskId
+    attempt: int
+
+
+class DropWork(Effect, frozen=True):
+    """Let go of what an attempt did that came to nothing; what is not merged is kept where a person finds it."""
+
+    task: TaskId
+    attempt: int
+
+
 class KeepResult(Effect, frozen=True):
     """Write the task's result files for people and programs."""
 
@@ -103,6 +117,11 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
         case e.AttemptLostSight(task, attempt):
             node = _node_of(state, task, attempt)
             return (ReapAttempt(seq, node, task, attempt),) if may_act(state, node) else ()
+        case e.TaskMerging(task, attempt):
+            return (MergeWork(seq, task, attempt),)
+        case e.AttemptEnded(task, attempt, outcome):
+            unwanted = state.tasks[task].spec.isolated and outcome.kind is not OutcomeKind.DONE
+            return (DropWork(seq, task, attempt),) if unwanted else ()
         case e.TaskCompleted(task) | e.TaskFailed(task) | e.TaskCancelled(task):
             return (KeepResult(seq, task),)
         case e.AgentAdded(agent):

@@ -257,6 +257,32 @@ class TaskRetryScheduled(Event, frozen=True):
     reason: str
 
 
+class TaskMerging(Event, frozen=True):
+    """Its attempt is verified; what it did comes into the plan's branch next."""
+
+    task: TaskId
+    attempt: int
+
+
+class WorkMerged(Event, frozen=True):
+    task: TaskId
+    attempt: int
+    branch: str
+    commit: str
+    files: int = 0
+    """Files it created, changed or deleted."""
+
+
+class WorkConflicted(Event, frozen=True):
+    """The plan's branch has moved on in a way that its work does not go with."""
+
+    task: TaskId
+    attempt: int
+    files: tuple[str, ...]
+    text: str
+    """Both sides, for the next attempt."""
+
+
 class TaskCompleted(Event, frozen=True):
     task: TaskId
     attempt: int
@@ -387,6 +413,9 @@ AnyEvent = (
     | TaskSubmitted
     | TaskQueued
     | TaskRetryScheduled
+    | TaskMerging
+    | WorkMerged
+    | WorkConflicted
     | TaskCompleted
     | TaskFailed
     | TaskCancelRequested

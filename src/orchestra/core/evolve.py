@@ -308,15 +308,35 @@ def _task_queued(s: State, ev: e.TaskQueued, at: int) -> None:
 def _task_retry_scheduled(s: State, ev: e.TaskRetryScheduled, at: int) -> None:
     task = s.tasks[ev.task]
     task.status = t.move(t.TASK, task.status, ev)
-    task.ready_ms, task.reason = ev.ready_ms, ev.reason
+    task.ready_ms, task.reason, task.merging = ev.ready_ms, ev.reason, 0
     s.live.pop(ev.task, None)
+    s.merging.pop(ev.task, None)
     s.waiting[ev.task] = None
+
+
+def _task_merging(s: State, ev: e.TaskMerging, at: int) -> None:
+    task = s.tasks[ev.task]
+    task.status = t.move(t.TASK, task.status, ev)
+    task.merging = ev.attempt
+    s.live.pop(ev.task, None)
+    s.merging[ev.task] = None
+
+
+def _work_merged(s: State, ev: e.WorkMerged, at: int) -> None:
+    s.tasks[ev.task].commit = ev.commit
+
+
+def _work_conflicted(s: State, ev: e.WorkConflicted, at: int) -> None:
+    task = s.tasks[ev.task]
+    task.conflicts += 1
+    task.feedback = ev.text
 
 
 def _close(s: State, task: TaskState, ev: e.Event, at: int) -> None:
     task.status = t.move(t.TASK, task.status, ev)
     task.ended_ms = at
-    for index in (s.queued, s.waiting, s.live):
+    task.merging = 0
+    for index in (s.queued, s.waiting, s.live, s.merging):
         index.pop(task.id, None)
     if task.spec.plan is not None:
         s.plans[task.spec.plan].open -= 1
@@ -363,7 +383,7 @@ def _task_revived(s: State, ev: e.TaskRevived, at: int) -> None:
     task = s.tasks[ev.task]
     was_failed = task.status is TaskStatus.FAILED
     task.status = t.move(t.TASK, task.status, ev)
-    task.failures = task.losses = task.ended_ms = 0
+    task.failures = task.losses = task.ended_ms = task.conflicts = 0
     task.reason, task.cancel_reason, task.blocked_by = "", "", None
     if was_failed:
         s.totals.failed -= 1
@@ -514,6 +534,9 @@ FOLDS: Final[dict[type[e.Event], Callable[[State, Any, int], None]]] = {
     e.TaskSubmitted: _task_submitted,
     e.TaskQueued: _task_queued,
     e.TaskRetryScheduled: _task_retry_scheduled,
+    e.TaskMerging: _task_merging,
+    e.WorkMerged: _work_merged,
+    e.WorkConflicted: _work_conflicted,
     e.TaskCompleted: _task_completed,
     e.TaskFailed: _task_failed,
     e.TaskCancelRequested: _task_cancel_requested,

@@ -10,8 +10,8 @@ import msgspec
 from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.model import AgentSpec, AgentStatus, Lifecycle, NodeSpec, NodeStatus, Outcome, OutcomeKind, TaskSpec
-from orchestra.core.state import NodeState, State
-from orchestra.errors import DuplicateId, IllegalMove, Refused
+from orchestra.core.state import AgentState, NodeState, State, neighbour_hint
+from orchestra.errors import DuplicateId, IllegalMove, PlanInvalid, Refused
 from orchestra.ids import NodeId
 
 
@@ -28,6 +28,53 @@ def node_suits(s: State, name: NodeId, spec: TaskSpec) -> bool:
         return True
     node = s.nodes[name]
     return set(spec.tags) <= set(node.spec.tags) and set(spec.programs) <= set(node.programs)
+
+
+def check_runnable(s: State, spec: TaskSpec) -> None:
+    """Raises PlanInvalid if no agents of the fleet could ever run the task; `field` is the wish that cannot be met."""
+    if spec.node is not None and spec.node not in s.nodes:
+        there = f"there are {', '.join(s.nodes)}" if s.nodes else "`orchestra node add` takes one in"
+        hint = neighbour_hint(spec.node, s.nodes, there)
+        raise PlanInvalid(f"task {spec.id!r}: there is no node {spec.node!r}", field="node", hint=hint)
+    staying = [agent for agent in s.agents.values() if agent.status is not AgentStatus.DRAINING]
+    able = sum(suits(s, agent.spec, spec) for agent in staying)
+    if able < spec.replicas:
+        field, reason = _unmet(s, staying, spec)
+        raise PlanInvalid(
+            f"task {spec.id!r} wants {spec.replicas} agent(s) of {wants(spec)}; the fleet has {able} ({reason})",
+            field=field,
+            hint=f"add such agents or nodes, or change `{field}`",
+        )
+
+
+def _unmet(s: State, staying: Sequence[AgentState], spec: TaskSpec) -> tuple[str, str]:
+    """Returns the first wish of a task that leaves no agent at all, or how many it wants if each can be met; and why, in words."""
+    kinds = ", ".join(dict.fromkeys(agent.spec.kind for agent in staying)) or "none"
+    names = dict.fromkeys(agent.spec.node for agent in staying if agent.spec.kind in ("any", spec.kind))
+    if not names:
+        return "agent", f"kinds: {kinds}"
+    if spec.node is not None and spec.node not in names:
+        return "node", f"they are on {', '.join(names)}"
+    nodes = [s.nodes[name] for name in names if spec.node in (None, name)]
+    tagged = [node for node in nodes if set(spec.tags) <= set(node.spec.tags)]
+    if not tagged:
+        return "tags", _missing("tag", spec.tags, [node.spec.tags for node in nodes])
+    if not any(set(spec.programs) <= set(node.programs) for node in tagged):
+        return "programs", _missing("program", spec.programs, [node.programs for node in tagged])
+    return "target_agents.count", f"kinds: {kinds}"
+
+
+def _missing(what: str, wanted: Sequence[str], had: Sequence[Iterable[str]]) -> str:
+    there = {each for one in had for each in one}
+    absent = [each for each in wanted if each not in there]
+    return f"no such node has the {what} {', '.join(absent)}" if absent else f"no such node has all of these {what}s"
+
+
+def wants(spec: TaskSpec) -> str:
+    """Returns what a task asks of an agent, in words."""
+    tags = f" with tag {', '.join(spec.tags)}" if spec.tags else ""
+    programs = f" with {', '.join(spec.programs)} installed" if spec.programs else ""
+    return f"kind {spec.kind!r}" + (f" on node {spec.node!r}" if spec.node else "") + tags + programs
 
 
 def check_fits(nodes: Sequence[NodeSpec], agents: Sequence[AgentSpec]) -> None:
@@ -174,7 +221,8 @@ def remove_node(s: State, cmd: c.RemoveNode, now: int, policy: c.Policy) -> Iter
             f"node {cmd.node} has {len(agents)} agents",
             field="node",
             hint=f"`orchestra node drain {cmd.node}` first"
-            + (", or --force, which gives up what it has" if node.status is NodeStatus.LOST else ""),
+            + (", or --force, which gives up what it has" if node.status is NodeStatus.LOST else "")
+            + ("; --force is only for a machine that is lost, and this one is not" if cmd.force else ""),
         )
     lost = Outcome(OutcomeKind.LOST, f"node {cmd.node} was removed")
     for number in agents:

@@ -65,6 +65,8 @@ def check_indexes(state: State, task: TaskState) -> None:
     _require((task.id in state.queued) == (task.status is TaskStatus.QUEUED), "INV-PROJ", task.id, "queued index differs")
     _require((task.id in state.waiting) == (task.status is TaskStatus.RETRY_WAIT), "INV-PROJ", task.id, "waiting index differs")
     _require((task.id in state.live) == live, "INV-PROJ", task.id, "live index differs")
+    merging = task.status is TaskStatus.MERGING
+    _require((task.id in state.merging) == merging == bool(task.merging), "INV-PROJ", task.id, "merging index differs")
 
 
 def check_capacity(state: State) -> None:

@@ -86,6 +86,8 @@ class TaskStatus(Enum):
     ASSIGNED = "assigned"
     RUNNING = "running"
     VERIFYING = "verifying"
+    MERGING = "merging"
+    """Verified; what it did is on its way into the plan's branch."""
     UNKNOWN = "unknown"
     """We lost sight of its attempt: neither dead nor done."""
     RETRY_WAIT = "retry_wait"
@@ -184,6 +186,10 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
             self.cost_usd_micros + other.cost_usd_micros,
         )
 
+    def minus(self, other: Usage) -> Usage:
+        """Returns what is left when `other` is taken off, field by field and never below zero."""
+        return Usage(*(max(0, getattr(self, name) - getattr(other, name)) for name in self.__struct_fields__))
+
 
 class TaskDefaults(msgspec.Struct, frozen=True):
     """What a task gets where neither it nor its plan says otherwise; the settings under `tasks`."""
@@ -233,6 +239,8 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     workspace_here: bool = False
     """The folder was named as seen from the plan file, on this machine; on another one the task runs in a folder of the node's own instead, which
     tasks with the same workspace share there."""
+    isolated: bool = False
+    """Each attempt works in a worktree (or copy) of the workspace, and verified work is merged into the plan's branch."""
     stdin: str = ""
     """`pane`, `none`, or empty for what the kind prefers."""
     affinity: str = ""
@@ -289,6 +297,8 @@ class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """Memory to count for an attempt before it was measured; 0 leaves it to what attempts of the same kind have used."""
     folder: str = ""
     """Where its things are kept; empty for the usual place."""
+    added: bool = False
+    """It was taken into a running orchestra, by a person or the provisioner: it stays although the settings do not name it."""
 
     @property
     def remote(self) -> bool:

@@ -7,7 +7,8 @@ same events.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -78,6 +79,13 @@ class TaskState(msgspec.Struct, omit_defaults=True):
     reason: str = ""
     blocked_by: TaskId | None = None
     cancel_reason: str = ""
+    merging: int = 0
+    """The attempt whose work is being merged; 0 while none is."""
+    commit: str = ""
+    """Where the plan's branch was after its work had been merged."""
+    conflicts: int = 0
+    feedback: str = ""
+    """What the next attempt has to know of the one before."""
 
     @property
     def id(self) -> TaskId:
@@ -269,6 +277,7 @@ class State(msgspec.Struct, omit_defaults=True):
     queued: dict[TaskId, None] = {}
     waiting: dict[TaskId, None] = {}
     live: dict[TaskId, None] = {}
+    merging: dict[TaskId, None] = {}
     answers: dict[str, Answer] = {}
     footprints: dict[str, int] = {}
     """Memory in bytes that attempts of each kind have used at most, falling slowly, for the admission of further ones."""
@@ -280,7 +289,8 @@ class State(msgspec.Struct, omit_defaults=True):
         """Returns the node. Raises NotFound."""
         found = self.nodes.get(node)
         if found is None:
-            raise NotFound(f"there is no node {node!r}", field="node", hint="`orchestra status --scope node` lists them")
+            hint = neighbour_hint(node, self.nodes, "`orchestra node list` lists them")
+            raise NotFound(f"there is no node {node!r}", field="node", hint=hint)
         return found
 
     def agent(self, agent: AgentId) -> AgentState:
@@ -313,6 +323,12 @@ class State(msgspec.Struct, omit_defaults=True):
     def agents_on(self, node: NodeId) -> list[AgentState]:
         """Returns the slots of one node, by number."""
         return [agent for agent in self.agents.values() if agent.spec.node == node]
+
+
+def neighbour_hint(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Returns what to say of a name that is not known: the one most like it that is, or `otherwise`."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def duration_key(spec: TaskSpec) -> str:

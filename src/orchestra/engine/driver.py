@@ -18,12 +18,13 @@ from orchestra.clock import Clock
 from orchestra.core import commands as c
 from orchestra.core.effects import Effect
 from orchestra.engine.board import Board
-from orchestra.engine.duties import Act, Ask, Call, Duties, Duty, Peek, Remark, Step, Tell, WantSweep
+from orchestra.engine.duties import Act, Ask, Call, Duties, Duty, Peek, Prepare, Remark, Step, Tell, WantSweep
 from orchestra.engine.loop import Loop
 from orchestra.engine.orders import OrderMaker
 from orchestra.engine.translate import Translator
 from orchestra.errors import NodeFailed, PortFailed, ProtocolBroken
 from orchestra.node import Node, NodeFacts
+from orchestra.workspace import Workspaces
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,9 @@ class Tools(msgspec.Struct, frozen=True):
 class NodeDriver:
     """Runs one node for the engine."""
 
-    def __init__(self, node: Node, tools: Tools, options: DriverOptions) -> None:
+    def __init__(self, node: Node, tools: Tools, options: DriverOptions, workspaces: Workspaces | None = None) -> None:
         self.node = node
+        self.workspaces = workspaces
         self._tools = tools
         self._options = options
         self._duties = Duties(node.id, tools.translator, tools.board, tools.orders)
@@ -106,7 +108,9 @@ class NodeDriver:
             pause_ms = min(pause_ms * 2, EAGER_PAUSE_MS if eager else self._options.reconnect_max_ms)
 
     async def _session(self) -> None:
-        offset = await self._tools.loop.ask(lambda state: state.nodes[self.node.id].read_from)
+        offset = await self._tools.loop.ask(lambda state: state.nodes[self.node.id].read_from if self.node.id in state.nodes else None)
+        if offset is None:
+            raise NodeFailed(f"node {self.node.id} was removed")
         self.facts = await self.node.start(offset)
         while not self._effects.empty():
             self._effects.get_nowait()
@@ -187,6 +191,10 @@ class NodeDriver:
                 return question(self._tools.loop.state)
             case Call(method, arguments, options):
                 return await getattr(self.node, method)(*arguments, **options)
+            case Prepare(requests):
+                if self.workspaces is None:
+                    raise NodeFailed(f"node {self.node.id} has no workspaces")
+                return await self.workspaces.prepare(requests)
             case Act(effects):
                 for effect in effects:
                     self._effects.put_nowait(effect)

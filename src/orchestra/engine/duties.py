@@ -7,7 +7,7 @@ with a real node under asyncio, the simulated world with a pretended one on its 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -25,16 +25,20 @@ from orchestra.core.effects import (
     SweepNode,
     may_act,
 )
-from orchestra.core.model import AgentSpec, AgentStatus, Outcome, OutcomeKind, Worker
+from orchestra.core.model import AgentSpec, AgentStatus, Outcome, OutcomeKind, TaskSpec, Worker
 from orchestra.core.state import State
 from orchestra.engine.board import Board
 from orchestra.engine.failpoints import hit
-from orchestra.engine.orders import OrderMaker
+from orchestra.engine.orders import OrderMaker, earlier_of
 from orchestra.engine.reconcile import BEAT_MISSED_MS, expected, reconcile
 from orchestra.engine.translate import Translator
 from orchestra.errors import BadInput, NodeFailed
 from orchestra.ids import AgentId, AttemptId, NodeId
 from orchestra.node import AgentWindow, AttemptOrder, JournalBatch, Notice, OrderFailure, Report
+from orchestra.workspace import WorkFailure, WorkRequest
+
+WORKSPACES_AT_A_TIME: Final = 4
+"""Worktrees made in one go: a large one takes a second, and whoever waits behind them should not wait long."""
 
 
 class Tell(msgspec.Struct, frozen=True):
@@ -63,6 +67,12 @@ class Call(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
 
 
+class Prepare(msgspec.Struct, frozen=True):
+    """Make places to work in. The answer is a `Workspace` or `WorkFailure` for each."""
+
+    requests: Sequence[WorkRequest]
+
+
 class Act(msgspec.Struct, frozen=True):
     """Put these effects behind those that wait. The answer is None."""
 
@@ -81,7 +91,7 @@ class Remark(msgspec.Struct, frozen=True):
     warn: bool = True
 
 
-Step = Tell | Ask | Peek | Call | Act | WantSweep | Remark
+Step = Tell | Ask | Peek | Call | Prepare | Act | WantSweep | Remark
 Duty = Generator[Step, Any, None]
 
 
@@ -148,7 +158,12 @@ class Duties:
     def carry_out(self, effects: Sequence[Effect]) -> Duty:
         """Does what the effects ask for: first windows, then new attempts, then everything else in order."""
         yield from self._open([agent for effect in effects if isinstance(effect, OpenAgents) for agent in effect.agents])
-        yield from self._order([effect for effect in effects if isinstance(effect, StartAttempt)])
+        starts = [effect for effect in effects if isinstance(effect, StartAttempt)]
+        alone = yield Peek(lambda state: {effect.task for effect in starts if state.tasks[effect.task].spec.isolated})
+        yield from self._order([effect for effect in starts if effect.task not in alone])
+        isolated = [effect for effect in starts if effect.task in alone]
+        for first in range(0, len(isolated), WORKSPACES_AT_A_TIME):
+            yield from self._order(isolated[first : first + WORKSPACES_AT_A_TIME])
         for effect in effects:
             if not isinstance(effect, StartAttempt | OpenAgents):
                 yield from self._do(effect)
@@ -216,19 +231,37 @@ class Duties:
             yield Tell([c.WorkerFell(agent, None, f"no window: {error}") for agent in agents])
         hit("after-open")
 
+    def _prepare(self, effects: Sequence[StartAttempt], specs: Sequence[TaskSpec]) -> Generator[Step, Any, dict[AttemptId, Any]]:
+        """Has places made for those that work in one of their own."""
+        wanted = [
+            WorkRequest(repo=spec.workspace, attempt=AttemptId(effect.task, effect.attempt), here=spec.workspace_here)
+            for effect, spec in zip(effects, specs, strict=True)
+            if spec.isolated
+        ]
+        if not wanted:
+            return {}
+        return {place.attempt: place for place in (yield Prepare(wanted))}
+
     def _order(self, effects: Sequence[StartAttempt]) -> Duty:
         if not effects:
             return
         specs = yield Peek(lambda state: [state.tasks[effect.task].spec for effect in effects])
         workers = yield Peek(lambda state: {each.id: each.worker for effect in effects if (each := state.agents.get(effect.agent))})
         slots = yield Peek(lambda state: {each.id: each.spec for effect in effects if (each := state.agents.get(effect.agent))})
+        earlier = yield Peek(lambda state: {effect.task: earlier_of(state.tasks[effect.task]) for effect in effects})
         remote = yield Peek(lambda state: self.node in state.nodes and state.nodes[self.node].spec.remote)
         orders: list[AttemptOrder] = []
+        places = yield from self._prepare(effects, specs)
         for effect, spec in zip(effects, specs, strict=True):
             attempt = AttemptId(effect.task, effect.attempt)
+            place = places.get(attempt)
+            if isinstance(place, WorkFailure):
+                yield Remark("no-workspace", {"node": self.node, "attempt": str(attempt), "code": place.code, "reason": place.message})
+                yield Tell(no_workspace(self.node, place))
+                continue
             try:
                 slot = slots.get(effect.agent) or AgentSpec(effect.agent, self.node)
-                orders.append(self._orders.make(spec, attempt, slot, remote=remote))
+                orders.append(self._orders.make(spec, attempt, slot, remote=remote, earlier=earlier[effect.task], place=place))
             except BadInput as error:
                 yield Tell([refused(attempt, str(error))])
         hit("before-order")
@@ -252,6 +285,17 @@ def order_failed(node: NodeId, failure: OrderFailure, worker: Worker | None) -> 
         lost = c.AttemptFinished(failure.attempt.task, failure.attempt.number, Outcome(OutcomeKind.LOST, reason))
         return [c.NodeTroubled(node, reason), lost]
     return [refused(failure.attempt, failure.message)]
+
+
+def no_workspace(node: NodeId, failure: WorkFailure) -> list[c.Command]:
+    """Returns what it means to the core that an attempt has no place to work in: elsewhere, later, or somebody has to mend it."""
+    task, number = failure.attempt
+    reason = f"no workspace on node {node}: {failure.message}"
+    if failure.code == "disk":
+        return [c.NodeTroubled(node, reason), c.AttemptFinished(task, number, Outcome(OutcomeKind.LOST, reason))]
+    if failure.code in ("locked", "failed", "stale"):
+        return [c.AttemptFinished(task, number, Outcome(OutcomeKind.FAILED, reason))]
+    return [refused(failure.attempt, failure.message + (f" ({failure.hint})" if failure.hint else ""))]
 
 
 def refused(attempt: AttemptId, reason: str) -> c.Command:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
 from orchestra.agents.adapter import SPACE_DIR, Context, Launch
-from orchestra.core.model import AgentSpec, Check, Limits, TaskSpec
+from orchestra.core.model import AgentSpec, Check, Limits, OutcomeKind, TaskSpec
+from orchestra.core.state import TaskState
 from orchestra.engine.translate import KIND_ERRORS, Finder
 from orchestra.errors import BadInput
 from orchestra.ids import AttemptId
 from orchestra.node import AttemptOrder
+from orchestra.workspace import Workspace
 
 SPEC_VERSION: Final = 1
 TITLE_CHARACTERS_MAX: Final = 100
+FEEDBACK_CHARACTERS_MAX: Final = 70_000
 
 
 class OrderOptions(msgspec.Struct, frozen=True):
@@ -31,6 +35,8 @@ class OrderOptions(msgspec.Struct, frozen=True):
     marker_suffix: str = "---"
     limits: Limits = Limits()
     """Used where neither a task nor its agent names any."""
+    kinds: Mapping[str, dict[str, str]] = {}
+    """Settings of each agent kind."""
     fence: bool = False
     """The node stops an attempt when it has not heard of the coordinator for too long."""
 
@@ -42,22 +48,49 @@ class OrderMaker:
         self._find = find_adapter
         self.options = options
 
-    def make(self, spec: TaskSpec, attempt: AttemptId, slot: AgentSpec, *, remote: bool = False) -> AttemptOrder:
-        """Returns the order. `remote`: the node is another machine than the one whose folders the task names.
+    def make(
+        self,
+        spec: TaskSpec,
+        attempt: AttemptId,
+        slot: AgentSpec,
+        *,
+        remote: bool = False,
+        earlier: Earlier | None = None,
+        place: Workspace | None = None,
+    ) -> AttemptOrder:
+        """Returns the order.
+
+        Args:
+            spec: What is to be done.
+            attempt: Its number is the fence.
+            slot: Who does it.
+            remote: The node is another machine than the one whose folders the task names.
+            earlier: What the attempts before came to.
+            place: Where it works, if not in the task's own folder.
 
         Raises:
             BadInput: The task's kind cannot run its payload.
         """
         try:
-            launch = self._find(spec.kind).launch(spec, Context(attempt.number, slot.id))
+            before = earlier or Earlier()
+            context = Context(
+                attempt.number,
+                slot.id,
+                session=before.session if before.agent == slot.id else "",
+                settings=self.options.kinds.get(spec.kind, {}),
+                cost_so_far_usd_micros=before.cost_usd_micros,
+            )
+            launch = self._find(spec.kind).launch(with_feedback(spec, before.feedback), context)
         except BadInput:
             raise
         except KIND_ERRORS as exc:  # one task of a kind that is broken must not end the coordinator
             raise BadInput(f"agent kind {spec.kind!r} failed: {exc!r}", hint="tell whoever made it") from exc
         values = self._values(spec, attempt, slot, launch)
-        if remote and spec.workspace and spec.workspace_here:
+        if place is not None:
+            values["cwd"] = place.cwd
+        elif remote and spec.workspace and spec.workspace_here:
             values["cwd"] = SPACE_DIR + space_name(spec.workspace)
-        return AttemptOrder(attempt, slot.id, values, launch.files)
+        return AttemptOrder(attempt, slot.id, values, launch.files, launch.agent_files)
 
     def _values(self, spec: TaskSpec, attempt: AttemptId, slot: AgentSpec, launch: Launch) -> dict[str, Any]:
         options = self.options
@@ -86,6 +119,43 @@ class OrderMaker:
             "title": title(spec),
             **({"fence": True} if options.fence else {}),
         }
+
+
+class Earlier(msgspec.Struct, frozen=True):
+    """What the attempts before came to, as far as the next one has to know."""
+
+    cost_usd_micros: int = 0
+    feedback: str = ""
+    session: str = ""
+    """The CLI's session to go on with: of work that only did not pass its checks, in a folder that is still the same."""
+    agent: int = 0
+    """Who has that session; it is of no use to another."""
+
+
+def earlier_of(task: TaskState) -> Earlier:
+    """Returns it from the state: the conflict its work ran into, else why the last attempt was not good enough."""
+    outcomes = [attempt.outcome for attempt in task.attempts if attempt.outcome is not None]
+    cost = sum(outcome.usage.cost_usd_micros for outcome in outcomes)
+    last = outcomes[-1] if outcomes else None
+    if task.feedback:
+        return Earlier(cost, task.feedback)
+    if last is None or last.kind not in (OutcomeKind.UNVERIFIED, OutcomeKind.FAILED):
+        return Earlier(cost)
+    attempt = task.attempts[-1]
+    again = last.session if last.kind is OutcomeKind.UNVERIFIED and attempt.outcome is last and not task.spec.isolated else ""
+    lines = [f"An earlier attempt at this did not succeed: {last.reason}"]
+    for check in last.checks:
+        if not check.passed:
+            lines += [f"The check {check.name!r} ended with:", *(f"    {line}" for line in check.tail)]
+    return Earlier(cost, "\n".join(lines)[:FEEDBACK_CHARACTERS_MAX], again, attempt.agent)
+
+
+def with_feedback(spec: TaskSpec, feedback: str) -> TaskSpec:
+    """Returns the task with what went wrong before added to its prompt; what is no prompt stays as it is."""
+    if not feedback or spec.payload.type != "analysis":
+        return spec
+    content = f"{spec.payload.content.rstrip()}\n\n{feedback}\n"
+    return msgspec.structs.replace(spec, payload=msgspec.structs.replace(spec.payload, content=content))
 
 
 def title(spec: TaskSpec) -> str:

@@ -11,7 +11,7 @@ from orchestra.agents.adapter import Adapter, Exit, Signal, Verdict
 from orchestra.agents.ending import outcome
 from orchestra.core import commands as c
 from orchestra.core.model import AgentStatus, CheckResult, Outcome, OutcomeKind, TaskSpec
-from orchestra.core.state import State
+from orchestra.core.state import State, TaskState
 from orchestra.errors import OrchestraError
 from orchestra.ids import AttemptId, TaskId
 from orchestra.node import Record
@@ -58,7 +58,7 @@ class Translator:
         if end is None:
             broken = Outcome(OutcomeKind.FAILED, "the worker's account of the end cannot be read")
             return c.AttemptFinished(attempt.task, attempt.number, broken)
-        verdict = self._verdict(task.spec, end)
+        verdict = _own_usage(self._verdict(task.spec, end), task, attempt.number)
         missing = verdict.kind is OutcomeKind.DONE and len(checks) < len(task.spec.checks)
         result = outcome(verdict, end, checks)
         if missing:
@@ -114,6 +114,18 @@ class Translator:
         if agent is None or record.worker == agent.fallen or agent.worker not in (None, record.worker):
             return []  # of an earlier worker, or told already by another way
         return [c.AgentClosed(record.agent)]
+
+
+def _own_usage(verdict: Verdict, task: TaskState, number: int) -> Verdict:
+    """Takes off what earlier attempts used, where the agent counts from the beginning of a session they were in too."""
+    if not (verdict.usage_of_session and verdict.session):
+        return verdict
+    before = [attempt.outcome for attempt in task.attempts if attempt.number < number and attempt.outcome is not None]
+    usage = verdict.usage
+    for outcome_ in before:
+        if outcome_.session == verdict.session:
+            usage = usage.minus(outcome_.usage)
+    return msgspec.structs.replace(verdict, usage=usage)
 
 
 def _exit_of(values: object) -> Exit | None:

@@ -34,6 +34,8 @@ from orchestra.intake.shape import PROBLEMS_MAX, Problem, convert, nearest
 from orchestra.quantity import ms_from_seconds
 
 SHELL_KIND: Final = "shell"
+REHEARSAL_KIND: Final = "rehearsal"
+SHARED_KINDS: Final = (SHELL_KIND, REHEARSAL_KIND)
 SCHEMA_ID: Final = "https://json-schema.org/draft/2020-12/schema"
 TASKS: Final = "tasks"
 
@@ -79,6 +81,16 @@ class TaskFields(f.Record, frozen=True, kw_only=True):
     programs: f.Programs | UnsetType = UNSET
     limits: f.LimitFields | UnsetType = UNSET
     workspace: f.Folder | UnsetType = UNSET
+    isolation: (
+        Annotated[
+            Literal["worktree", "shared"],
+            Meta(
+                description="worktree: each attempt works in a worktree (or copy) of the workspace, and verified work is merged into the plan's branch. "
+                "shared: in the workspace itself. Default: shared for shell and rehearsal, worktree for others."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class PlanTask(TaskFields, frozen=True, kw_only=True):
@@ -268,6 +280,7 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         files=f.given(merged.files, ()),
         workspace=_workspace(plan, merged, kind, directory),
         workspace_here=not _folder(plan, merged, kind).startswith("/"),
+        isolated=_isolated(plan, merged, kind),
         stdin=f.given(merged.stdin, ""),
         affinity=f.given(merged.affinity, ""),
         node=None if isinstance(merged.node, UnsetType) else NodeId(merged.node),
@@ -335,10 +348,16 @@ def _kind(plan: PlanFile, merged: TaskFields, payload: Payload, path: Path) -> s
 
 
 def _folder(plan: PlanFile, merged: TaskFields, kind: str) -> str:
-    return f.given(merged.workspace, f.given(plan.workspace, "." if kind == SHELL_KIND else ""))
+    return f.given(merged.workspace, f.given(plan.workspace, "" if kind == REHEARSAL_KIND else "."))
+
+
+def _isolated(plan: PlanFile, merged: TaskFields, kind: str) -> bool:
+    if not _folder(plan, merged, kind):
+        return False  # it has a private folder anyway
+    return f.given(merged.isolation, "shared" if kind in SHARED_KINDS else "worktree") == "worktree"
 
 
 def _workspace(plan: PlanFile, merged: TaskFields, kind: str, directory: str) -> str:
-    """Returns the absolute folder; empty for a private one. Shell tasks work where the plan lies unless it says otherwise."""
+    """Returns the absolute folder; empty for a private one. Tasks work where the plan lies unless it says otherwise; rehearsals touch no files."""
     folder = _folder(plan, merged, kind)
     return posixpath.normpath(posixpath.join(directory, folder)) if folder else ""

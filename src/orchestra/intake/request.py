@@ -20,7 +20,7 @@ from orchestra.core.model import (
     TaskSpec,
 )
 from orchestra.errors import BadInput
-from orchestra.ids import TaskId, parse_task_id
+from orchestra.ids import NodeId, TaskId, parse_task_id
 from orchestra.intake import fields as f
 from orchestra.intake.criteria import Criterion, checks_for, written
 from orchestra.intake.document import Path, check_plain, parse, show_path
@@ -193,6 +193,9 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, wor
         requirements=msgspec.json.encode(params.requirements).decode(),
         files=params.files,
         workspace=workspace,
+        node=None if params.node is None else NodeId(params.node),
+        tags=params.tags,
+        programs=params.programs,
         submitted_by=params.submitted_by,
     )
 

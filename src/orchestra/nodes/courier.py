@@ -72,9 +72,9 @@ class Courier:
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
-            self._channel.write(request_line(number, op, fields))
-            await self._channel.drain()
             async with asyncio.timeout(self._timeout_ms / 1000):
+                self._channel.write(request_line(number, op, fields))
+                await self._channel.drain()
                 reply = await answer
         except TimeoutError as exc:
             raise CourierFailed(f"the courier did not answer {op!r} within {self._timeout_ms} ms") from exc
@@ -96,13 +96,13 @@ class Courier:
         self._fail(NodeUnreachable("the courier was closed"))
 
     async def _read(self) -> None:
-        reason = "the courier ended"
+        reason = "the connection to it broke"
         try:
             while data := await self._channel.read():
                 for frame in self._parser.feed(data):
                     await self._take(frame)
-        except (ProtocolBroken, OSError) as error:
-            reason = str(error)
+        except (ProtocolBroken, OSError, msgspec.MsgspecError, ValueError) as error:
+            reason = f"the courier said what nobody understands: {error}"
         self._fail(CourierFailed(reason))
         await self.reports.put(Notice("channel-lost", detail=reason))
 

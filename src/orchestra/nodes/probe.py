@@ -203,10 +203,19 @@ def _at_least(probe: NodeProbe, name: str, found: int, wanted: int, remedy: str)
 
 def _clock(probe: NodeProbe, needs: NodeNeeds) -> Finding:
     off = abs(probe.clock_offset_ms)
+    if off <= probe.clock_error_ms:
+        return Finding(
+            "clock", True, f"the clock of node {probe.node} agrees with ours within what can be measured ({_tens(probe.clock_error_ms)} ms)"
+        )
     ok = off - probe.clock_error_ms <= needs.clock_offset_ms
     side = "ahead of" if probe.clock_offset_ms > 0 else "behind"
     detail = f"the clock of node {probe.node} is {off} ms {side} ours, give or take {probe.clock_error_ms} ms"
     return Finding("clock", ok, detail, "" if ok else "have both machines take their time from NTP (`timedatectl set-ntp true`)")
+
+
+def _tens(count: int) -> int:
+    """Returns the number rounded up to tens, at least 10: a figure that is a guess should not look exact."""
+    return max(10, -(-count // 10) * 10)
 
 
 def _program(probe: NodeProbe, name: str) -> Finding:

@@ -88,6 +88,10 @@ class Hop(msgspec.Struct, frozen=True):
     proxy_jump: str
     proxied: bool = False
     """A program of the user's makes the connection (ProxyCommand)."""
+    family: int = 0
+    """Address family to use (AddressFamily); 0 for any."""
+    bind: str = ""
+    """Address of ours to connect from (BindAddress)."""
 
     @property
     def where(self) -> str:
@@ -154,6 +158,8 @@ def read_hop(host: str, user: str, port: int, options: SshOptions) -> Hop:
         agent=os.path.expanduser(agent or ""),
         proxy_jump=cast("str | None", config.get("ProxyJump")) or "",
         proxied=bool(config.get("ProxyCommand")),
+        family=int(found.family or 0),
+        bind=str(config.get("BindAddress") or ""),
     )
 
 

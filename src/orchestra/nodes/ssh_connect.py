@@ -80,7 +80,8 @@ async def offered_host_key(target: SshTarget, options: SshOptions | None = None)
     try:
         for hop in jumps:
             opened.append(await _login(target, hop, options, passphrase, opened[-1] if opened else None))
-        opened.append(await _connect(last, options, client, Trust(), LoginKeys(), opened[-1] if opened else None))
+        tunnel = opened[-1] if opened else None
+        opened.append(await _connect(last, options, client, Trust(), LoginKeys(), tunnel, await _reached(last, options, tunnel)))
     except asyncssh.HostKeyNotVerifiable as refused:
         if client.offered is not None:
             return host_key(last, client.offered)
@@ -97,9 +98,28 @@ async def _login(
 ) -> asyncssh.SSHClientConnection:
     trust = await asyncio.to_thread(read_trust, hop)
     client = _Client()
+    sock = await _reached(hop, options, tunnel)  # before a key is touched: nobody is asked for a passphrase while a machine is off
+    try:
+        return await _log_in(target, hop, options, passphrase, tunnel, client, trust, sock)
+    except BaseException:
+        if sock is not None:
+            sock.close()
+        raise
+
+
+async def _log_in(
+    target: SshTarget,
+    hop: Hop,
+    options: SshOptions,
+    passphrase: Passphrase,
+    tunnel: asyncssh.SSHClientConnection | None,
+    client: _Client,
+    trust: Trust,
+    sock: socket.socket | None,
+) -> asyncssh.SSHClientConnection:
     async with login_keys(hop, passphrase) as keys:
         try:
-            return await _connect(hop, options, client, trust, keys, tunnel)
+            return await _connect(hop, options, client, trust, keys, tunnel, sock)
         except asyncssh.HostKeyNotVerifiable as refused:
             raise refused_key(target, hop, trust, client.offered, refused.reason) from refused
         except asyncssh.PermissionDenied as refused:
@@ -117,14 +137,15 @@ async def _connect(
     trust: Trust,
     keys: LoginKeys,
     tunnel: asyncssh.SSHClientConnection | None,
+    sock: socket.socket | None,
 ) -> asyncssh.SSHClientConnection:
     path = config_path(options)
     known: Any = ([each.key for each in trust.keys], list(trust.authorities), list(trust.revoked), [], [], [], [])
     algorithms = trust.algorithms()
     rules: dict[str, Any] = {"server_host_key_algs": algorithms} if algorithms else {}
     async with asyncio.timeout(options.connect_timeout_ms / MS):
-        if tunnel is None and not hop.proxied:
-            rules["sock"] = await _reach(hop)
+        if sock is not None:
+            rules["sock"] = sock
         return await asyncssh.connect(
             hop.alias,
             hop.port,
@@ -158,6 +179,21 @@ async def _connect(
         )
 
 
+async def _reached(hop: Hop, options: SshOptions, tunnel: asyncssh.SSHClientConnection | None) -> socket.socket | None:
+    """Returns a TCP connection to a host that is reached directly, None for the others.
+
+    Raises:
+        NodeUnreachable: Nobody answered.
+    """
+    if tunnel is not None or hop.proxied:
+        return None
+    try:
+        async with asyncio.timeout(options.connect_timeout_ms / MS):
+            return await _reach(hop)
+    except (OSError, UnicodeError) as error:
+        raise _unreachable(hop, options, error) from error
+
+
 async def _reach(hop: Hop) -> socket.socket:
     """Opens a TCP connection: tries again every half second beside the tries before, and takes the first that is answered.
 
@@ -165,15 +201,20 @@ async def _reach(hop: Hop) -> socket.socket:
     by short deadlines either.
     """
     loop = asyncio.get_running_loop()
-    places = await loop.getaddrinfo(hop.host, hop.port, type=socket.SOCK_STREAM)
+    places = await loop.getaddrinfo(hop.host, hop.port, type=socket.SOCK_STREAM, family=hop.family)
     tries: dict[asyncio.Task[None], socket.socket] = {}
     answered: socket.socket | None = None
     failures: list[OSError] = []
     try:
         while answered is None:
             family, kind, protocol, _, address = places[(len(tries) + len(failures)) % len(places)]
-            attempt = socket.socket(family, kind, protocol)
-            attempt.setblocking(False)
+            try:
+                attempt = _socket(hop, family, kind, protocol)
+            except OSError as missing:  # this kernel has no such addresses
+                failures.append(missing)
+                if not tries and len(failures) >= len(places):
+                    raise
+                continue
             tries[asyncio.ensure_future(loop.sock_connect(attempt, address))] = attempt
             done, _ = await asyncio.wait(tries, timeout=KNOCK_MS / MS, return_when=asyncio.FIRST_COMPLETED)
             for each in done:
@@ -192,6 +233,18 @@ async def _reach(hop: Hop) -> socket.socket:
         await asyncio.gather(*tries, return_exceptions=True)
         for left in tries.values():
             left.close()
+
+
+def _socket(hop: Hop, family: int, kind: int, protocol: int) -> socket.socket:
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setblocking(False)
+        if hop.bind:
+            made.bind((hop.bind, 0))
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _login_refused(hop: Hop, keys: LoginKeys, why: str) -> LoginRefused:

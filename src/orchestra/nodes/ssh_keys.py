@@ -23,6 +23,9 @@ from orchestra.nodes.transport import MS, LocalTransport
 
 PASSPHRASE_ENVIRONMENT: Final = "ORCHESTRA_SSH_PASSPHRASE"
 
+AGENT_MS: Final = 5_000
+"""How long an ssh-agent may take to list its keys; one on this machine needs a millisecond."""
+
 
 class LoginKeys(msgspec.Struct):
     """Keys to show, in order, and words about them."""
@@ -94,10 +97,11 @@ async def _agent_keys(hop: Hop, held: contextlib.AsyncExitStack) -> Sequence[asy
     if not hop.agent or hop.agent.lower() == "none":
         return ()
     try:
-        agent = await held.enter_async_context(await asyncssh.connect_agent(hop.agent))
-        return await agent.get_keys()
-    except (OSError, ValueError):
-        return ()  # an agent that is gone holds no keys, and the files may do
+        async with asyncio.timeout(AGENT_MS / MS):
+            agent = await held.enter_async_context(await asyncssh.connect_agent(hop.agent))
+            return await agent.get_keys()
+    except (OSError, ValueError):  # no answer in time is an OSError too
+        return ()  # an agent that is gone, or that is at the end of a dead connection, holds no keys, and the files may do
 
 
 def _public_parts(files: Sequence[str]) -> set[bytes]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
 import msgspec
 
-from orchestra.agents.adapter import ATTEMPT_DIR, SPACE_DIR, STAGE_DIR
+from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, SPACE_DIR, STAGE_DIR
 from orchestra.core.model import Worker
 from orchestra.errors import CourierFailed, NodeFailed, NodeUnreachable, NotFound, PaneUnknown, TmuxFailed
 from orchestra.ids import AgentId, AttemptId, NodeId, parse_attempt_id
@@ -152,11 +153,15 @@ class TmuxNode:
         digest = hashlib.sha256(b"".join(name.encode() + body for name, body in files.items())).hexdigest()[:16]
         target = f"{self._folder}/stage/{digest}"
         packed = msgspec.json.encode({name: body.decode() for name, body in files.items()})
-        done = await self._transport.run(
-            [self._python, "-I", "-S", "-c", PUSH_SCRIPT, target, STAGE_PACKAGE, self._runtime],
-            stdin=packed,
-            timeout_ms=self._options.request_timeout_ms,
-        )
+        try:
+            done = await self._transport.run(
+                [self._python, "-I", "-S", "-c", PUSH_SCRIPT, target, STAGE_PACKAGE, self._runtime],
+                stdin=packed,
+                timeout_ms=self._options.request_timeout_ms,
+            )
+        except TimeoutError as late:
+            waited = self._options.request_timeout_ms
+            raise NodeFailed(f"node {self.id} did not take the stage files within {waited} ms", hint="is it overloaded?") from late
         if done.code != 0:
             raise NodeFailed(f"the stage files could not be put on node {self.id}: {done.err.decode(errors='replace').strip()[-300:]}")
         return target
@@ -291,6 +296,8 @@ class TmuxNode:
         failures: list[OrderFailure] = []
         for start in range(0, len(orders), ORDERS_A_REQUEST):
             part = {attempt_dir(order.attempt): order for order in orders[start : start + ORDERS_A_REQUEST]}
+            for each in part.values():
+                await self._furnish(each)
             values = [{"dir": path, "agent": o.agent, "spec": self._place(o.spec, path), "files": o.files} for path, o in part.items()]
             reply = await self._ask("start", orders=values)
             for failed in reply.get("failed", []):
@@ -300,6 +307,11 @@ class TmuxNode:
                 else:
                     failures.append(OrderFailure(order.attempt, order.agent, str(failed["code"]), str(failed["message"])))
         return failures
+
+    async def _furnish(self, order: AttemptOrder) -> None:
+        """Writes what the kind wants to have in the agent's own folder; nothing of the agent runs at this time."""
+        for name, text in order.agent_files.items():
+            await self._ask("write", path=f"homes/{order.agent}/{name}", text=text, mode=0o600)
 
     async def _deliver_again(self, order: AttemptOrder) -> list[OrderFailure]:
         """The order is on the node already: whether it was heard is not known, so it is said again; `claim` sees to it that it runs once."""
@@ -316,6 +328,7 @@ class TmuxNode:
             ATTEMPT_DIR: f"{self._folder}/{path}/",
             STAGE_DIR: f"{self._stage}/{STAGE_PACKAGE}/",
             SPACE_DIR: f"{self._folder}/spaces/",
+            AGENT_DIR: f"{self._folder}/homes/{spec['agent']}/",
         }
 
         def real(text: str) -> str:
@@ -383,14 +396,22 @@ class TmuxNode:
         asked, began = self._wall_ms(), loop.time()
         values = await self._ask("facts", programs=list(self._options.programs))
         if "ms" in values:
-            values["clock_offset_ms"] = int(values["ms"]) - asked - round((loop.time() - began) * 1000 / 2)
+            half_trip_ms = (loop.time() - began) * 1000 / 2
+            values["clock_offset_ms"] = int(values["ms"]) - asked - round(half_trip_ms)
+            values["clock_error_ms"] = math.ceil(half_trip_ms)
         return self._facts(values)
 
     def _facts(self, values: dict[str, Any]) -> NodeFacts:
         """Makes facts of what the courier said and, where it said nothing, of what was seen at the start."""
         seen = {} if self._probed is None else msgspec.structs.asdict(self._probed)
-        known = {name: each[name] for each in (seen, values) for name in NodeFacts.__struct_fields__ if each.get(name, UNKNOWN) != UNKNOWN}
-        return msgspec.convert({**known, "session": self._session}, NodeFacts, strict=False)
+        names = NodeFacts.__struct_fields__
+        known = {
+            name: each[name] for each in (seen, values) for name in names if name in each and (each[name] != UNKNOWN or name in SIGNED)
+        }
+        try:
+            return msgspec.convert({**known, "session": self._session}, NodeFacts, strict=False)
+        except msgspec.ValidationError as problem:
+            raise CourierFailed(f"node {self.id} told something else than facts: {problem}") from problem
 
     async def close_all(self) -> None:
         """Asks every worker to leave, then ends the server; a worker outlives neither for longer than it takes to end its attempt."""
@@ -413,14 +434,21 @@ class TmuxNode:
             await asyncio.sleep(0.02)
 
 
+SIGNED: Final = ("clock_offset_ms",)
+"""Figures that may be -1 and be known all the same."""
 PYTHON: Final = "@python"
 """Stands for the node's interpreter in a launch."""
 
 PUSH_SCRIPT: Final = """
-import json, os, sys
+import json, os, stat, sys
 target, package, runtime = sys.argv[1:4]
 os.umask(0o077)
-os.makedirs(runtime, mode=0o700, exist_ok=True)
+for folder in (os.path.dirname(runtime), runtime):
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    found = os.lstat(folder)
+    shared = 0o077 if folder == runtime else 0o022
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & shared:
+        sys.exit("%s is not a private folder of ours: remove it" % folder)
 if not os.path.isdir(target):
     files = json.load(sys.stdin)
     partial = "%s.%d" % (target, os.getpid())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from orchestra.core.decide import wants
-from orchestra.core.fleet import suits
+from collections import Counter
+
+from orchestra.core.fleet import node_suits, suits, wants
 from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Strategy, TaskSpec, TaskStatus
 from orchestra.core.state import AgentState, State, TaskState
 from orchestra.ids import TaskId
@@ -36,6 +37,8 @@ def explain(state: State, task_id: TaskId, now_ms: int, gate: Gate | None = None
             return f"{task_id} {word} on agent {agents}" + (
                 f"; it is being cancelled: {task.cancel_reason}." if task.cancel_reason else "."
             )
+        case TaskStatus.MERGING:
+            return f"{task_id} is verified; what attempt {task.merging} did is being merged into the plan's branch."
         case TaskStatus.COMPLETED:
             return f"{task_id} is completed: attempt {task.primary} passed its verification."
         case TaskStatus.FAILED | TaskStatus.CANCELLED:
@@ -60,9 +63,9 @@ def _queued(state: State, task: TaskState, now_ms: int, gate: Gate | None) -> st
         return f"{task.id} is ready, but the orchestra is {state.lifecycle.value}."
     what = wants(spec)
     if not able:
-        return f"{task.id} is ready, but the fleet has no agent of {what}; add one with `orchestra scale`."
+        return f"{task.id} is ready, but {_nobody(state, spec)}."
     if not up:
-        why = "; ".join(_trouble(state)) or "their workers are down"
+        why = "; ".join(_trouble(state, spec)) or "their workers are down"
         return f"{task.id} is ready, but none of the {len(able)} agents of {what} is up: {why}."
     if len(free) >= spec.replicas and (held := _held(free, spec, gate)):
         return f"{task.id} is ready and waits although {len(free)} agents are free: {held}."
@@ -71,26 +74,47 @@ def _queued(state: State, task: TaskState, now_ms: int, gate: Gate | None) -> st
         many = f"{spec.replicas} free agents" if spec.replicas > 1 else "a free agent"
         return (
             f"{task.id} is ready and waits for {many} of {what}: {len(up) - len(free)} of {len(up)} are busy, {ahead} other tasks wait too"
-            + "".join(f"; {trouble}" for trouble in _trouble(state))
+            + "".join(f"; {trouble}" for trouble in _trouble(state, spec))
             + "."
         )
     if not any(agent.spec.category in ("", spec.category) for agent in free):
-        return f"{task.id} is ready; the free agents are kept for tasks of their own categories."
+        return f"{task.id} is ready, but {_kept(free, spec)}."
     if spec.strategy is Strategy.AFFINITY:
         return f"{task.id} is ready and waits for the agent it has affinity to, which is busy."
     return f"{task.id} is ready and is assigned next."
 
 
-def _trouble(state: State) -> list[str]:
-    """Says what keeps whole nodes from taking work."""
+def _nobody(state: State, spec: TaskSpec) -> str:
+    """Says why there is no agent for the task, and what would help."""
+    places = [node for name, node in state.nodes.items() if node_suits(state, name, spec)]
+    trouble = _trouble(state, spec)
+    if trouble and not any(node.usable for node in places):
+        return f"there is no agent of {wants(spec)}, and none can be added now: {'; '.join(trouble)}"
+    return f"the fleet has no agent of {wants(spec)}; add one with `orchestra scale`"
+
+
+def _kept(free: list[AgentState], spec: TaskSpec) -> str:
+    """Says for which categories the free agents are kept, and what would help."""
+    kept = Counter(agent.spec.category for agent in free)
+    whose = ", ".join(f"{category} ({count})" for category, count in sorted(kept.items()))
+    return (
+        f"the free agents are kept for tasks of their own categories: {whose}; "
+        f"give it one of these, or use a roster with more agents for {spec.category or 'all categories'}"
+    )
+
+
+def _trouble(state: State, spec: TaskSpec) -> list[str]:
+    """Says what keeps the nodes that suit the task from taking work."""
     found: list[str] = []
     for name, node in state.nodes.items():
+        if not node_suits(state, name, spec):
+            continue
         if node.status is not NodeStatus.READY:
-            found.append(f"node {name} is out of sight")
+            found.append(f"node {name} is out of sight, and takes work again when it is back (`orchestra node list` says more)")
         elif node.breaker is not None:
             found.append(f"nothing is started on node {name}: {node.breaker.cause}")
         elif node.draining:
-            found.append(f"node {name} is being drained")
+            found.append(f"node {name} is being drained (`orchestra node resume {name}` uses it again)")
     return found
 
 

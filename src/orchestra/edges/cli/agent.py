@@ -186,7 +186,8 @@ def send(context: click.Context, agents: tuple[int, ...], text: str, no_enter: b
 @agent.command(
     "broadcast",
     cls=Command,
-    example='orchestra agent broadcast "git pull" --node majin\norchestra agent broadcast y --agents 1-20,35 --no-enter',
+    example='orchestra agent broadcast "stop after this file and sum up" --kind claude\n'
+    "orchestra agent broadcast y --agents 1-20,35 --no-enter",
 )
 @click.argument("text")
 @click.option("--agents", type=NUMBERS, default=(), metavar="N,...", help="Those with these numbers, for example 1-20,35.")
@@ -201,7 +202,8 @@ def send(context: click.Context, agents: tuple[int, ...], text: str, no_enter: b
 def broadcast(context: click.Context, /, text: str, agents: tuple[int, ...], everyone: bool, no_enter: bool, **only: str | None) -> None:
     """Type TEXT into the windows of many agents.
 
-    Of several options, agents must fit all. Those that have no window now are left out, and told.
+    Of several options, agents must fit all. Those that have no window now are left out, and told. So are those that are idle: nothing runs
+    in their windows that would read it.
     """
     from orchestra.usecases import AgentsParams
 
@@ -216,14 +218,27 @@ def broadcast(context: click.Context, /, text: str, agents: tuple[int, ...], eve
     async def tell(use_cases: UseCases) -> Told:
         found = tuple(select((await use_cases.agents(AgentsParams(agents))).agents, only))
         if not found:
+            await check_node(use_cases, only["node"])
             raise NotFound("no agent fits that", field="agents", hint="`orchestra agent list` shows them")
         return await type_to(use_cases, found, text, enter=not no_enter)
 
     told = session.ask(tell)
-    value = {"agents": told.agents, "nodes": told.nodes, "left_out": told.left_out}
+    value = {"agents": told.agents, "nodes": told.nodes, "idle": told.idle, "left_out": told.left_out}
     session.render.show(value, lambda: show_told(session.render, told))
     if told.error is not None:
         raise told.error
+
+
+async def check_node(use_cases: UseCases, name: str | None) -> None:
+    """Raises NotFound if a node is named that is not there."""
+    from orchestra.intake.shape import nearest
+    from orchestra.usecases import Empty
+
+    known = [] if name is None else [node.name for node in (await use_cases.nodes(Empty())).nodes]
+    if name is not None and name not in known:
+        close = nearest(name, known)
+        hint = f"did you mean {close!r}?" if close else f"there are {', '.join(known)}"
+        raise NotFound(f"there is no node {name[:80]!r}", field="node", hint=hint)
 
 
 class Told(NamedTuple):
@@ -232,6 +247,8 @@ class Told(NamedTuple):
     agents: tuple[int, ...]
     nodes: dict[str, int]
     """How many on each."""
+    idle: tuple[int, ...]
+    """Of those that were typed to: no attempt ran in their windows, so nothing read it."""
     left_out: tuple[int, ...]
     """They have no window now, or their node could not be reached."""
     error: OrchestraError | None
@@ -256,19 +273,28 @@ async def type_to(use_cases: UseCases, agents: Sequence[AgentView], text: str, *
             raise error
     reached = {node: numbers for node, numbers in by_node.items() if not isinstance(results[node], BaseException)}
     typed = tuple(sorted(number for numbers in reached.values() for number in numbers))
+    idle = tuple(sorted({each.agent for each in agents if each.task is None} & set(typed)))
     missed = tuple(sorted({each.agent for each in agents} - set(typed)))
     first = next((error for error in errors if isinstance(error, OrchestraError)), None)
-    return Told(typed, {node: len(numbers) for node, numbers in reached.items()}, missed, first)
+    return Told(typed, {node: len(numbers) for node, numbers in reached.items()}, idle, missed, first)
 
 
 def show_told(render: Renderer, told: Told) -> None:
     """Writes to how many agents something was typed, and whom it did not reach."""
     where = ", ".join(f"{count} on {node}" for node, count in told.nodes.items())
     render.line(f"typed to {len(told.agents)} agent{'s' * (len(told.agents) != 1)}" + (f": {where}" if where else ""))
+    if told.idle:
+        render.note(
+            f"{len(told.idle)} of them {'was' if len(told.idle) == 1 else 'were'} idle, so nothing read it there: {some(told.idle)}"
+        )
     if told.left_out:
-        names = ", ".join(f"#{number}" for number in told.left_out[:LEFT_OUT_SHOWN])
-        more = f" and {len(told.left_out) - LEFT_OUT_SHOWN} more" if len(told.left_out) > LEFT_OUT_SHOWN else ""
-        render.note(f"not typed to, as they have no window now: {names}{more}")
+        render.note(f"not typed to, as they have no window now: {some(told.left_out)}")
+
+
+def some(agents: Sequence[int]) -> str:
+    """Returns the first agents by number, and how many there are besides."""
+    more = f" and {len(agents) - LEFT_OUT_SHOWN} more" if len(agents) > LEFT_OUT_SHOWN else ""
+    return ", ".join(f"#{number}" for number in agents[:LEFT_OUT_SHOWN]) + more
 
 
 @agent.command("restart", cls=Command, example="orchestra agent restart 7")

@@ -41,6 +41,7 @@ def down(context: click.Context, drain: bool, now: bool, timeout: float, no_wait
 
     from orchestra.errors import BadInput, CoordinatorUnreachable, IllegalMove
     from orchestra.intake.request import ShutdownParams
+    from orchestra.root import Root
     from orchestra.usecases import ShutdownReply, WatchParams
 
     if drain and now:
@@ -55,6 +56,7 @@ def down(context: click.Context, drain: bool, now: bool, timeout: float, no_wait
                 session.render.note(f"waiting for {reply.pending_tasks} tasks; Ctrl-C leaves them to finish")
             await wait_gone(use_cases, seen.seq)
             await session.wiring.wait_window_gone(session.root)
+            Root(session.root).release_runtime()
         return reply
 
     try:

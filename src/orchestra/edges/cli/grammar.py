@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from orchestra.edges.cli.session import ROOT_DEFAULT, ROOT_VARIABLE, Session
-from orchestra.errors import FACES, BadInput, OrchestraError
+from orchestra.errors import FACES, BadInput, OrchestraError, SettingsInvalid
 from orchestra.ids import AGENTS_MAX
 
+SETTINGS_HINT: Final = "docs/guides/settings.md says how settings are written, `orchestra config schema` what may be set"
 EXIT_UNHEALTHY: Final = 1
 """What a look at something ends with that found it wanting."""
 EXIT_INTERRUPTED: Final = 130
@@ -68,9 +69,12 @@ class Command(click.Command):
         self.params.extend(shared_options())
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs it; an error in what was typed that names no remedy gets the help as one."""
+        """Runs it; an error in what was typed that names no remedy gets the help as one, and one in the settings what may be set."""
         try:
             return super().invoke(ctx)
+        except SettingsInvalid as error:
+            error.hint = error.hint or SETTINGS_HINT
+            raise
         except BadInput as error:
             error.hint = error.hint or f"`{ctx.command_path} --help` shows how it is written"
             raise

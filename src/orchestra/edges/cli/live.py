@@ -59,7 +59,7 @@ class LiveScreen:
         """Draws the plan as it is."""
         self._seen = plan, status
         width, height = self._console.size
-        lines = lines_of(plan, status.agents.running, width, height - 1, self._said)
+        lines = lines_of(plan, status.agents.running, width, height - 1, self._said, status.warnings)
         self._live.update(Group(*lines), refresh=True)
 
     def say(self, text: str) -> None:
@@ -69,11 +69,11 @@ class LiveScreen:
             self.draw(*self._seen)
 
 
-def lines_of(plan: PlanView, agents: int, width: int, height: int, said: Sequence[str] = ()) -> list[Text]:
-    """Returns the view, fitted into `width` by `height`."""
+def lines_of(plan: PlanView, agents: int, width: int, height: int, said: Sequence[str] = (), warnings: Sequence[str] = ()) -> list[Text]:
+    """Returns the view, fitted into `width` by `height`; `warnings` are those of the status, which name lost and degraded nodes first."""
     stages, failures = _stages(plan, width), _failures(plan)
     foot = [Text(one_line(text), "yellow") for text in said]
-    head = [_header(plan), _bar(plan, agents, width)]
+    head = [_header(plan), _bar(plan, agents, width), *([Text(one_line("; ".join(warnings)), "yellow")] if warnings else [])]
     coming = _coming(plan)
     room = max(0, height - len(head) - len(foot) - len(coming) - len(failures))
     shown = _window(stages, plan, min(STAGES_MAX, room // 2))
@@ -108,10 +108,14 @@ def _bar(plan: PlanView, agents: int, width: int) -> Text:
 
 
 def eta_ms(plan: PlanView, agents: int) -> int:
-    """Returns how long the rest takes by the estimates: the longest path, or the work there is for the agents there are."""
+    """Returns how long the rest takes by the estimates: the longest path, or the work there is for the agents there are.
+
+    What has run already is not ahead, neither of the work nor on the path.
+    """
     rest = [task for task in plan.tasks if task.status not in OVER]
-    work = sum(max(0, task.estimate_ms - (task.duration_ms if task.status not in QUEUED else 0)) for task in rest)
-    return max(work // max(1, agents), max((task.rank_ms for task in rest), default=0))
+    spent = {task.task: min(task.estimate_ms, task.duration_ms) if task.status not in QUEUED else 0 for task in rest}
+    work = sum(task.estimate_ms - spent[task.task] for task in rest)
+    return max(work // max(1, agents), max((task.rank_ms - spent[task.task] for task in rest), default=0))
 
 
 def depths(tasks: Sequence[TaskView]) -> dict[str, int]:

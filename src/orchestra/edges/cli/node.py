@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -18,6 +18,7 @@ from orchestra.errors import BadInput, CoordinatorUnreachable, NodeFailed, NotFo
 if TYPE_CHECKING:
     from orchestra.edges.cli.session import Session
     from orchestra.settings import Settings
+    from orchestra.settings_schema import Node as NodeSettings
     from orchestra.usecases import DrainReply, NodeAddParams, NodeReply, UseCases
     from orchestra.views import NodeView
 
@@ -153,7 +154,7 @@ def _amount(count: int) -> str:
 
 @node.command("add", cls=Command, example=ADD_EXAMPLE)
 @click.argument("name")
-@click.option("--host", required=True, metavar="HOST", help="Name or address to reach by SSH, or an alias of ~/.ssh/config.")
+@click.option("--host", metavar="HOST", help="Name or address to reach by SSH, or an alias of ~/.ssh/config; a configured machine has one.")
 @click.option("--user", "ssh_user", default="", metavar="USER", help="User to log in as; default is what ~/.ssh/config says.")
 @click.option("--port", type=click.IntRange(1, 65_535), metavar="PORT", help="Port of its SSH server; default is what ~/.ssh/config says.")
 @click.option("--max-agents", type=click.IntRange(1, 10_000), metavar="N", help="Most agents it takes.  [default: 100]")
@@ -167,15 +168,26 @@ def _amount(count: int) -> str:
 def add(context: click.Context, /, name: str, no_wait: bool, **given: Any) -> None:
     """Take a machine into the running orchestra.
 
-    Returns when it is connected, or says why it is not. It is kept in the ledger; `orchestra scale` puts agents there.
+    Returns when it is connected, or says why it is not. It is kept in the ledger; `orchestra scale` puts agents there. Of a machine in the
+    settings nothing need be said; the options go before what they say.
     """
     from orchestra.usecases import NodeAddParams
 
     session = session_of(context)
-    said = {key: value for key, value in given.items() if value not in (None, "", ())}
+    known = session.wiring.load_settings(session.root, session.flags).nodes
+    said = {
+        **(configured_fields(known[name]) if name in known else {}),
+        **{key: value for key, value in given.items() if value not in (None, "", ())},
+    }
+    if name not in known and "host" not in said:
+        raise _no_host(name, known)
     check_node(name, said)
     params = NodeAddParams(name=name, **{**said, "host": _host(said)})
     if not session.wiring.coordinator_running(session.root):
+        if name in known and said == configured_fields(known[name]):
+            raise CoordinatorUnreachable(
+                f"no orchestra is running, and {name} is in the settings already", hint="start one: `orchestra up`"
+            )
         yaml = node_yaml(name, said)
         session.render.show({"added": False, "yaml": yaml}, lambda: session.render.data(yaml.rstrip("\n")))
         file = session.root / "config" / "orchestra.yaml"
@@ -183,6 +195,21 @@ def add(context: click.Context, /, name: str, no_wait: bool, **given: Any) -> No
             "no orchestra is running that could take it in", hint=f"put the lines above into {file}, then start one: `orchestra up`"
         )
     session.ask(lambda use_cases: _add(session, use_cases, params, wait=not no_wait))
+
+
+def configured_fields(configured: NodeSettings) -> dict[str, Any]:
+    """Returns what the settings say of a machine, without what is so anyway."""
+    usual = type(configured)()
+    fields = ((key, getattr(configured, key)) for key in configured.__struct_fields__)
+    return {key: value for key, value in fields if value != getattr(usual, key)}
+
+
+def _no_host(name: str, known: Iterable[str]) -> BadInput:
+    from orchestra.intake.shape import nearest
+
+    close = nearest(name, known)
+    hint = "say where it is: --host HOST" + (f"; or did you mean {close!r}, which is in the settings?" if close else "")
+    return BadInput(f"{name[:80]!r} is not in the settings and has no host", field="host", hint=hint)
 
 
 def check_node(name: str, said: dict[str, Any]) -> None:
@@ -202,7 +229,8 @@ def _host(said: dict[str, Any]) -> str:
     """The names of this machine mean no SSH, as in the settings, unless something is said about that SSH: it may lead elsewhere."""
     from orchestra.bootstrap.wiring import LOCAL_HOSTS
 
-    return "" if said["host"] in LOCAL_HOSTS and not {"port", "ssh_user"} & set(said) else str(said["host"])
+    host = said.get("host", "")
+    return "" if host in LOCAL_HOSTS and not {"port", "ssh_user"} & set(said) else str(host)
 
 
 def node_yaml(name: str, said: dict[str, Any]) -> str:

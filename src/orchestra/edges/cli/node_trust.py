@@ -10,7 +10,7 @@ import click
 
 from orchestra.edges.cli.grammar import Command, session_of
 from orchestra.edges.cli.render import Face, Styled
-from orchestra.errors import BadInput, HostKeyRefused
+from orchestra.errors import BadInput, HostKeyRefused, Refused
 
 if TYPE_CHECKING:
     from orchestra.bootstrap.trust import KeyOffer
@@ -72,6 +72,7 @@ def _confirm(session: Session, offer: KeyOffer, *, asked: bool) -> None:
 
     Raises:
         BadInput: There is nobody to ask.
+        Refused: It is another key than the machine's own.
     """
     render = session.render
     if offer.state == "changed":
@@ -89,4 +90,5 @@ def _confirm(session: Session, offer: KeyOffer, *, asked: bool) -> None:
             field="fingerprint",
             hint="repeat with --fingerprint and what that machine says, or with --yes if you have compared it",
         )
-    click.confirm("Is it the same?", abort=True, err=True)
+    if not click.confirm("Is it the same?", err=True):
+        raise Refused(f"the key of {offer.where} is not trusted; nothing was changed", field="fingerprint")

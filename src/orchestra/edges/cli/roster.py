@@ -50,6 +50,8 @@ def roster(
 
     Needs no running orchestra and starts nothing. A PRESET is phase1, phase2, phase3 or plain, which is the default.
     """
+    from orchestra.agents.registry import adapter_for
+    from orchestra.core.model import ANY_KIND
     from orchestra.intake.roster import PHASES, PLAIN, lay_out, size_of
 
     if roster is not None and phase is not None:
@@ -65,6 +67,8 @@ def roster(
     places = _nodes_of(settings, nodes)
     count = size_of(found, agents, settings.agents.count)
     fleet = lay_out(found, count, places, kind=settings.agents.kind)
+    for wanted in dict.fromkeys(agent.kind for agent in fleet if agent.kind != ANY_KIND):
+        adapter_for(wanted)
     value = _as_data(found, fleet, places, by, listed=listed)
     session.render.show(value, lambda: _show(session.render, found, fleet, places, by, listed=listed))
 

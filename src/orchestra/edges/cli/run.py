@@ -35,8 +35,8 @@ def run(context: click.Context, plan: Path, agents: int | None, keep: bool, atta
     session = session_of(context)
     if attach and not session.render.on_terminal:
         raise BadInput("--attach needs a terminal", field="attach", hint="leave it out, and use `orchestra agent attach` from one")
+    settings = session.wiring.load_settings(session.root, session.flags)  # they may define agent kinds that the plan names
     text, document = read_plan(plan)
-    settings = session.wiring.load_settings(session.root, session.flags)
     running = session.wiring.coordinator_running(session.root)
     request = Request(str(plan), text, document, str(plan.parent.absolute()), agents, keep, attach, resume, running)
     try:

@@ -204,6 +204,8 @@ def show_started(render: Renderer, verb: str, reply: InitReply) -> int:
             render.table(["node", "agents", "session"], rows, right=("agents",))
 
     render.show(reply, human)
+    for warning in reply.warnings:
+        render.note(warning)
     for name in names:
         if not reply.session_ids.get(name):
             render.note(

@@ -17,8 +17,8 @@ import msgspec
 
 from orchestra.clock import Clock
 from orchestra.core import events as e
-from orchestra.core.model import AgentStatus, Lifecycle
-from orchestra.core.state import State
+from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus
+from orchestra.core.state import NodeState, State
 from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
 from orchestra.files import write_atomically
@@ -33,8 +33,8 @@ FILES_MAX: Final = 1000
 """Event files kept; a parent that is further behind reads the status instead."""
 DOWN: Final = (AgentStatus.OFFLINE, AgentStatus.ERROR)
 UP: Final = (AgentStatus.IDLE, AgentStatus.BUSY)
-RESTARTED: Final = "the coordinator was restarted"
-"""Reason of a node's loss that is none: we lose sight of every node while nobody runs."""
+RESTARTED: Final = ("connecting again after a restart", "the coordinator was restarted")
+"""Reasons of a node's loss that is none: we lose sight of every node while nobody runs. The second is how older ledgers say it."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -50,11 +50,12 @@ class ParentEvents:
 
     Args:
         fell: Agents that are down already, and since when.
+        lost: Nodes that are lost or in trouble already, and since when.
     """
 
-    def __init__(self, fell: Mapping[int, int] | None = None) -> None:
+    def __init__(self, fell: Mapping[int, int] | None = None, lost: Mapping[str, int] | None = None) -> None:
         self._fell: dict[int, int] = dict(fell or {})
-        self._lost: dict[str, int] = {}
+        self._lost: dict[str, int] = dict(lost or {})
         self._progress = ""
         self._scaling: tuple[int, int] | None = None
         """When the scaling began, and how many agents were up then."""
@@ -81,7 +82,9 @@ class ParentEvents:
             case e.AgentRemoved(agent):
                 self._fell.pop(agent, None)
                 return None
-            case e.NodeLost(node, reason) if not reason.startswith(RESTARTED):
+            case e.NodeLost(node, reason, still) if not reason.startswith(RESTARTED):
+                if still and node in self._lost:
+                    return None  # told already; the new cause is in the status
                 self._lost.setdefault(node, happened.at_ms)
                 return Told("node_lost", "critical", {"node": node, "reason": reason})
             case e.NodeConnected(node, rebooted=rebooted):
@@ -144,13 +147,21 @@ def _up(state: State) -> int:
     return sum(each.status in UP for each in state.agents.values())
 
 
+def _is_in_trouble(node: NodeState) -> bool:
+    lost = node.status is NodeStatus.LOST and not node.reason.startswith(RESTARTED)
+    return lost or node.breaker is not None
+
+
 class EventFiles:
     """Writes events for the parent."""
 
     def __init__(self, loop: Loop, root: Root, clock: Clock) -> None:
         self._root = root
         self._clock = clock
-        self._rule = ParentEvents({agent.id: agent.since_ms for agent in loop.state.agents.values() if agent.status in DOWN})
+        state = loop.state
+        fell: dict[int, int] = {agent.id: agent.since_ms for agent in state.agents.values() if agent.status in DOWN}
+        lost: dict[str, int] = {node.spec.id: node.since_ms for node in state.nodes.values() if _is_in_trouble(node)}
+        self._rule = ParentEvents(fell, lost)
         self._pending: list[tuple[int, int, Told]] = []
         self._urgent = asyncio.Event()
         self._kept: deque[str] | None = None

@@ -19,7 +19,8 @@ from orchestra.errors import FACES, OrchestraError
 from orchestra.testing.lab import control
 from orchestra.testing.lab.lab import HOME_BYTES, Lab
 
-PROGRAM: Final = "python -m orchestra.testing.lab"
+PROGRAM: Final = f"{shlex.quote(sys.executable)} -m orchestra.testing.lab"
+"""As it can be typed: the interpreter that has the lab, wherever it is, under sudo too."""
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

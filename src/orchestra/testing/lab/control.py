@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,12 +120,19 @@ def send(folder: Path, order: Order) -> Answer:
             client.sendall(msgspec.json.encode(order) + b"\n")
             line = client.makefile("rb").readline()
         except OSError as error:
-            raise LabFailed(
-                f"no lab is running in {folder}: {error.strerror}", hint="start one: python -m orchestra.testing.lab up FOLDER"
-            ) from error
+            raise _no_way(folder, error) from error
     if not line:
         raise LabFailed(f"the lab in {folder} ended before it answered")
     return msgspec.json.decode(line, type=Answer)
+
+
+def _no_way(folder: Path, error: OSError) -> LabFailed:
+    """Says why a lab cannot be given orders."""
+    if isinstance(error, PermissionError):
+        return LabFailed(f"the lab in {folder} takes orders from root only", hint="give the order as root: sudo")
+    return LabFailed(
+        f"no lab is running in {folder}: {error.strerror}", hint=f"start one: {sys.executable} -m orchestra.testing.lab up FOLDER"
+    )
 
 
 def _attend(lab: Lab, client: socket.socket) -> None:
@@ -145,7 +153,7 @@ def _at(folder: Path) -> Iterator[str]:
     try:
         descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise LabFailed(f"no lab is running in {folder}: {error.strerror}") from error
+        raise _no_way(folder, error) from error
     try:
         yield f"/proc/self/fd/{descriptor}/{SOCKET}"
     finally:

@@ -1,0 +1,229 @@
+"""Kind `codex`: the Codex CLI, headless (`codex exec`). The prompt goes in by standard input, JSON lines come out.
+
+Success is exit code 0 AND a line `turn.completed`. The usage in it counts from the beginning of the session, so a verdict says so. The CLI names no cost.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
+from orchestra.agents.causes import Cause, error_body, failed, last_line, of_message, reason, unexplained
+from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, imposed
+from orchestra.agents.kindsettings import KindSettings, plain_word
+from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, prompt_of, wish
+from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, SESSION_CHARACTERS_MAX, count_of, exit_without_tail, text_of
+from orchestra.core.model import OutcomeKind, TaskSpec, Usage
+
+SETTINGS: Final = (
+    "model",
+    "effort",
+    "sandbox",
+    "base_url",
+    "api_key_variable",
+    "request_max_retries",
+    "stream_max_retries",
+    "stream_idle_timeout_ms",
+)
+SANDBOXES: Final = ("bypass", "read-only", "workspace-write", "danger-full-access")
+KEY_VARIABLE: Final = "OPENAI_API_KEY"
+LOGIN_VARIABLE: Final = "CODEX_API_KEY"
+"""What the CLI itself reads where no `base_url` is set."""
+PROVIDER: Final = "orchestra"
+USAGE_EXIT_CODE: Final = 2
+"""Exit code for an option it does not know."""
+
+
+def toml_text(value: str) -> str:
+    """Returns a TOML string: JSON's escapes are among TOML's own."""
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
+
+
+def config_of(settings: KindSettings) -> str:
+    """Returns the CLI's configuration: nothing that calls out or stays behind, no key for the tools, and the provider if there is an address for one.
+
+    A shell snapshot is a file with all variables, the key among them.
+    """
+    lines = ["check_for_update_on_startup = false"]
+    url = settings.text("base_url")
+    if url:
+        lines += [f"model_provider = {toml_text(PROVIDER)}"]
+    if effort := settings.text("effort"):
+        lines += [f"model_reasoning_effort = {toml_text(effort)}"]
+    lines += [
+        "",
+        "[features]",
+        "plugins = false",
+        "daemon_auto_start = false",
+        "shell_snapshot = false",
+        "",
+        "[analytics]",
+        "enabled = false",
+    ]
+    hidden = ", ".join(toml_text(name) for name in dict.fromkeys((key_variable(settings), LOGIN_VARIABLE)))
+    lines += ["", "[shell_environment_policy]", f"exclude = [{hidden}]"]
+    if url:
+        lines += [
+            "",
+            f"[model_providers.{PROVIDER}]",
+            f"name = {toml_text(PROVIDER)}",
+            f"base_url = {toml_text(url)}",
+            'wire_api = "responses"',
+            f"env_key = {toml_text(key_variable(settings))}",
+        ]
+        for name in ("request_max_retries", "stream_max_retries", "stream_idle_timeout_ms"):
+            number = settings.number(name, most=86_400_000)
+            lines += [f"{name} = {number}"] if number is not None else []
+    return "\n".join(lines) + "\n"
+
+
+def key_variable(settings: KindSettings) -> str:
+    """Returns the name of the variable that has the key."""
+    return settings.word("api_key_variable", KEY_VARIABLE)
+
+
+def usage_of(line: dict[str, Any]) -> Usage:
+    """Returns the session's usage by a `turn.completed`. Cached input is part of the input there, and counted apart here."""
+    told = line.get("usage")
+    counts = told if isinstance(told, dict) else {}
+    cached = count_of(counts.get("cached_input_tokens"))
+    return Usage(
+        tokens_input=max(count_of(counts.get("input_tokens")) - cached, 0),
+        tokens_output=count_of(counts.get("output_tokens")),
+        tokens_cache_read=cached,
+        tokens_cache_write=count_of(counts.get("cache_write_input_tokens")),
+    )
+
+
+def message_of(line: dict[str, Any] | None) -> str:
+    """Returns the message of an `error` or `turn.failed`."""
+    if line is None:
+        return ""
+    error = line.get("error")
+    return text_of(error.get("message") if isinstance(error, dict) else line.get("message"), SUMMARY_CHARACTERS_MAX)
+
+
+def in_words(message: str) -> str:
+    """Returns the message without the JSON around it."""
+    return text_of(error_body(message).get("message"), SUMMARY_CHARACTERS_MAX) or message
+
+
+class Codex:
+    """The kind's adapter; it has no state."""
+
+    kind = "codex"
+    programs: tuple[str, ...] = ("codex",)
+    variables: tuple[str, ...] = (KEY_VARIABLE, LOGIN_VARIABLE, *PROXY_VARIABLES)
+    memory_bytes: int = 160 << 20
+    """145 MB, of which instances share most (0.169.0)."""
+
+    def launch(self, spec: TaskSpec, context: Context) -> Launch:
+        """Returns the process. The prompt is a file, and a session of an earlier attempt is gone on with if there is one."""
+        settings = KindSettings(self.kind, context.settings, SETTINGS)
+        sandbox = settings.choice("sandbox", SANDBOXES[0], SANDBOXES)
+        if sandbox == "bypass":
+            options = ["--dangerously-bypass-approvals-and-sandbox"]
+        else:
+            options = ["-c", f"sandbox_mode={toml_text(sandbox)}", "-c", 'approval_policy="never"']
+        model = plain_word(wish(spec, "model"), field="requirements.model") or settings.word("model")
+        options += ["-m", model] if model else []
+        session = plain_word(context.session, field="session")
+        return Launch(
+            argv=(
+                *("codex", "exec", "--json", "--skip-git-repo-check", *options, "-o", f"{ATTEMPT_DIR}last.txt"),
+                *(("resume", session) if session else ()),
+            ),
+            files={PROMPT_FILE: prompt_of(spec)},
+            agent_files={"codex/config.toml": config_of(settings)},
+            env={"CODEX_HOME": f"{AGENT_DIR}codex", **spec.env},
+            env_pass=(*dict.fromkeys((key_variable(settings), LOGIN_VARIABLE)), *PROXY_VARIABLES),
+            stdin="prompt",
+            view="json",
+            signals=("thread.started", "item.started", "item.completed", "error", "turn.completed", "turn.failed"),
+            success=SuccessRule(signal_type="turn.completed"),
+        )
+
+    def signal(self, line: dict[str, Any]) -> Signal | None:
+        """Returns what a line tells. An `error` may be no more than a connection that is made again."""
+        match line.get("type"):
+            case "thread.started":
+                return Signal("started", session=text_of(line.get("thread_id"), SESSION_CHARACTERS_MAX))
+            case "item.started" | "item.completed":
+                item = line.get("item")
+                activity = _activity(item) if isinstance(item, dict) else ""
+                return Signal(activity) if activity else None
+            case "error":
+                return Signal(f"API: {in_words(message_of(line))}"[:ACTIVITY_CHARACTERS_MAX])
+            case "turn.completed":
+                return Signal("done", 1.0, usage_of(line))
+            case "turn.failed":
+                return Signal("failed")
+            case _:
+                return None
+
+    def verdict(self, spec: TaskSpec, end: Exit) -> Verdict:
+        """Returns done only for exit code 0 with a completed turn."""
+        completed, stopped = end.last.get("turn.completed"), end.last.get("turn.failed")
+        usage = usage_of(completed or {})
+        session = text_of(end.last.get("thread.started", {}).get("thread_id"), SESSION_CHARACTERS_MAX)
+        summary = _summary(end)
+        if (decided := imposed(end)) is not None:
+            cause = _waiting(end) if decided.kind is OutcomeKind.TIMEOUT else None
+            why = reason(cause, decided.reason) if cause else decided.reason
+            found = Verdict(decided.kind, why, usage, session)
+        elif stopped is not None:
+            message = message_of(stopped)
+            found = failed(of_message(message) or Cause.CRASHED, in_words(message), usage, session, summary)
+        elif completed is None:
+            found = _without_turn(end, usage, session)
+        elif end.code != 0 or end.signal:
+            found = Verdict(OutcomeKind.FAILED, f"said done, but {exit_without_tail(end)}", usage, session, summary)
+        else:
+            found = Verdict(OutcomeKind.DONE, "", usage, session, summary)
+        return msgspec.structs.replace(found, usage_of_session=True)
+
+
+def _waiting(end: Exit) -> Cause | None:
+    """Returns what a run that was ended waited for, if its very last words were of a broken connection."""
+    last = last_line(end)
+    return of_message(message_of(last)) if last.get("type") == "error" else None
+
+
+def _without_turn(end: Exit, usage: Usage, session: str) -> Verdict:
+    """What it printed before its first record is its own complaint about how it was started; later lines may be a tool's."""
+    complaint = "" if session else " ".join(end.tail)
+    if "thread/resume" in complaint:
+        return failed(Cause.SESSION, exit_in_words(end), usage, session)
+    if end.code == USAGE_EXIT_CODE and not session:
+        return failed(Cause.CONFIG, exit_in_words(end), usage, session)
+    return unexplained(end, usage, session)
+
+
+def _summary(end: Exit) -> str:
+    """The last message, if the last item is one."""
+    item = end.last.get("item.completed", {}).get("item")
+    return text_of(item.get("text"), SUMMARY_CHARACTERS_MAX) if isinstance(item, dict) and item.get("type") == "agent_message" else ""
+
+
+def _activity(item: dict[str, Any]) -> str:
+    """An item in a few words."""
+    match item.get("type"):
+        case "agent_message" | "reasoning":
+            words = text_of(item.get("text"), SUMMARY_CHARACTERS_MAX).strip().partition("\n")[0]
+        case "command_execution":
+            command = text_of(item.get("command"), SUMMARY_CHARACTERS_MAX)
+            words = f"$ {command.removeprefix('/bin/bash -lc ')}"
+        case "file_change":
+            changes = item.get("changes")
+            paths = [text_of(each.get("path"), 200) for each in changes if isinstance(each, dict)] if isinstance(changes, list) else []
+            words = f"changed {', '.join(paths)}"
+        case "error":
+            words = f"warning: {text_of(item.get('message'), SUMMARY_CHARACTERS_MAX)}"
+        case other:
+            words = text_of(other, ACTIVITY_CHARACTERS_MAX).replace("_", " ")
+    return " ".join(words.split())[:ACTIVITY_CHARACTERS_MAX]
+
+
+ADAPTER: Final = Codex()

@@ -1,0 +1,66 @@
+"""What becomes of verified work on its way into the plan's branch.
+
+A task of which each attempt works in a place of its own is not completed when its checks have passed: what it did has to be in the plan's branch first, because
+those that need it start from there. A conflict goes back to an agent once, with both sides, then somebody has to look.
+
+The functions here are `decide`'s for these commands, and keep its rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestra.core import commands as c
+from orchestra.core import events as e
+from orchestra.core.model import Lifecycle, NodeStatus, TaskStatus
+from orchestra.core.state import State, TaskState
+from orchestra.ids import TaskId
+
+Events = list[e.Event]
+
+
+def requeue_now(s: State, task: TaskState) -> Events:
+    """No waiting where the task is not to blame. Draining without `drain` leaves it waiting for the next start."""
+    return [e.TaskQueued(task.id)] if s.lifecycle is not Lifecycle.DRAINING else []
+
+
+def _merging(s: State, name: TaskId, number: int) -> TaskState | None:
+    """The task if that attempt's work is being merged: the fence of what the merge came to."""
+    task = s.tasks.get(name)
+    return task if task is not None and task.status is TaskStatus.MERGING and task.merging == number else None
+
+
+def merge_done(s: State, cmd: c.MergeDone, now: int, policy: c.Policy) -> Events:
+    if _merging(s, cmd.task, cmd.attempt) is None:
+        return []
+    merged = e.WorkMerged(cmd.task, cmd.attempt, cmd.branch, cmd.commit, cmd.files)
+    return [merged, e.TaskCompleted(cmd.task, cmd.attempt)]
+
+
+def merge_conflicted(s: State, cmd: c.MergeConflicted, now: int, policy: c.Policy) -> Events:
+    task = _merging(s, cmd.task, cmd.attempt)
+    if task is None:
+        return []
+    conflict = e.WorkConflicted(cmd.task, cmd.attempt, cmd.files, cmd.text)
+    reason = f"its work conflicts with the plan's branch in {', '.join(cmd.files[:5])}"
+    if task.conflicts >= policy.conflicts_max:
+        return [conflict, e.TaskFailed(cmd.task, f"{reason}, again")]
+    return [conflict, e.TaskRetryScheduled(cmd.task, now, reason), *requeue_now(s, task)]
+
+
+def merge_failed(s: State, cmd: c.MergeFailed, now: int, policy: c.Policy) -> Events:
+    task = _merging(s, cmd.task, cmd.attempt)
+    if task is None:
+        return []
+    if not cmd.again:
+        return [e.TaskFailed(cmd.task, cmd.reason)]
+    return [e.TaskRetryScheduled(cmd.task, now, cmd.reason), *requeue_now(s, task)]
+
+
+def merges_given_up(s: State, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    """Yields the end of merges whose work lies on a node that is out of sight for too long, or removed."""
+    for name in s.merging:
+        done = s.tasks[name].attempts[s.tasks[name].merging - 1]
+        place = s.nodes.get(done.node)
+        if place is None or (place.status is NodeStatus.LOST and now - max(place.since_ms, done.ended_ms) > policy.unknown_grace_ms):
+            yield e.TaskRetryScheduled(name, now, f"node {done.node} is out of sight with its work")

@@ -1,0 +1,165 @@
+"""Brings verified work into its plan's branch, one after another, and lets go of what is not wanted any more.
+
+Asked by the effects `MergeWork` and `DropWork`; after a restart it looks into the state, as everything it does may be done again: a commit that is made is
+found, a merge that is in is recognised. What cannot be done because a machine is out of sight waits until the core gives it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from orchestra.clock import Clock
+from orchestra.core import commands as c
+from orchestra.core.effects import DropWork, Effect, MergeWork
+from orchestra.core.model import TaskSpec, TaskStatus
+from orchestra.core.state import State
+from orchestra.engine.loop import Loop
+from orchestra.errors import NodeFailed, OrchestraError
+from orchestra.ids import AttemptId, NodeId, TaskId
+from orchestra.workspace import Collected, MergeRequest, MergeResult, WorkFailure, WorkRequest, Workspace, Workspaces
+from orchestra.workspaces.merge_queue import conflict_prompt
+
+log = logging.getLogger(__name__)
+
+AGAIN_MS: Final = 1_000
+"""Before a machine that did not answer is asked again."""
+STALE_MAX: Final = 10
+"""How often somebody else may move the plan's branch under a merge."""
+PASSING: Final = ("locked", "disk", "failed")
+"""Codes of failures that another try may get past."""
+SUBJECT_CHARACTERS: Final = 72
+
+
+class _Work(NamedTuple):
+    """A merge as the state has it."""
+
+    spec: TaskSpec
+    node: NodeId
+
+
+class Merger:
+    """One per coordinator.
+
+    Args:
+        workspaces: Those of a node, None while it is not connected.
+        keep: Keeps what an attempt changed for people, beside the task's results.
+    """
+
+    def __init__(
+        self, loop: Loop, clock: Clock, workspaces: Callable[[NodeId], Workspaces | None], keep: Callable[[TaskId, Collected], None]
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._workspaces = workspaces
+        self._keep = keep
+        self._queue: asyncio.Queue[MergeWork | DropWork] = asyncio.Queue()
+
+    def take(self, effects: Sequence[Effect]) -> None:
+        """Takes what concerns it; never blocks."""
+        for effect in effects:
+            if isinstance(effect, MergeWork | DropWork):
+                self._queue.put_nowait(effect)
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        for task, attempt in await self._loop.ask(lambda state: [(name, state.tasks[name].merging) for name in state.merging]):
+            self._queue.put_nowait(MergeWork(0, task, attempt))
+        while True:
+            effect = await self._queue.get()
+            try:
+                await self._do(effect)
+            finally:
+                self._queue.task_done()
+
+    async def wait_done(self) -> None:
+        """Waits until everything taken so far is done."""
+        await self._queue.join()
+
+    async def _do(self, effect: MergeWork | DropWork) -> None:
+        try:
+            await (self._merge(effect.task, effect.attempt) if isinstance(effect, MergeWork) else self._drop(effect))
+        except NodeFailed as error:
+            log.warning("work-waits", extra={"task": effect.task, "attempt": effect.attempt, "reason": str(error)})
+            await self._clock.sleep_ms(AGAIN_MS)
+            self._queue.put_nowait(effect)
+        except OrchestraError as error:  # a person has to mend it
+            log.warning("work-not-merged", extra={"task": effect.task, "attempt": effect.attempt, "reason": str(error)})
+            if isinstance(effect, MergeWork):
+                await self._loop.report([c.MergeFailed(effect.task, effect.attempt, str(error), again=False)])
+
+    async def _merge(self, task: TaskId, number: int) -> None:
+        work = await self._loop.ask(lambda state: _wanted(state, task, number))
+        if work is None:
+            return  # cancelled, given up, or done already
+        attempt = AttemptId(task, number)
+        spaces = self._spaces(work.node)
+        request = WorkRequest(repo=work.spec.workspace, attempt=attempt, here=work.spec.workspace_here)
+        place = (await spaces.prepare([request]))[0]
+        if isinstance(place, WorkFailure):
+            if place.code in PASSING:
+                raise NodeFailed(place.message, hint=place.hint)
+            await self._loop.report([c.MergeFailed(task, number, place.message, again=False)])
+            return
+        if place.fresh:
+            await spaces.discard(attempt)
+            await self._loop.report([c.MergeFailed(task, number, "what it did is gone from its node", again=True)])
+            return
+        collected = await spaces.collect(place, message_of(work.spec, number))
+        self._keep(task, collected)
+        await self._loop.report([await self._merged(spaces, work.spec, place, collected)])
+        await spaces.discard(attempt)  # what is merged is in the branch; what conflicts is kept under a salvage ref
+
+    async def _merged(self, spaces: Workspaces, spec: TaskSpec, place: Workspace, collected: Collected) -> c.Command:
+        task, number = place.attempt
+        if place.kind == "copy":
+            return c.MergeDone(task, number, "", "", len(collected.files))
+        request = MergeRequest(
+            repo=spec.workspace, attempt=place.attempt, head=collected.head, message=message_of(spec, number), here=spec.workspace_here
+        )
+        for _ in range(STALE_MAX):
+            result = await spaces.merge(request)
+            if result.result != "stale":
+                return _told(place.attempt, result, collected)
+        return c.MergeFailed(task, number, "somebody else moves the plan's branch all the time", again=True)
+
+    async def _drop(self, effect: DropWork) -> None:
+        node = await self._loop.ask(lambda state: _node_of(state, effect.task, effect.attempt))
+        spaces = None if node is None else self._workspaces(node)
+        if spaces is not None:  # else tidying finds it later
+            await spaces.discard(AttemptId(effect.task, effect.attempt))
+
+    def _spaces(self, node: NodeId) -> Workspaces:
+        spaces = self._workspaces(node)
+        if spaces is None:
+            raise NodeFailed(f"node {node} is not connected")
+        return spaces
+
+
+def _told(attempt: AttemptId, result: MergeResult, collected: Collected) -> c.Command:
+    task, number = attempt
+    if result.result == "conflict":
+        files = tuple(conflict.path for conflict in result.conflicts)
+        return c.MergeConflicted(task, number, files, conflict_prompt(result.conflicts, result.conflict_files))
+    return c.MergeDone(task, number, result.branch, result.head, len(collected.files))
+
+
+def _wanted(state: State, task: TaskId, number: int) -> _Work | None:
+    found = state.tasks.get(task)
+    if found is None or found.status is not TaskStatus.MERGING or found.merging != number:
+        return None
+    return _Work(found.spec, found.attempts[number - 1].node)
+
+
+def _node_of(state: State, task: TaskId, number: int) -> NodeId | None:
+    found = state.tasks.get(task)
+    attempt = None if found is None else found.attempt(number)
+    return None if attempt is None else attempt.node
+
+
+def message_of(spec: TaskSpec, number: int) -> str:
+    """Returns the commit message: what the task is, and which attempt did it."""
+    subject = " ".join(spec.description.split())[:SUBJECT_CHARACTERS] or str(spec.id)
+    return f"{subject}\n\nTask: {spec.id}\nAttempt: {number}\n"

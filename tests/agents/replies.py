@@ -1,0 +1,72 @@
+"""What the model says in each scene: fixtures of the fake model server, found by a word in the prompt.
+
+A fake answers at once and does as it is told. Nothing here says how good a model is; it says what the CLIs do around one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+USAGE: Final = {"input_tokens": 1000, "output_tokens": 500, "prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500}
+TELL_KEYS: Final = "env | grep -c dummy-key > count.txt"
+WAIT_LOOP: Final = "echo $$ > pid; while :; do sleep 0.2; done"
+
+
+def says(word: str, text: str, **match: Any) -> dict[str, Any]:
+    return {"match": {"userMessage": word, **match}, "response": {"content": text, "usage": USAGE}}
+
+
+def calls(word: str, tool: str, arguments: dict[str, Any], **match: Any) -> dict[str, Any]:
+    return {
+        "match": {"userMessage": word, **match},
+        "response": {"toolCalls": [{"name": tool, "arguments": arguments}], "usage": USAGE},
+    }
+
+
+def fails(word: str, status: int, kind: str, message: str, *, retry_after: int | None = None, **match: Any) -> dict[str, Any]:
+    wait = {} if retry_after is None else {"retryAfter": retry_after}
+    error = {"message": message, "type": kind, **({"code": kind} if kind == "insufficient_quota" else {})}
+    return {"match": {"userMessage": word, **match}, "response": {"error": error, "status": status, **wait}}
+
+
+def tool_scene(word: str, tool: str, arguments: dict[str, Any], end: str) -> list[dict[str, Any]]:
+    """One tool call, then a last word."""
+    return [calls(word, tool, arguments, hasToolResult=False), says(word, end, hasToolResult=True)]
+
+
+FIXTURES: Final[list[dict[str, Any]]] = [
+    # Whatever the CLI
+    fails("SCENE-BAD-REQUEST", 400, "invalid_request_error", "messages: made up to be malformed"),
+    fails("SCENE-BAD-KEY", 401, "authentication_error", "invalid x-api-key"),
+    fails("SCENE-LIMITED-ONCE", 429, "rate_limit_error", "slow down", retry_after=1, sequenceIndex=0),
+    says("SCENE-LIMITED-ONCE", "Done after the wait."),
+    fails("SCENE-LIMITED-LONG", 429, "rate_limit_error", "too many for a while", retry_after=300),
+    fails("SCENE-LIMITED", 429, "rate_limit_error", "This request would exceed your account's rate limit."),
+    fails("SCENE-NO-CREDIT", 400, "invalid_request_error", "Your credit balance is too low to access the Anthropic API."),
+    fails("SCENE-NO-QUOTA", 429, "insufficient_quota", "You exceeded your current quota, please check your plan and billing details."),
+    fails("SCENE-OVERLOADED", 529, "overloaded_error", "Overloaded"),
+    fails("SCENE-UNAVAILABLE", 503, "server_error", "unavailable"),
+    {
+        **says("SCENE-CUT", "This is a long text that is cut somewhere in the midst of it, and never comes to its end."),
+        "truncateAfterChunks": 2,
+    },
+    {"match": {"userMessage": "SCENE-REFUSAL"}, "response": {"content": "", "finishReason": "refusal"}},
+    says("SCENE-SAY", "Said."),
+    # Claude Code
+    *tool_scene("SCENE-CLAUDE-WRITE", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
+    *tool_scene("SCENE-CLAUDE-DENIED", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I was not allowed to."),
+    calls("SCENE-CLAUDE-TURNS", "Bash", {"command": "echo again", "description": "Say again"}),
+    calls("SCENE-CLAUDE-WAIT", "Bash", {"command": WAIT_LOOP, "description": "Wait"}),
+    # Codex
+    *tool_scene("SCENE-CODEX-KEYS", "exec_command", {"cmd": TELL_KEYS}, "Counted."),
+    *tool_scene("SCENE-CODEX-WRITE", "exec_command", {"cmd": "echo hello > hello.txt"}, "I wrote hello.txt."),
+    *tool_scene("SCENE-CODEX-DENIED", "exec_command", {"cmd": "echo hello > hello.txt"}, "I was not allowed to."),
+    calls("SCENE-CODEX-WAIT", "exec_command", {"cmd": WAIT_LOOP}, hasToolResult=False),
+    calls("SCENE-CODEX-WAIT", "write_stdin", {"session_id": 1, "chars": ""}, hasToolResult=True),
+    # The others
+    *tool_scene("SCENE-OPENCODE-WRITE", "write", {"filePath": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
+    *tool_scene("SCENE-GEMINI-WRITE", "write_file", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
+    calls("SCENE-MINI-WRITE", "bash", {"command": "echo hello > hello.txt"}, hasToolResult=False),
+    calls("SCENE-MINI-WRITE", "bash", {"command": "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"}, hasToolResult=True),
+    says("SCENE-AIDER-WRITE", "Here it is.\n\nhello.txt\n```\nhello\n```\n"),
+]

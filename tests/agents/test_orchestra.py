@@ -1,0 +1,92 @@
+"""A whole orchestra with real coding agents: `orchestra run`, tmux windows, worktrees, checks and merges, in a network with no way out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agents.support import KEYS, PROGRAMS, URL, Net, installed, program
+
+ORCHESTRA = Path(sys.executable).with_name("orchestra")
+SETTINGS = f"""\
+orchestra:
+  kinds:
+    claude: {{base_url: "{URL}", allow_root: true, max_retries: 1}}
+    codex: {{base_url: "{URL}/v1"}}
+    saying: {{command: "cat {{prompt_file}}", env_pass: [HOME]}}
+"""
+PLAN = """\
+name: poem
+agents:
+  - {count: 1, kind: claude}
+  - {count: 1, kind: codex}
+  - {count: 1, kind: saying}
+defaults: {isolation: worktree, retries: 1, retry_backoff_seconds: 0.01}
+tasks:
+  - id: write
+    agent: claude
+    prompt: SCENE-CLAUDE-WRITE
+    success_criteria: [{run: "grep -qx hello hello.txt", name: it greets}]
+  - id: count
+    agent: codex
+    needs: [write]
+    prompt: SCENE-CODEX-KEYS
+    success_criteria: [{run: "test -s hello.txt && grep -qx 0 count.txt"}]
+  - id: never
+    agent: claude
+    prompt: SCENE-SAY
+    success_criteria: [{run: "echo there is no such file; test -e other.txt", name: a file}]
+  - id: own
+    agent: saying
+    prompt: a kind of our own
+"""
+
+
+@pytest.fixture
+def desk(tmp_path: Path, net: Net) -> tuple[Path, dict[str, str], list[str]]:
+    installed("claude")
+    installed("codex")
+    repo, home = tmp_path / "repo", tmp_path / "home"
+    (repo / ".codex" / "config").mkdir(parents=True)
+    home.mkdir()
+    (repo / ".codex" / "config" / "orchestra.yaml").write_text(SETTINGS)
+    (repo / "plan.yaml").write_text(PLAN)
+    path = f"{PROGRAMS}:{Path(program('node')).resolve().parent}:/usr/bin:/bin:/usr/sbin:/sbin"
+    env = {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "TERM": "xterm-256color", "TMPDIR": "/tmp", **KEYS}
+    identity = ["-c", "user.name=u", "-c", "user.email=u@x"]
+    for arguments in (["init", "-q", "-b", "main"], [*identity, "commit", "-q", "--allow-empty", "-m", "base"]):
+        subprocess.run(["git", *arguments], cwd=repo, env=env, check=True)
+    return repo, env, net.enter
+
+
+def result(repo: Path, task: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((repo / ".codex" / "results" / "poem" / task / "result.json").read_text())
+    return found
+
+
+def test_claude_and_codex_work_on_one_repository(desk: tuple[Path, dict[str, str], list[str]], net: Net) -> None:
+    repo, env, enter = desk
+    done = subprocess.run(
+        [*enter, str(ORCHESTRA), "run", "plan.yaml"], cwd=repo, env=env, text=True, timeout=110, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    sys.stdout.write(done.stdout)  # shown where something below fails
+    assert done.returncode == 1, "one task cannot succeed"
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=repo, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+    assert git("show", "orchestra/poem/merged:hello.txt") == "hello"
+    assert git("show", "orchestra/poem/merged:count.txt") == "0"
+    assert git("ls-tree", "--name-only", "-r", "main") == ""
+    assert not (repo / "hello.txt").exists()
+    again = [json.dumps(request["body"]) for request in net.requests("SCENE-SAY") if "there is no such file" in json.dumps(request["body"])]
+    assert again, "the second attempt is told why the first was not enough"
+    assert result(repo, "never")["status"] == "failed"
+    assert os.path.exists(repo / ".codex" / "results" / "poem" / "write" / "diff.patch")

@@ -1,0 +1,141 @@
+"""Tasks in worktrees on machines reached by SSH: their work comes together in the repository of the control machine, and the user's checkout stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestra.core.model import TaskStatus
+from orchestra.ids import TaskId
+from orchestra.testing.hosted import wait_until
+from orchestra.testing.lab import Lab, LabFailed
+from tests.fleet.support import Fleet, fleet
+from tests.integration.test_isolation import HEAD, both, file_at, git, repo
+
+__all__ = ["repo"]
+
+HOME_BYTES = 4 << 30
+"""Workspaces are made only where a GiB is free."""
+
+
+@pytest.fixture
+def lab(lab_folder: Path) -> Iterator[Lab]:
+    """The two machines, with more room at home."""
+    wide = Lab(lab_folder, home_bytes=HOME_BYTES)
+    try:
+        wide.__enter__()
+    except LabFailed as error:
+        pytest.fail(str(error), pytrace=False)
+    try:
+        yield wide
+    finally:
+        wide.close()
+    assert wide.leftovers() == []
+
+
+def worktrees(lab: Lab) -> list[str]:
+    """Returns the workspaces that are on the machines, as `<plan>/<task>.<attempt>`."""
+    listed = "cd ~/.local/state/orchestra 2>/dev/null && find . -path '*/work/worktrees/*/*' -prune || true"
+    found = [node.run(["sh", "-c", listed]).stdout.split() for node in lab.nodes.values()]
+    return ["/".join(path.split("/")[-2:]) for paths in found for path in paths]
+
+
+def places(it: Fleet, plan: str) -> set[str]:
+    """Returns the nodes on which a plan's attempts were."""
+    return {str(attempt.node) for task in it.state.tasks.values() if task.spec.plan == plan for attempt in task.attempts}
+
+
+async def test_work_of_several_machines_comes_into_the_plans_branch(lab: Lab, repo: Path, tmp_path: Path) -> None:
+    tasks = """\
+  - {id: a, node: mugen, run: "echo from a > a.txt; hostname > where-a"}
+  - {id: b, node: majin, run: "sed -i '1s/.*/from b/' f.txt; hostname > where-b"}
+  - {id: c, node: majin, needs: [a], run: "cat a.txt > c.txt"}
+  - {id: d, node: mugen, run: "test $ORCHESTRA_ATTEMPT -gt 1 || { echo x > broken; exit 1; }; sed -i '9s/.*/from d/' f.txt"}
+  - {id: e, needs: [a, b, c, d], run: "echo e", success_criteria: [{run: "grep -q 'from b' f.txt && grep -q 'from d' f.txt && test ! -e broken"}]}
+"""
+    before = git(repo, "rev-parse", "HEAD")
+    async with fleet(lab, tmp_path, agents=4) as it:
+        plan = await it.stage.submit(HEAD + tasks, repo)
+        assert await it.stage.wait_plan(plan) == "completed"
+        assert places(it, plan) == {"mugen", "majin"}
+        commit = it.state.tasks[TaskId("p/c")].commit
+        patch = (it.stage.root.results_of(TaskId("p/b")) / "diff.patch").read_text()
+        await wait_until(lambda: not worktrees(lab))
+    assert (git(repo, "rev-parse", "HEAD"), git(repo, "branch", "--show-current")) == (before, "main")
+    assert git(repo, "status", "--short") == "?? notes"
+    lines = file_at(repo, "f.txt").splitlines()
+    assert (lines[0], lines[8], len(lines)) == ("from b", "from d", 9)
+    assert [file_at(repo, name) for name in ("a.txt", "c.txt", "where-a", "where-b")] == ["from a", "from a", "mugen", "majin"]
+    git(repo, "merge-base", "--is-ancestor", commit, "orchestra/p/merged")
+    assert "+from b" in patch
+    assert git(repo, "worktree", "list").count("\n") == 0
+    assert git(repo, "for-each-ref", "--format=%(refname:short)", "refs/heads") == "main\norchestra/p/merged"
+    git(repo, "fsck", "--strict")
+
+
+async def test_work_of_two_machines_that_conflicts_is_done_again_on_top_of_the_other(lab: Lab, repo: Path, tmp_path: Path) -> None:
+    change = 'until [ -e ~/gate ]; do sleep 0.05; done; sed -i "1s|.*|from $ORCHESTRA_TASK after $(head -1 f.txt)|" f.txt'
+    async with fleet(lab, tmp_path, agents=2) as it:
+        plan = await it.stage.submit(HEAD + both(change), repo)
+        await it.wait_running(2)
+        it.open_gate()
+        assert await it.stage.wait_plan(plan) == "completed"
+        found = sorted((len(task.attempts), task.conflicts) for task in it.state.tasks.values())
+        assert found == [(1, 0), (2, 1)]
+        again = next(task for task in it.state.tasks.values() if task.conflicts)
+        assert "f.txt" in again.feedback
+        name = again.id.rpartition("/")[2]
+    first = file_at(repo, "f.txt").splitlines()[0]
+    assert first in ("from p/a after from p/b after line 0", "from p/b after from p/a after line 0")
+    kept = file_at(repo, "f.txt", f"refs/orchestra/results/p/{name}.1").splitlines()[0]
+    assert kept == f"from {again.id} after line 0", "the work that conflicted is kept on this machine"
+
+
+async def test_a_task_below_the_top_works_there_on_another_machine_too(lab: Lab, repo: Path, tmp_path: Path) -> None:
+    (repo / "below").mkdir()
+    (repo / "below" / "x").write_text("x\n")
+    git(repo, "add", "below")
+    git(repo, "commit", "-qm", "below")
+    async with fleet(lab, tmp_path, agents=2) as it:
+        plan = await it.stage.submit(HEAD + '  - {id: a, workspace: below, run: "cat x > y"}\n', repo)
+        assert await it.stage.wait_plan(plan) == "completed"
+    assert file_at(repo, "below/y") == "x"
+
+
+async def test_a_coordinator_that_ends_while_a_machine_works_merges_it_when_it_is_back(lab: Lab, repo: Path, tmp_path: Path) -> None:
+    tasks = '  - {id: a, node: mugen, run: "echo a > a"}\n  - {id: b, node: majin, run: "until [ -e ~/gate ]; do sleep 0.05; done; echo b > b"}\n'
+    async with fleet(lab, tmp_path, agents=2, end=False) as it:
+        plan = await it.stage.submit(HEAD + tasks, repo)
+        await it.stage.wait_status("p/a", "completed")
+        await it.wait_running(1)
+    it.open_gate()
+    async with fleet(lab, tmp_path, agents=None) as again:
+        assert await again.stage.wait_plan(plan) == "completed"
+        assert [len(task.attempts) for task in again.state.tasks.values()] == [1, 1]
+    assert [file_at(repo, name) for name in ("a", "b")] == ["a", "b"]
+
+
+async def test_a_folder_without_git_is_refused_with_the_reason(lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    async with fleet(lab, tmp_path, agents=2) as it:
+        await it.stage.submit(HEAD + '  - {id: a, run: "true"}\n', folder)
+        task = await it.stage.wait_status("p/a", "failed")
+        assert "is no git repository" in task.reason
+        assert "isolation: shared" in task.reason
+        assert len(task.attempts) == 1, "trying again would not help"
+
+
+async def test_a_repository_that_lies_on_the_machine_is_worked_on_there(lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()  # a plan's folders have to be there on the machine it is submitted on, too
+    made = f"git init -q {folder} && git -C {folder} -c user.name=u -c user.email=u@x commit -q --allow-empty -m first"
+    lab.nodes["majin"].run(["sh", "-c", f"mkdir -p {folder} && {made}"])
+    async with fleet(lab, tmp_path, agents=2) as it:
+        plan = await it.stage.submit(HEAD + f'  - {{id: a, node: majin, workspace: {folder}, run: "hostname > where"}}\n', tmp_path)
+        assert await it.stage.wait_plan(plan) == "completed"
+        assert it.state.tasks[TaskId("p/a")].status is TaskStatus.COMPLETED
+    assert lab.nodes["majin"].run(["git", "-C", str(folder), "show", "orchestra/p/merged:where"]).stdout.strip() == "majin"
+    assert list(folder.iterdir()) == []

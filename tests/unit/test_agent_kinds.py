@@ -1,0 +1,103 @@
+"""Agent kinds that the settings define, and sessions that are gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from orchestra.agents.adapter import Exit, Verdict
+from orchestra.agents.registry import adapters, define
+from orchestra.agents.shell import ADAPTER as SHELL
+from orchestra.bootstrap import load_settings
+from orchestra.core import commands as c
+from orchestra.core.model import AgentSpec, AttemptStatus, Outcome, OutcomeKind, Payload, TaskSpec, Usage
+from orchestra.core.state import AttemptState, State, TaskState
+from orchestra.engine.orders import OrderMaker, OrderOptions, earlier_of
+from orchestra.engine.translate import Translator
+from orchestra.errors import SettingsInvalid
+from orchestra.ids import AgentId, AttemptId, NodeId, TaskId
+
+
+@pytest.fixture(autouse=True)
+def none_left() -> Iterator[None]:
+    yield
+    define({})
+
+
+def settings_file(root: Path, text: str) -> Path:
+    (root / "config").mkdir()
+    (root / "config" / "orchestra.yaml").write_text(text)
+    return root
+
+
+def test_a_section_with_a_command_is_a_kind(tmp_path: Path) -> None:
+    load_settings(settings_file(tmp_path, "orchestra: {kinds: {mine: {command: 'mine --file {prompt_file}'}}}"), {})
+    assert adapters()["mine"].programs == ("mine",)
+    assert list(adapters()) == sorted(adapters())
+
+
+@pytest.mark.parametrize(
+    "text, field",
+    [
+        ("orchestra: {kinds: {claude: {command: other}}}", "kinds.claude.command"),
+        ("orchestra: {kinds: {claud: {model: opus}}}", "kinds.claud"),
+        ("orchestra: {kinds: {mine: {command: 'x {prompt}y'}}}", "kinds.mine.command"),
+    ],
+)
+def test_a_kind_that_cannot_be_is_refused_by_name(tmp_path: Path, text: str, field: str) -> None:
+    with pytest.raises(SettingsInvalid) as found:
+        load_settings(settings_file(tmp_path, text), {})
+    assert found.value.field == field
+    assert found.value.hint
+
+
+def task_after(*outcomes: tuple[int, Outcome], isolated: bool = False) -> TaskState:
+    spec = TaskSpec(TaskId("t"), "a poem", kind="codex", payload=Payload("analysis", "write a poem"), isolated=isolated)
+    attempts = [
+        AttemptState(number, AgentId(agent), NodeId("here"), 0, AttemptStatus.ENDED, outcome=outcome)
+        for number, (agent, outcome) in enumerate(outcomes, 1)
+    ]
+    return TaskState(spec, 0, attempts=attempts)
+
+
+UNVERIFIED = Outcome(OutcomeKind.UNVERIFIED, "no rhyme", session="s-1", usage=Usage(1, 100, 10))
+
+
+def argv(task: TaskState, agent: int) -> list[str]:
+    order = OrderMaker(lambda kind: adapters()[kind], OrderOptions()).make(
+        task.spec, AttemptId(task.id, len(task.attempts) + 1), AgentSpec(AgentId(agent), NodeId("here")), earlier=earlier_of(task)
+    )
+    return [str(word) for word in order.spec["argv"]]
+
+
+def test_a_session_goes_on_with_the_agent_that_has_it_and_in_the_same_folder_only() -> None:
+    assert "s-1" in argv(task_after((7, UNVERIFIED)), 7)
+    assert "s-1" not in argv(task_after((7, UNVERIFIED)), 8)
+    assert "s-1" not in argv(task_after((7, UNVERIFIED), isolated=True), 7)
+    assert "s-1" not in argv(task_after((7, msgspec.structs.replace(UNVERIFIED, kind=OutcomeKind.FAILED))), 7)
+
+
+class OfSession:
+    """A kind that counts from the beginning of its session."""
+
+    kind = "codex"
+    programs: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    memory_bytes = 0
+    launch = SHELL.launch
+    signal = SHELL.signal
+
+    def verdict(self, spec: TaskSpec, end: Exit) -> Verdict:
+        return Verdict(OutcomeKind.DONE, "", Usage(3, 250, 25), session="s-1", usage_of_session=True)
+
+
+def test_usage_of_a_session_counts_once() -> None:
+    state = State()
+    other = msgspec.structs.replace(UNVERIFIED, session="s-0")
+    task = state.tasks[TaskId("t")] = task_after((7, other), (7, UNVERIFIED))
+    found = Translator(lambda: state, lambda _: OfSession()).finished(AttemptId(task.id, 3), {"exit": {"reason": "exit", "code": 0}})
+    assert isinstance(found, c.AttemptFinished)
+    assert found.outcome.usage == Usage(2, 150, 15)

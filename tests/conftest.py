@@ -1,10 +1,18 @@
-"""Puts on every test the marker of the folder it lies in, so that `-m integration` and `-m "not chaos"` need no decorators."""
+"""Puts on every test the marker of the folder it lies in, so that `-m integration` and `-m "not chaos"` need no decorators.
+
+What hypothesis makes up is the same in every run.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same inputs each time, and no verdict by the clock: a machine that is busy is no defect.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 TESTS = Path(__file__).parent
 MARKED = frozenset({"agents", "chaos", "conformance", "e2e", "fleet", "gateway", "integration", "simulation"})

@@ -119,12 +119,14 @@ async def fleet(
             yield Fleet(stage, lab, folder)
         if not end:
             return
-        await wait_until(lambda: all(_only_ssh(lab, name) for name in lab.nodes))
+        try:
+            await wait_until(lambda: not any(_of_ours(lab, name) for name in lab.nodes))
+        except TimeoutError as late:
+            raise AssertionError(f"still there: {[_of_ours(lab, name) for name in lab.nodes]}") from late
 
 
-def _only_ssh(lab: Lab, name: str) -> bool:
-    ours = [line for line in lab.nodes[name].processes().values() if "orchestra_stage" in line or "tmux.sock" in line]
-    return not ours
+def _of_ours(lab: Lab, name: str) -> dict[int, str]:
+    return {pid: line for pid, line in lab.nodes[name].processes().items() if "orchestra_stage" in line or "tmux.sock" in line}
 
 
 def attempts_of(state: State, plan: str) -> list[int]:

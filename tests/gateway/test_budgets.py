@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestra.testing.upstream import SSE_TYPE, Answer, Seen, anthropic_chunks, anthropic_json, event
-from tests.gateway.support import asking, staged
+from tests.gateway.support import CANARY, asking, staged
 
 IN, OUT = 5, 25
 """Micro-dollars a token of the model the tests ask for."""
@@ -107,7 +107,7 @@ def sse(value: Any) -> bytes:
             "/v1/responses",
             "gpt-5",
             (event("response.completed", {"type": "response.completed", "response": {"usage": {"input_tokens": 9, "output_tokens": 4}}}),),
-            ("authorization", "Bearer sk-canary-3f9a1c77e2"),
+            ("authorization", f"Bearer {CANARY}"),
             (9, 0, 4),
             id="responses",
         ),
@@ -119,7 +119,7 @@ def sse(value: Any) -> bytes:
                 sse({"usage": {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 6}}}),
                 b"data: [DONE]\n\n",
             ),
-            ("authorization", "Bearer sk-canary-3f9a1c77e2"),
+            ("authorization", f"Bearer {CANARY}"),
             (3, 6, 4),
             id="chat",
         ),
@@ -128,7 +128,7 @@ def sse(value: Any) -> bytes:
             "/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse",
             "x",
             (sse({"usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": 3, "thoughtsTokenCount": 1}}),),
-            ("x-goog-api-key", "sk-canary-3f9a1c77e2"),
+            ("x-goog-api-key", CANARY),
             (9, 0, 4),
             id="gemini",
         ),

@@ -183,7 +183,7 @@ def never_queued_again() -> Any:
     def scheduled(s: State, task: TaskState) -> list[e.Event]:
         return []
 
-    return patch.multiple(deciding, _requeue_now=scheduled, backoff_ms=lambda spec, failures: 10**12)
+    return patch.multiple(deciding, requeue_now=scheduled, backoff_ms=lambda spec, failures: 10**12)
 
 
 @contextmanager

@@ -71,6 +71,11 @@ class Demo:
         while self.done() < count:
             time.sleep(0.5)
 
+    def wait_agents(self, count: int) -> None:
+        """Waits until there are no more agents than that."""
+        while self.answer("status")["agents"]["total"] > count:
+            time.sleep(0.5)
+
     def plan(self) -> Path:
         """A plan of many small tasks, each a second or two of waiting as an agent waits for its model."""
         path = self._folder / "thousand.yaml"
@@ -107,6 +112,7 @@ def trouble(demo: Demo) -> None:
     demo.wait_done(600)
     demo.call("scale", "50")
     demo.wait_done(700)
+    demo.wait_agents(50)  # a machine that is full has no room beside those that are leaving
     demo.call("scale", "200")
     demo.call("node", "list")
 

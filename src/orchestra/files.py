@@ -1,12 +1,49 @@
-"""Files that other programs read while we write them: each is replaced whole, so that nobody ever sees half of one."""
+"""Files that other programs read while we write them: each is replaced whole, so that nobody ever sees half of one. And sockets for one user."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import socket
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
+
+SOCKET_NAME_BYTES: Final = 100
+
+
+async def private_server(
+    path: Path, accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None], line_bytes_max: int
+) -> asyncio.Server:
+    """Listens on a Unix socket at `path`, in place of what was there, for its user alone.
+
+    Args:
+        path: Where; its folder has to exist.
+        accept: Called for each connection.
+        line_bytes_max: Longest line that a connection's reader takes.
+
+    Raises:
+        OSError: It cannot be made there.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        listener.bind(socket_address(path))
+        # Nobody can connect before `listen`, so the mode is right from the first moment on; a umask would be every thread's.
+        os.chmod(path, 0o600)
+        return await asyncio.start_unix_server(accept, sock=listener, limit=line_bytes_max)
+    except OSError:
+        listener.close()
+        raise
+
+
+def socket_address(path: Path) -> str:
+    """Returns a name of the socket that fits the 108 bytes the kernel has for it, where there is one."""
+    return str(path) if len(os.fsencode(path)) <= SOCKET_NAME_BYTES else os.path.relpath(path)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = False) -> None:

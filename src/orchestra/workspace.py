@@ -162,7 +162,7 @@ class MergeResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     head: str
     """Where it is now."""
     trivial: bool = True
-    """The new commit's files are exactly what was verified. Otherwise it has to be verified again."""
+    """The new commit's files are exactly what was verified. Otherwise nobody has verified the two together yet."""
     conflicts: tuple[Conflict, ...] = ()
     conflict_files: int = 0
     """All of them; `conflicts` may hold fewer."""

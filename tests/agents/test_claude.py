@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from orchestra.agents.adapter import Adapter, Context
-from orchestra.agents.causes import Cause, cause_in
+from orchestra.agents.causes import Cause
 from orchestra.agents.claude import ADAPTER as CLAUDE
 from orchestra.agents.claude import session_of
 from orchestra.core.model import OutcomeKind, TaskSpec
 from tests.agents.support import AGENT, URL, Desk, Run, end_by_kill, installed, make_task
 from tests.integration.stage_support import is_alive, wait_until
+from tests.unit.recorded import cause_in
 
 ADAPTER: Adapter = CLAUDE
 SETTINGS = {"base_url": URL, "allow_root": "true", "max_retries": "1"}

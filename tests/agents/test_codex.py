@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from orchestra.agents.adapter import Adapter
-from orchestra.agents.causes import Cause, cause_in
+from orchestra.agents.causes import Cause
 from orchestra.agents.codex import ADAPTER as CODEX
 from orchestra.core.model import OutcomeKind, TaskSpec
 from tests.agents.support import AGENT, URL, Desk, Run, end_by_kill, installed, make_task
 from tests.integration.stage_support import is_alive, wait_until
+from tests.unit.recorded import cause_in
 
 ADAPTER: Adapter = CODEX
 SETTINGS = {"base_url": f"{URL}/v1", "model": "gpt-5.5", "request_max_retries": "1", "stream_max_retries": "1"}

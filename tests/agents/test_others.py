@@ -6,12 +6,13 @@ import pytest
 
 from orchestra.agents.adapter import Adapter
 from orchestra.agents.aider import ADAPTER as AIDER
-from orchestra.agents.causes import Cause, cause_in
+from orchestra.agents.causes import Cause
 from orchestra.agents.gemini import ADAPTER as GEMINI
 from orchestra.agents.mini import ADAPTER as MINI
 from orchestra.agents.opencode import ADAPTER as OPENCODE
 from orchestra.core.model import OutcomeKind
 from tests.agents.support import URL, Desk, installed, make_task
+from tests.unit.recorded import cause_in
 
 CASES = [
     pytest.param(OPENCODE, "SCENE-OPENCODE-WRITE", {"base_url": f"{URL}/v1", "model": "fake-model"}, id="opencode"),

@@ -23,6 +23,7 @@ from orchestra.usecases import (
     NodeParams,
     NodeRemoveParams,
     TaskParams,
+    TypeParams,
 )
 from tests.fleet.support import Fleet, attempts_of, fleet, hung
 
@@ -156,24 +157,38 @@ async def test_a_tmux_server_that_is_killed_takes_no_work_with_it(lab: Lab, tmp_
         plan = await it.submit(6)
         await it.wait_running(6)
         assert lab.nodes["majin"].kill_tmux() == 1
-        await wait_until(lambda: _windows(lab.nodes["majin"]) == 3)
+        await wait_until(lambda: len(_windows(lab.nodes["majin"])) == 3)
         it.open_gate()
         await it.wait_completed(plan)
         assert attempts_of(it.state, plan) == [1] * 6
 
 
-def _windows(node: LabNode) -> int:
-    script = 'for s in /tmp/orchestra-*/*/tmux.sock; do tmux -S "$s" list-windows -a -F "#{window_name}" 2>/dev/null; done | grep -c agent- || true'
-    return int(node.run(["sh", "-c", script]).stdout)
+def _windows(node: LabNode) -> set[str]:
+    """The ids of the agents' windows."""
+    script = 'for s in /tmp/orchestra-*/*/tmux.sock; do tmux -S "$s" list-windows -a -F "#{window_id} #{window_name}" 2>/dev/null; done | sed -n "s/ agent-.*//p"'
+    return set(node.run(["sh", "-c", script]).stdout.split())
+
+
+async def test_one_text_is_typed_into_the_windows_of_both_machines(lab: Lab, tmp_path: Path) -> None:
+    async with fleet(lab, tmp_path) as it:
+        plan = await it.submit(6, run='read line; echo "$line" >> ~/heard', more=", stdin: pane")
+        await it.wait_running(6)
+        await it.stage.app.type_text(TypeParams(agents=tuple(sorted(it.state.agents)), text="go on"))
+        assert await it.stage.wait_plan(plan) == "completed"
+        for node in lab.nodes.values():
+            assert node.run(["cat", "/home/ubuntu/heard"]).stdout.splitlines() == ["go on"] * 3
 
 
 async def test_all_windows_of_a_machine_killed_at_once_come_back(lab: Lab, tmp_path: Path) -> None:
-    async with fleet(lab, tmp_path, agents=20) as it:
-        plan = await it.submit(20)
-        await it.wait_running(20)
-        script = 'for s in /tmp/orchestra-*/*/tmux.sock; do tmux -S "$s" list-windows -a -F "#{window_id} #{window_name}" | sed -n "s/ agent-.*//p" | xargs -n1 tmux -S "$s" kill-window -t; done'
-        lab.nodes["majin"].run(["sh", "-c", script], check=False)
-        await wait_until(lambda: _windows(lab.nodes["majin"]) == 10)
+    async with fleet(lab, tmp_path, agents=200) as it:
+        plan = await it.submit(200)
+        await it.wait_running(200)
+        majin = lab.nodes["majin"]
+        before = _windows(majin)
+        assert len(before) == 100
+        script = 'for s in /tmp/orchestra-*/*/tmux.sock; do printf "kill-window -t %s\\n" "$@" | tmux -S "$s" source-file -; done'
+        majin.run(["sh", "-c", script, "sh", *before], check=False)
+        await wait_until(lambda: len(found := _windows(majin)) == 100 and not found & before)
         it.open_gate()
         await it.wait_completed(plan)
         await it.wait_all_up()

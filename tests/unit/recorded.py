@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orchestra.agents.adapter import Adapter, Exit, Signal, Verdict
+from orchestra.agents.causes import Cause
 from orchestra.core.model import Payload, TaskSpec
 from orchestra.ids import TaskId
 
@@ -25,6 +26,12 @@ class Recording(NamedTuple):
 def recording(kind: str, name: str) -> Recording:
     seen = json.loads((RECORDINGS / f"{kind}-{name}.json").read_text(encoding="utf-8"))
     return Recording(msgspec.convert(seen["exit"], Exit, strict=False), seen["lines"])
+
+
+def cause_in(text: str) -> Cause | None:
+    """The cause whose word a reason begins with."""
+    word = text.partition(":")[0]
+    return next((cause for cause in Cause if cause.value == word), None)
 
 
 def make_spec(kind: str, content: str = "Do it.", type_: str = "analysis", **more: Any) -> TaskSpec:

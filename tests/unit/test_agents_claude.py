@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch
-from orchestra.agents.causes import FINAL, Cause, cause_in, of_message, of_status, reason
+from orchestra.agents.causes import FINAL, Cause, of_message, of_status, reason
 from orchestra.agents.claude import ADAPTER, KEYS, ROOT_HINT, SETTINGS, session_of
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 from orchestra.errors import BadInput
-from tests.unit.recorded import judged, make_spec, recording, signals
+from tests.unit.recorded import cause_in, judged, make_spec, recording, signals
 
 
 def launch(spec: TaskSpec | None = None, *, settings: dict[str, str] | None = None, **more: Any) -> Launch:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from orchestra.agents.adapter import Context, Exit, Launch
-from orchestra.agents.causes import Cause, cause_in
+from orchestra.agents.causes import Cause
 from orchestra.agents.command import ADAPTER, ARGUMENT_BYTES_MAX, Command, made
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 from orchestra.errors import BadInput
-from tests.unit.recorded import make_spec, recording
+from tests.unit.recorded import cause_in, make_spec, recording
 
 SECTION = {
     "command": "mytool --quiet --file {prompt_file}",

@@ -9,7 +9,7 @@ import pytest
 
 from orchestra.agents.adapter import AGENT_DIR, Adapter, Context, Exit
 from orchestra.agents.aider import ADAPTER as AIDER
-from orchestra.agents.causes import Cause, cause_in
+from orchestra.agents.causes import Cause
 from orchestra.agents.command import ARGUMENT_BYTES_MAX
 from orchestra.agents.gemini import ADAPTER as GEMINI
 from orchestra.agents.mini import ADAPTER as MINI
@@ -17,7 +17,7 @@ from orchestra.agents.opencode import ADAPTER as OPENCODE
 from orchestra.agents.registry import adapters
 from orchestra.core.model import OutcomeKind, Usage
 from orchestra.errors import BadInput
-from tests.unit.recorded import judged, make_spec, recording, signals
+from tests.unit.recorded import cause_in, judged, make_spec, recording, signals
 
 ALL: list[Adapter] = [OPENCODE, GEMINI, AIDER, MINI]
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestra.core import commands as c
-from orchestra.core.graph import parallel_groups
 from orchestra.core.model import AgentSpec, Priority, Strategy
 from orchestra.ids import AgentId, TaskId
 from orchestra.scheduling import place
@@ -213,7 +212,6 @@ def test_ranks_and_the_critical_path() -> None:
     assert [ranks[spec.id] for spec in specs] == [13, 12, 7, 2]
     tasks = {spec.id: spec for spec in specs}
     assert critical_path(tasks, ranks) == ["p/a", "p/b", "p/d"]
-    assert parallel_groups(tasks) == [["p/a"], ["p/b", "p/c"], ["p/d"]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The pure part of workspaces: names, the order of merges, overlaps, what an agent is told, what is read from git."""
+"""The pure part of workspaces: names, what an agent is told, what is read from git."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ast
 import string
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from orchestra.errors import BadInput, NodeFailed, NotFound, Refused
 from orchestra.ids import NAME, AttemptId, PlanId, TaskId
 from orchestra.workspace import Conflict, Side
 from orchestra.workspaces.calling import MODULES, answer_of
-from orchestra.workspaces.merge_queue import Ready, Touch, conflict_prompt, merge_order, overlaps
+from orchestra.workspaces.conflicts import conflict_prompt
 from orchestra.workspaces.names import attempt_parts, check_prefix, plan_part, ref_part
 from orchestra.workspaces.onsite.ground import NAME as PART
 from orchestra.workspaces.onsite.merging import parse_merge_tree
@@ -77,78 +76,6 @@ def test_no_attempt_can_take_the_plans_branch() -> None:
 
 
 # --- merging ------------------------------------------------------------------------------------------------------------
-
-
-def ready(task: str, seq: int, number: int = 1) -> Ready:
-    return Ready(AttemptId(TaskId(task), number), f"{task}{number}", seq)
-
-
-def order(done: list[Ready], needs: Mapping[str, tuple[str, ...]], settled: tuple[str, ...] = ()) -> list[str]:
-    given = {TaskId(task): tuple(map(TaskId, names)) for task, names in needs.items()}
-    return [each.head for each in merge_order(done, given, tuple(map(TaskId, settled)))]
-
-
-def test_needs_come_first_then_the_time_of_verification() -> None:
-    done = [ready("c", 1), ready("b", 2), ready("a", 3), ready("z", 4)]
-    assert order(done, {"c": ("a",), "b": ()}) == ["b1", "a1", "c1", "z1"]
-    assert order(done, {"c": ("missing",)}) == ["b1", "a1", "z1"]
-    assert order(done, {"c": ("missing",)}, settled=("missing", "a")) == ["c1", "b1", "z1"]
-
-
-def test_one_attempt_a_task_is_merged() -> None:
-    assert order([ready("a", 5, 2), ready("a", 3, 1), ready("b", 4)], {}) == ["a1", "b1"]
-
-
-def test_a_circle_merges_nothing_and_ends() -> None:
-    assert order([ready("a", 1), ready("b", 2)], {"a": ("b",), "b": ("a",)}) == []
-
-
-def test_the_order_does_not_depend_on_how_it_is_asked() -> None:
-    done = [ready(name, seq) for seq, name in enumerate("dbca")]
-    needs = {"d": ("a",), "b": ("a",)}
-    assert order(done, needs) == order(done[::-1], needs) == ["c1", "a1", "d1", "b1"]
-
-
-def touch(task: str, *declared: str, live: tuple[str, ...] = ()) -> Touch:
-    return Touch(TaskId(task), declared, frozenset(live))
-
-
-def pairs(touches: list[Touch], needs: dict[str, tuple[str, ...]] | None = None) -> list[tuple[str, str, tuple[str, ...], bool]]:
-    given = {TaskId(task): tuple(map(TaskId, names)) for task, names in (needs or {}).items()}
-    return [(each.first, each.second, each.paths, each.certain) for each in overlaps(touches, given)]
-
-
-@pytest.mark.parametrize(
-    "first,second,path",
-    [
-        ("src/a.py", "src/a.py", "src/a.py"),
-        ("src/", "src/a.py", "src/a.py"),
-        ("src/**", "./src/a.py", "src/a.py"),
-        ("src", "src/deep/b/*", "src/deep/b"),
-        (".", "anything", "anything"),
-        ("**", "*", "."),
-    ],
-)
-def test_declared_files_that_meet(first: str, second: str, path: str) -> None:
-    assert pairs([touch("a", first), touch("b", second)]) == [("a", "b", (path,), False)]
-    assert pairs([touch("b", second), touch("a", first)]) == [("b", "a", (path,), False)]
-
-
-@pytest.mark.parametrize("first,second", [("src/a", "src/ab"), ("src/a.py", "src/b.py"), ("a/b", "b")])
-def test_declared_files_that_do_not_meet(first: str, second: str) -> None:
-    assert pairs([touch("a", first), touch("b", second)]) == []
-
-
-def test_what_was_changed_already_is_certain() -> None:
-    one, two = touch("a", "x", live=("x", "shared")), touch("b", live=("shared",))
-    assert pairs([one, two]) == [("a", "b", ("shared",), True)]
-    assert pairs([one, touch("c", "shared")]) == [("a", "c", ("shared",), False)]
-
-
-def test_tasks_of_which_one_needs_the_other_are_in_order_anyway() -> None:
-    three = [touch("a", "x"), touch("b", "y"), touch("c", "x")]
-    assert pairs(three, {"c": ("b",), "b": ("a",)}) == []
-    assert pairs(three, {"b": ("a",)}) == [("a", "c", ("x",), False)]
 
 
 def test_what_an_agent_is_told_of_a_conflict() -> None:

@@ -142,12 +142,6 @@ def reason(cause: Cause, detail: str) -> str:
     return f"{cause.value}: {plain}" if plain else cause.value
 
 
-def cause_in(text: str) -> Cause | None:
-    """Returns the cause that a reason begins with, for those who decide what to do next."""
-    word = text.partition(":")[0]
-    return next((cause for cause in Cause if cause.value == word), None)
-
-
 def failed(cause: Cause, detail: str, usage: Usage, session: str, summary: str = "") -> Verdict:
     """Returns the verdict for a cause: refused where no retry mends it, else failed."""
     kind = OutcomeKind.REFUSED if cause in FINAL else OutcomeKind.FAILED

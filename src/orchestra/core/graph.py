@@ -65,14 +65,3 @@ def find_cycle(tasks: Mapping[TaskId, TaskSpec], among: list[TaskId]) -> list[Ta
         path.append(current)
         current = next(need for need in tasks[current].needs if need in inside)
     return [*path[seen[current] :], current]
-
-
-def parallel_groups(tasks: Mapping[TaskId, TaskSpec]) -> list[list[TaskId]]:
-    """Returns the tasks by depth: each group needs only groups before it. For pictures; scheduling knows no waves."""
-    depth: dict[TaskId, int] = {}
-    for spec in topological_order(tasks):
-        depth[spec.id] = 1 + max((depth[need] for need in spec.needs if need in depth), default=-1)
-    groups: list[list[TaskId]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
-    for task, level in depth.items():
-        groups[level].append(task)
-    return groups

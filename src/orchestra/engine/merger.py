@@ -20,7 +20,7 @@ from orchestra.engine.loop import Loop
 from orchestra.errors import NodeFailed, OrchestraError
 from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.workspace import Collected, MergeRequest, MergeResult, WorkFailure, WorkRequest, Workspace, Workspaces
-from orchestra.workspaces.merge_queue import conflict_prompt
+from orchestra.workspaces.conflicts import conflict_prompt
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Merger:
     async def _drop(self, effect: DropWork) -> None:
         node = await self._loop.ask(lambda state: _node_of(state, effect.task, effect.attempt))
         spaces = None if node is None else self._workspaces(node)
-        if spaces is not None:  # else tidying finds it later
+        if spaces is not None:  # else it stays on its machine; the guide to workspaces says where
             await spaces.discard(AttemptId(effect.task, effect.attempt))
 
     def _spaces(self, node: NodeId) -> Workspaces:

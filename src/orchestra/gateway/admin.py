@@ -10,7 +10,6 @@ import calendar
 import contextlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from orchestra.errors import FACES, BadInput, OrchestraError, PortFailed, ProtocolBroken
+from orchestra.files import private_server, socket_address
 from orchestra.intake.document import show_path
 from orchestra.intake.shape import convert
 from orchestra.metering.books import BUDGETED, Totals, Who
@@ -88,11 +88,6 @@ class Nothing(Params, frozen=True, kw_only=True):
     """No parameters."""
 
 
-def socket_address(path: Path) -> str:
-    """Returns a name of the socket that fits the 108 bytes the kernel has for it, where there is one."""
-    return str(path) if len(os.fsencode(path)) <= 100 else os.path.relpath(path)
-
-
 def day_name(number: str) -> str:
     """Returns days since 1970 as people write a day."""
     return time.strftime("%Y-%m-%d", time.gmtime(int(number) * 86_400))
@@ -134,16 +129,9 @@ class AdminServer:
         Raises:
             PortFailed: The socket cannot be made.
         """
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
-            listener.bind(socket_address(self._path))
-            # Nobody can connect before `listen`, so the mode is right from the first moment on.
-            os.chmod(self._path, 0o600)
-            self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=LINE_BYTES_MAX)
+            self._server = await private_server(self._path, self._accept, LINE_BYTES_MAX)
         except OSError as exc:
-            listener.close()
             raise PortFailed(f"the socket {self._path} cannot be made: {exc.strerror or exc}", hint="choose a shorter folder") from exc
 
     async def stop(self) -> None:

@@ -44,18 +44,15 @@ from orchestra.protocol.tmux_control import (
     check_window_id,
     command_line,
     configuration,
-    is_key,
     pane_format,
     parse_panes,
     pasteable,
     window_command,
-    window_name,
 )
 
 __all__ = ["Connection", "PaneFacts", "ServerId", "TmuxEvent", "TmuxOptions", "TmuxServer", "WindowFacts", "WindowOrder"]
 
 IDENTITY: Final = "@orchestra_agent"
-KEYS_MAX: Final = 64
 _ABSENT: Final = re.compile("no server running|No such file or directory|Connection refused|server exited|lost server")
 DEAD_PANES: Final = "#{S:#{W:#{P:#{?pane_dead,#{pane_id} ,}}}}"
 ABOUT: Final = "Each window is one agent. Ctrl-b w: choose a window. Ctrl-b d: leave, everything goes on. The mouse works."
@@ -421,14 +418,6 @@ class TmuxServer:
             await self._send([("run-shell", "-b", "true")])
         return panes
 
-    async def rename_window(self, window_id: str, name: str) -> None:
-        """Names a window for people; whatever tmux would read in the name is taken out of it."""
-        await self._ask([("rename-window", "-t", check_window_id(window_id), "--", window_name(name))])
-
-    async def kill_pane(self, pane_id: str) -> None:
-        """Raises: PaneUnknown: It names nothing (any more)."""
-        await self._ask([("kill-pane", "-t", check_pane_id(pane_id))])
-
     async def kill_window(self, window_id: str) -> None:
         """Raises: PaneUnknown: It names nothing (any more)."""
         await self._ask([("kill-window", "-t", check_window_id(window_id))])
@@ -465,19 +454,6 @@ class TmuxServer:
         if pane_ids and not texts:
             raise _refusal("capture-pane", replies[0])
         return texts
-
-    async def send_keys(self, pane_id: str, keys: Sequence[str]) -> None:
-        """Presses named keys (`Enter`, `C-c`, `Up`, `y`), at most 64. A scrolled-back pane is brought forward first.
-
-        Raises:
-            BadInput: A key has no such name: tmux would type the name.
-            PaneUnknown: It names nothing (any more).
-        """
-        unknown = [key for key in keys if not is_key(key)]
-        if unknown or not 0 < len(keys) <= KEYS_MAX:
-            raise BadInput(f"{unknown[0][:40]!r} is not a key" if unknown else f"between 1 and {KEYS_MAX} keys", field="keys")
-        async with self._pane_lock(check_pane_id(pane_id)):
-            await self._ask([("copy-mode", "-q", "-t", pane_id), ("send-keys", "-t", pane_id, "--", *keys)])
 
     async def type_text(self, pane_id: str, text: str, enter: bool) -> None:
         """Pastes text into a pane as a person would; see `broadcast`.

@@ -43,10 +43,6 @@ _PATH: Final = re.compile(r"(?:/[A-Za-z0-9_.-]+)+")
 _PANE_ID: Final = re.compile(r"%[0-9]{1,9}")
 _WINDOW_ID: Final = re.compile(r"@[0-9]{1,9}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_KEY: Final = re.compile(
-    r"(?:[CMS]-){0,3}(?:[!-~]|F[1-9]|F1[0-2]|Enter|Escape|Space|Tab|BTab|BSpace|DC|IC|Home|End"
-    r"|NPage|PPage|PageUp|PageDown|Up|Down|Left|Right)"
-)
 _STRAY_RUN: Final = re.compile(r"#+(\[?)")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -270,11 +266,6 @@ def check_path(text: str, *, field: str) -> str:
     if field == "socket" and len(text) >= SOCKET_BYTES_MAX:
         raise BadInput(f"{text} is not shorter than {SOCKET_BYTES_MAX} bytes", field=field, hint="use a shorter folder")
     return text
-
-
-def is_key(text: str) -> bool:
-    """Tells whether tmux presses a key for this word. An unknown word it would type."""
-    return _KEY.fullmatch(text) is not None
 
 
 def window_name(text: str) -> str:

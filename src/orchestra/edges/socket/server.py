@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +17,7 @@ import msgspec
 
 from orchestra.client import LINE_BYTES_MAX, WireError, error_to_wire
 from orchestra.errors import BadInput, OrchestraError, PortFailed, Refused
+from orchestra.files import private_server
 from orchestra.intake.document import parse
 from orchestra.intake.request import parse_params
 from orchestra.usecases import METHODS, UseCases
@@ -58,17 +57,10 @@ class SocketServer:
         """
         if self._server is not None:
             return
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
-            listener.bind(str(self._path))
-            # Nobody can connect before `listen`, so the mode is right from the first moment on; a umask would be every thread's.
-            os.chmod(self._path, 0o600)
+            self._server = await private_server(self._path, self._accept, self._line_bytes_max)
             self._made = self._identity()
-            self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=self._line_bytes_max)
         except OSError as exc:
-            listener.close()
             raise PortFailed(f"the socket {self._path} cannot be made: {exc.strerror or exc}", hint="remove what is in its place") from exc
 
     async def stop(self) -> None:

@@ -7,7 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -139,6 +139,8 @@ class Workbench(msgspec.Struct, frozen=True):
     provision: Callable[[Wanted], Awaitable[tuple[NodeSpec, ...]]] | None
     write_report: Callable[[ReportData], tuple[Path, Path]]
     backup: Callable[[Path], Awaitable[int]]
+    ask_gateway: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
+    """Asks the orchestra's own gateway; None where there is none."""
 
 
 class App:

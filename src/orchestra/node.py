@@ -207,6 +207,14 @@ class Node(Protocol):
         """Tells the node that we are there: for `ttl_ms` from now it need not wonder whether anybody still wants its attempts."""
         ...
 
+    async def expose(self, port: int) -> int:
+        """Makes a port of this machine's loopback reachable on the node's; returns the port there. Asked again it gives the same.
+
+        Raises:
+            NodeFailed: The node does not let us.
+        """
+        ...
+
     async def facts(self) -> NodeFacts:
         """Returns fresh facts."""
         ...

@@ -16,7 +16,7 @@ from orchestra.ids import AttemptId, NodeId, TaskId
 
 SOCKET_PATH_BYTES_MAX: Final = 100
 """`sun_path` holds 108 bytes on Linux and 104 on macOS, one of them the closing zero."""
-RUNTIME_FOLDERS: Final = ("queue", "state", "results", "ledger", "nodes", "reports", "backups", "logs")
+RUNTIME_FOLDERS: Final = ("queue", "state", "results", "ledger", "nodes", "reports", "backups", "logs", "gateway")
 
 
 class Root:
@@ -36,6 +36,7 @@ class Root:
         self.reports = self.path / "reports"
         self.backups = self.path / "backups"
         self.logs = self.path / "logs"
+        self.gateway = self.path / "gateway"
 
     def prepare(self) -> None:
         """Makes what is missing.

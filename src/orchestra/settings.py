@@ -22,6 +22,8 @@ TOP: Final = "orchestra"
 PREFIX: Final = "ORCHESTRA_"
 DEFAULT: Final = "default"
 FLAG: Final = "flag"
+GATEWAY_OWN: Final = frozenset(PREFIX + "GATEWAY_" + name for name in ("CONFIG", "DAY_USD", "FOLDER", "LISTEN"))
+"""Variables of the command `orchestra gateway`, which reads no settings."""
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
@@ -179,7 +181,7 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Path, object
         if name in _VARIABLES:
             leaf = _VARIABLES[name]
             yield leaf.path, _read(environ[name], leaf, f"env {name}"), f"env {name}"
-        elif name.startswith(_SECTIONS):
+        elif name.startswith(_SECTIONS) and name not in GATEWAY_OWN:
             close = nearest(name, _VARIABLES)
             hint = (
                 "nodes are named in the file" if name.startswith(PREFIX + "NODES_") else f"did you mean {close}?" if close else "unset it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -63,8 +63,8 @@ class Node(Section, frozen=True, kw_only=True):
 
 
 class RateLimits(Section, frozen=True, kw_only=True):
-    rpm: Annotated[Count, Meta(description="Requests a minute to the model API; 0 means no limit of ours.")] = 1000
-    tpm: Annotated[Count, Meta(description="Tokens a minute to the model API; 0 means no limit of ours.")] = 60_000
+    rpm: Annotated[Count, Meta(description="Requests a minute to each class of models; 0 goes by what the provider says.")] = 0
+    tpm: Annotated[Count, Meta(description="Tokens a minute to each class of models; 0 goes by what the provider says.")] = 0
 
 
 class ApiRetry(Section, frozen=True, kw_only=True):
@@ -98,8 +98,24 @@ class Recovery(Section, frozen=True, kw_only=True):
 
 class Cost(Section, frozen=True, kw_only=True):
     tracking_enabled: Annotated[bool, Meta(description="Whether model cost is counted.")] = True
-    daily_budget_usd: Annotated[Dollars, Meta(description="Dollars a day before work that is not critical pauses; 0 means none.")] = 100.0
-    task_budget_usd: Annotated[Dollars, Meta(description="Dollars a task before the parent is told; 0 means none.")] = 10.0
+    daily_budget_usd: Annotated[Dollars, Meta(description="Dollars a day; what happens then says on_spent. 0 means none.")] = 100.0
+    task_budget_usd: Annotated[Dollars, Meta(description="Dollars a task may cost where it does not say; 0 means none.")] = 10.0
+    on_spent: Annotated[
+        Literal["pause", "park", "stop"],
+        Meta(description="When the day's or a plan's budget is spent: pause waits for you, park lets critical tasks go on, stop ends it."),
+    ] = "pause"
+
+
+class Gateway(Section, frozen=True, kw_only=True):
+    mode: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="The proxy that holds keys, limits and budgets: auto starts it where there is a key for it, off leaves keys to the agents."
+        ),
+    ] = "auto"
+    file: Annotated[
+        Line, Meta(description="Its own file, from the root; empty makes one of the keys in the environment, api and cost.")
+    ] = ""
 
 
 class Ssh(Section, frozen=True, kw_only=True):
@@ -212,6 +228,7 @@ class Sections(Section, frozen=True, kw_only=True):
     api: Api = Api()
     monitoring: Monitoring = Monitoring()
     recovery: Recovery = Recovery()
+    gateway: Gateway = Gateway()
     ssh: Ssh = Ssh()
     admission: Admission = Admission()
     fallback: Fallback = Fallback()

@@ -49,6 +49,9 @@ class Lens(msgspec.Struct, frozen=True):
     result_folder: Callable[[TaskId], str]
     rpm_limit: int = 0
     tpm_limit: int = 0
+    rpm_used: int | None = None
+    """None where nothing measures it."""
+    tpm_used: int | None = None
     ledger_trouble: str = ""
     gate: Gate | None = None
     """What the nodes can carry now."""
@@ -70,11 +73,15 @@ def status_view(state: State, lens: Lens, agents: list[AgentState] | None = None
             busy=sum(agent.task is not None for agent in chosen),
             error=sum(agent.status is AgentStatus.ERROR for agent in chosen),
         ),
-        api_limits=ApiLimits(f"{UNMEASURED}/{lens.rpm_limit}", f"{UNMEASURED}/{lens.tpm_limit}"),
+        api_limits=ApiLimits(_used(lens.rpm_used, lens.rpm_limit), _used(lens.tpm_used, lens.tpm_limit)),
         tasks=task_counts(state) if tasks is None else count_tasks(tasks),
         uptime_seconds=uptime_ms(state, lens.now_ms) // 1000,
         warnings=warnings,
     )
+
+
+def _used(used: int | None, limit: int) -> str:
+    return f"{UNMEASURED if used is None else used}/{limit or UNMEASURED}"
 
 
 def uptime_ms(state: State, now_ms: int) -> int:
@@ -105,6 +112,8 @@ def _warnings(state: State, lens: Lens) -> tuple[str, ...]:
     found += [
         f"nothing is started on node {node.spec.id}: {node.breaker.cause}" for node in state.nodes.values() if node.breaker is not None
     ]
+    if lens.gate is not None:
+        found += [f"nothing that needs the model API is started: {why}" for why in lens.gate.api_troubles]
     silent = [agent for agent in state.agents.values() if agent.status is AgentStatus.SUSPECT]
     found += [f"agent #{agent.id} does not answer and is being looked after" for agent in silent[:10]]
     wrong = [agent for agent in state.agents.values() if agent.status is AgentStatus.ERROR and agent.replaced_by is None]

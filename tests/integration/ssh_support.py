@@ -21,6 +21,14 @@ HOST: Final = "127.0.0.1"
 ALIAS: Final = "box"
 
 
+def free_port() -> int:
+    """Returns a port that nobody has at this moment."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def make_key(path: Path, *words: str, passphrase: str = "") -> Path:
     """Makes a key pair and returns the private one's path."""
     kind = words or ("-t", "ed25519")

@@ -22,7 +22,7 @@ from orchestra.node import AgentWindow, AttemptOrder, JournalBatch, Notice, Reco
 from orchestra.nodes.ssh import SshTarget, SshTransport, add_known_host, offered_host_key, trust_file
 from orchestra.nodes.tmux_node import NodeOptions, TmuxNode
 from orchestra.nodes.transport import Channel, LocalTransport
-from tests.integration.ssh_support import ALIAS, HOST, PATIENCE_S, Sshd, command, contents, make_key, public, sshd_of
+from tests.integration.ssh_support import ALIAS, HOST, PATIENCE_S, Sshd, command, contents, free_port, make_key, public, sshd_of
 
 TIMEOUT_MS = PATIENCE_S * 1000
 HOSTILE = ("a'b", "c\\d", "e\nf", "!x", "%s%n", "\u00e9\udcff", "$HOME", "`id`", "", "  ", "*", "~", '"', "=x", "-n", "\\'", "#", ";", "\t")
@@ -502,6 +502,65 @@ async def test_a_transport_that_was_closed_may_be_used_again(sshd: Sshd) -> None
         await transport.close()
         assert (await transport.run(("echo", "again"), timeout_ms=TIMEOUT_MS)).out == b"again\n"
     assert LocalTransport().interactive(["tmux", "attach"]) == ("tmux", "attach")
+
+
+# --- a port of this machine there ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def a_service(text: bytes) -> AsyncIterator[int]:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(text)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def fetched(port: int) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    found = await reader.read()
+    writer.close()
+    return found
+
+
+async def there(transport: SshTransport, port: int) -> int:
+    try:
+        return await transport.expose(port)
+    except NodeFailed:
+        return 0
+
+
+async def test_a_port_of_this_machine_is_reached_at_the_same_place_after_every_connect(sshd: Sshd) -> None:
+    wanted = (free_port(), free_port())
+    transport = SshTransport(sshd.target(), sshd.options(exposed_ports=wanted))
+    try:
+        async with a_service(b"gateway") as port:
+            assert await transport.expose(port) == wanted[0]
+            assert await transport.expose(port) == wanted[0]
+            assert [await fetched(each) for each in wanted] == [b"gateway", b"gateway"]
+            await transport.close()
+            async with asyncio.timeout(PATIENCE_S):
+                while (await there(transport, port)) != wanted[0]:  # the server takes a moment to let go of the old connection's
+                    pass
+            assert await fetched(wanted[0]) == b"gateway"
+        async with a_service(b"its successor") as port:
+            assert await transport.expose(port) in wanted
+            assert await fetched(await transport.expose(port)) == b"its successor"
+    finally:
+        await transport.close()
+
+
+async def test_a_server_that_forwards_nothing_is_told_with_the_remedy(sshd: Sshd) -> None:
+    sshd.settings = "AllowTcpForwarding no"
+    sshd.restart()
+    transport = SshTransport(sshd.target(), sshd.options(exposed_ports=(free_port(),)))
+    try:
+        with pytest.raises(NodeFailed, match="AllowTcpForwarding"):
+            await transport.expose(1)
+    finally:
+        await transport.close()
 
 
 # --- a person's terminal, and a whole node -----------------------------------------------------------------------------

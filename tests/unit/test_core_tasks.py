@@ -128,6 +128,29 @@ def test_an_order_that_never_started_is_not_held_against_the_task() -> None:
     assert bench.status("p/a") == "assigned"
 
 
+def test_a_task_the_api_did_not_serve_goes_on_later_and_is_not_to_blame() -> None:
+    bench = Bench(make_agents(1), c.Policy(deferrals_max=2))
+    bench.submit(make_task("a", retries=0))
+    for number in (1, 2):
+        bench.begin("p/a", number)
+        bench.finish("p/a", number, OutcomeKind.DEFERRED)
+        assert bench.status("p/a") == "retry_wait"
+        bench.pass_time(c.Policy().deferred_retry_ms)
+        assert bench.status("p/a") == "assigned"
+    assert (bench.task("p/a").failures, bench.task("p/a").deferrals) == (0, 2)
+    bench.begin("p/a", 3)
+    bench.finish("p/a", 3, OutcomeKind.DEFERRED)
+    assert bench.status("p/a") == "failed", "nothing goes on for ever"
+
+
+def test_what_the_gateway_tells_is_taken_in_once() -> None:
+    bench = Bench(make_agents(1))
+    bench.do(c.NoteApi(7, "limit_warning", {"limit": "requests"}))
+    assert bench.do(c.NoteApi(7, "limit_warning", {"limit": "requests"})) == []
+    assert len(bench.do(c.NoteApi(0, "limit_alarm"))) == 1
+    assert bench.state.api_cursor == 7
+
+
 def test_cancelling_stops_what_runs_and_what_waits_for_it() -> None:
     bench = Bench(make_agents(1))
     bench.submit(make_task("a"), make_task("b", "a"))

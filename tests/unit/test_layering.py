@@ -38,7 +38,7 @@ LAYERS: Final = (
     ("projections",),
     ("reporting",),
     ("viewing",),
-    ("keeper", "projector"),
+    ("keeper", "projector", "gatekeeper"),
     ("usecases",),
     ("answers",),
     ("fleetdesk", "fallback"),

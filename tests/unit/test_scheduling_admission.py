@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from orchestra.core import commands as c
-from orchestra.core.model import NodeSpec, Outcome, OutcomeKind, Worker
+from orchestra.core.model import NodeSpec, Outcome, OutcomeKind, Priority, Worker
 from orchestra.ids import AgentId, NodeId, TaskId
-from orchestra.scheduling.admission import MIB, AdmissionOptions, Load
+from orchestra.scheduling.admission import MIB, AdmissionOptions, ApiGate, Load
 from orchestra.scheduling.explain import explain
 from orchestra.testing.builders import NODE, Bench, make_agents, make_task
 
@@ -294,3 +294,46 @@ def test_a_node_in_trouble_that_the_task_could_not_use_is_not_blamed() -> None:
     bench.submit(make_task("a", node=NODE), make_task("x", node=NODE))
     bench.do(c.DrainNode(B))
     assert "node b" not in why(bench, next(iter(bench.state.queued)))
+
+
+# --- model APIs ------------------------------------------------------------------------------------------------------
+
+
+def test_kinds_whose_api_is_closed_wait_and_say_why() -> None:
+    bench = made()
+    bench.kernel.let_in(ApiGate(closed={"shell": "the account is used up"}))
+    submit(bench)
+    assert running(bench) == 0
+    assert "the account is used up" in why(bench, "p/0")
+    bench.kernel.let_in(ApiGate())
+    bench.kernel.schedule(bench.now_ms)
+    assert running(bench) == 6
+
+
+def test_critical_tasks_pass_where_that_is_allowed() -> None:
+    bench = made()
+    bench.kernel.let_in(ApiGate(closed={"shell": "the day is spent"}, critical_pass=True))
+    submit(bench, 2, priority=Priority.CRITICAL)
+    submit(bench, 2, plan="q")
+    assert running(bench) == 2
+
+
+def test_after_a_pause_only_so_many_start_until_it_is_looked_again() -> None:
+    bench = made()
+    bench.kernel.let_in(ApiGate(room={"shell": 2}))
+    submit(bench)
+    assert running(bench) == 2
+    bench.kernel.schedule(bench.now_ms)
+    assert running(bench) == 2
+    bench.kernel.let_in(ApiGate(room={"shell": 2}))
+    bench.kernel.schedule(bench.now_ms)
+    assert running(bench) == 4
+
+
+def test_a_plan_without_money_does_not_hold_up_another() -> None:
+    bench = made()
+    bench.kernel.let_in(ApiGate(plans={"p": "its budget is spent"}, kinds=frozenset({"shell"})))
+    submit(bench, 3)
+    submit(bench, 3, plan="q")
+    assert sorted({attempt.task.partition("/")[0] for attempt, _ in bench.state.live_attempts()}) == ["q"]
+    assert "its budget is spent" in why(bench, "p/0")

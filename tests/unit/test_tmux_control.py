@@ -248,6 +248,9 @@ class ForgingTransport:
     def interactive(self, argv: Sequence[str]) -> tuple[str, ...]:
         return tuple(argv)
 
+    async def expose(self, port: int) -> int:
+        return port
+
     async def close(self) -> None: ...
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from orchestra.agents.access import Access
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 
 ATTEMPT_DIR: Final = "@attempt/"
@@ -33,6 +34,9 @@ class Context(msgspec.Struct, frozen=True):
     """The kind's own section of the configuration."""
     cost_so_far_usd_micros: int = 0
     """What earlier attempts of the task cost, all together; its limit is for all of them."""
+    access: Access | None = None
+    """The way to the model APIs if a gateway stands before them. Its variables are set whatever the kind does; a kind that wants more than variables
+    looks here."""
 
 
 class SuccessRule(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from orchestra.agents.access import RETRIES
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
 from orchestra.agents.causes import Cause, failed, last_line, of_message, of_status, reason, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, imposed
@@ -206,8 +207,9 @@ class Claude:
         elif mcp:
             options += ["--mcp-config", plain_word(mcp, field=settings.field("mcp_config"))]
         env = {**QUIET, "CLAUDE_CONFIG_DIR": f"{AGENT_DIR}claude", "XDG_RUNTIME_DIR": f"{AGENT_DIR}run"}
-        env["CLAUDE_CODE_MAX_RETRIES"] = str(settings.number("max_retries", RETRIES_DEFAULT, most=100))
-        if url := settings.text("base_url"):
+        through = context.access is not None and "anthropic" in context.access.apis
+        env["CLAUDE_CODE_MAX_RETRIES"] = str(settings.number("max_retries", RETRIES if through else RETRIES_DEFAULT, most=100))
+        if (url := settings.text("base_url")) and not through:  # the gateway goes there
             env["ANTHROPIC_BASE_URL"] = url
         if settings.flag("allow_root"):
             env["IS_SANDBOX"] = "1"

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from orchestra.agents.access import RETRIES, Access
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
 from orchestra.agents.causes import Cause, error_body, failed, last_line, of_message, reason, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, imposed
@@ -110,6 +111,15 @@ def in_words(message: str) -> str:
     return text_of(error_body(message).get("message"), SUMMARY_CHARACTERS_MAX) or message
 
 
+def through_gateway(values: dict[str, str], access: Access | None) -> dict[str, str]:
+    """Returns the kind's settings with the gateway in the place of the API, if there is one. It needs a provider of its own, as the built-in one is
+    not moved by a variable."""
+    if access is None or "openai" not in access.apis:
+        return values
+    retries = dict.fromkeys(("request_max_retries", "stream_max_retries"), str(RETRIES))
+    return {**retries, **values, "base_url": access.address("openai"), "api_key_variable": KEY_VARIABLE}
+
+
 class Codex:
     """The kind's adapter; it has no state."""
 
@@ -121,7 +131,7 @@ class Codex:
 
     def launch(self, spec: TaskSpec, context: Context) -> Launch:
         """Returns the process. The prompt is a file, and a session of an earlier attempt is gone on with if there is one."""
-        settings = KindSettings(self.kind, context.settings, SETTINGS)
+        settings = KindSettings(self.kind, through_gateway(context.settings, context.access), SETTINGS)
         sandbox = settings.choice("sandbox", SANDBOXES[0], SANDBOXES)
         if sandbox == "bypass":
             options = ["--dangerously-bypass-approvals-and-sandbox"]

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from orchestra.agents.access import Access
 from orchestra.agents.adapter import AGENT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
 from orchestra.agents.causes import Cause, failed, of_message, of_status, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, imposed
@@ -24,18 +25,22 @@ PROVIDER: Final = "orchestra"
 KEYS: Final = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "OPENROUTER_API_KEY", "GEMINI_API_KEY")
 
 
-def config_of(settings: KindSettings, model: str) -> dict[str, Any]:
-    """Returns the CLI's configuration; a provider that speaks OpenAI's chat form if there is an address for one."""
+def config_of(settings: KindSettings, model: str, access: Access | None = None) -> dict[str, Any]:
+    """Returns the CLI's configuration; a provider that speaks OpenAI's chat form if there is an address for one. A gateway takes the place of that address
+    and of the built-in providers'."""
     config: dict[str, Any] = {"autoupdate": False, "share": "disabled"}
-    if url := settings.text("base_url"):
+    url = settings.text("base_url")
+    if access is not None:
+        config["provider"] = {api: {"options": {"baseURL": f"{access.url}/v1"}} for api in access.apis if api != "gemini"}
+        url = url and access.address("openai") if "openai" in access.apis else url
+    if url:
         variable = settings.word("api_key_variable", "OPENAI_API_KEY")
-        config["provider"] = {
-            PROVIDER: {
-                "npm": "@ai-sdk/openai-compatible",
-                "name": PROVIDER,
-                "options": {"baseURL": url, "apiKey": f"{{env:{variable}}}"},
-                "models": {model: {"name": model}},
-            }
+        variable = "OPENAI_API_KEY" if access is not None and "openai" in access.apis else variable
+        config.setdefault("provider", {})[PROVIDER] = {
+            "npm": "@ai-sdk/openai-compatible",
+            "name": PROVIDER,
+            "options": {"baseURL": url, "apiKey": f"{{env:{variable}}}"},
+            "models": {model: {"name": model}},
         }
     return config
 
@@ -78,7 +83,9 @@ class Opencode:
         return Launch(
             argv=("opencode", "run", "--format", "json", *(("-m", named) if named else ()), *(("--session", session) if session else ())),
             files={PROMPT_FILE: prompt_of(spec)},
-            agent_files={"opencode/config/opencode/opencode.json": msgspec.json.encode(config_of(settings, model)).decode()},
+            agent_files={
+                "opencode/config/opencode/opencode.json": msgspec.json.encode(config_of(settings, model, context.access)).decode()
+            },
             env={**folders, "OPENCODE_DISABLE_AUTOUPDATE": "true", **spec.env},
             env_pass=(*dict.fromkeys((variable, *KEYS) if variable else KEYS), *PROXY_VARIABLES),
             stdin="prompt",

@@ -18,6 +18,8 @@ from pathlib import Path
 from orchestra import __version__
 from orchestra.agents.registry import adapter_for
 from orchestra.app import App, Workbench
+from orchestra.bootstrap.gateways import Plan as GatewayPlan
+from orchestra.bootstrap.gateways import make_gatekeeper, plan_gateway
 from orchestra.bootstrap.logs import start_logging, stop_logging
 from orchestra.bootstrap.provisioning import provisioner
 from orchestra.bootstrap.wiring import (
@@ -101,6 +103,7 @@ class Coordinator:
             LedgerDamaged: The ledger needs care first.
         """
         limits = policy(self._settings)
+        plan = plan_gateway(self._settings, self.root)
         self.root.prepare()
         self._log_handler = start_logging(self.root.logs)
         try:
@@ -120,7 +123,7 @@ class Coordinator:
             term=term,
             snapshot_interval_ms=milliseconds(self._settings.monitoring.state_snapshot_interval),
         )
-        self._assemble()
+        self._assemble(plan)
         self.loop.send_effects_to(self._dispatch)
         self._services.start()
         lead = c.TakeLead(term, os.getpid(), socket.gethostname(), __version__)
@@ -130,11 +133,13 @@ class Coordinator:
         await self._server.start()
         log.info("coordinator-started", extra={"pid": os.getpid(), "term": term, "seq": kernel.state.seq})
 
-    def _assemble(self) -> None:
+    def _assemble(self, plan: GatewayPlan | None) -> None:
         self._board = Board()
         self.loop.listen(self._board.on_events)
-        self._translator = Translator(lambda: self.loop.state, adapter_for)
-        self._orders = OrderMaker(adapter_for, order_options(self._settings))
+        self._gatekeeper = None if plan is None else make_gatekeeper(plan, self.root, self.loop, self._clock)
+        self._gateway_apis = () if plan is None else tuple(dict.fromkeys(plan.options.upstreams.values()))
+        self._translator = Translator(lambda: self.loop.state, adapter_for, None if self._gatekeeper is None else self._gatekeeper.excuse)
+        self._orders = OrderMaker(adapter_for, order_options(self._settings, {} if plan is None else plan.options.kinds))
         self.app = App(self._bench(), app_options(self._settings, self.root))
         self._keeper = Keeper(self.loop, self.root, self._drivers.get, attempts_keep=self._settings.limits.attempts_keep)
         self._merger = Merger(self.loop, self._clock, self._workspaces_of, self._keeper.keep_work)
@@ -157,6 +162,8 @@ class Coordinator:
                 Service("facts", self._ask_facts),
             ]
         )
+        if self._gatekeeper is not None:
+            self._services.add(Service("gateway", self._gatekeeper.run))
         fallback = fallback_options(self._settings)
         if fallback.agents:
             keeper = LocalFallback(self.loop, self._clock, self._add_driver, self._remove_driver, fallback)
@@ -173,17 +180,21 @@ class Coordinator:
             provision=provisioner(self._settings),
             write_report=lambda data: write_report(self.root, data),
             backup=self._backup,
+            ask_gateway=None if self._gatekeeper is None else self._gatekeeper.ask,
         )
 
     def _lens(self) -> Lens:
-        limits = self._settings.api.rate_limits
+        limits, keeper = self._settings.api.rate_limits, self._gatekeeper
+        use = None if keeper is None or not keeper.port else keeper.use_of(self._settings.api.provider)
         return Lens(
             now_ms=self.loop.now_ms(),
             board=self._board,
             attempt_folder=self._attempt_place,
             result_folder=lambda task: str(self.root.results_of(task)),
-            rpm_limit=limits.rpm,
-            tpm_limit=limits.tpm,
+            rpm_limit=limits.rpm if use is None else use.rpm_limit or limits.rpm,
+            tpm_limit=limits.tpm if use is None else use.tpm_limit or limits.tpm,
+            rpm_used=None if use is None else use.rpm,
+            tpm_used=None if use is None else use.tpm,
             ledger_trouble=self.loop.ledger_trouble,
             gate=self.loop.kernel.gate(self.loop.now_ms()),
         )
@@ -202,9 +213,9 @@ class Coordinator:
         """Begins to run a node. One that is run already goes on: a driver keeps its connection for life."""
         if spec.id in self._drivers:
             return self._drivers[spec.id]
-        tools = Tools(self.loop, self._clock, self._translator, self._board, self._orders)
-        transport = make_transport(spec, self._settings)
-        node = make_node(spec, self.root, self._settings, transport)
+        tools = Tools(self.loop, self._clock, self._translator, self._board, self._orders, self._gatekeeper)
+        transport = make_transport(spec, self._settings, self.root)
+        node = make_node(spec, self.root, self._settings, transport, self._gateway_apis)
         spaces = make_workspaces(spec, self.root, transport)
         driver = self._drivers[spec.id] = NodeDriver(node, tools, driver_options(self._settings), spaces)
         self._services.add(Service(f"node-{spec.id}", driver.run))
@@ -259,6 +270,8 @@ class Coordinator:
                 async with asyncio.timeout(TIDY_S):
                     await self._merger.wait_done()
             await asyncio.gather(*(self._close_windows(driver) for driver in self._drivers.values()))
+            if self._gatekeeper is not None:
+                await self._gatekeeper.end()
             await self._projector.write()
             self._parent_events.flush()
         finally:

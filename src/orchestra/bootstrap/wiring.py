@@ -6,10 +6,14 @@ import hashlib
 import os
 import shlex
 import socket
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from orchestra import __version__
+from orchestra.agents.access import keys_of
 from orchestra.agents.registry import adapters
 from orchestra.app import AppOptions
 from orchestra.core import commands as c
@@ -44,21 +48,27 @@ LOCAL_HOSTS: Final = ("", "local", "localhost", "127.0.0.1", "::1")
 TOOLS: Final = frozenset(
     {"git", "node", "npm", "python3", "uv", "cargo", "go", "java", "make", "gcc", "pytest", "docker", "rsync", "jq", "curl", "bwrap"}
 )
+PORT_FIRST: Final = 20_000
+PORTS: Final = 12_000
+PORT_STEP: Final = 3_571
+PORTS_TRIED: Final = 3
 LOCAL_AGENTS_MAX: Final = 250
 """The largest fleet the scaling rules know; what the machine really carries is the user's choice of `agents.count`."""
 
 
 def programs_asked() -> tuple[str, ...]:
-    """Returns the programs that nodes are asked for: those of the agent kinds, and what tasks often name under `programs`."""
-    return tuple(sorted({program for adapter in adapters().values() for program in adapter.programs} | TOOLS))
+    """Returns the programs that nodes are asked for: those of the agent kinds, and what tasks often name under `programs`. One that is named by its path is
+    not looked for."""
+    named = {program for adapter in adapters().values() for program in adapter.programs if "/" not in program}
+    return tuple(sorted(named | TOOLS))
 
 
-def variables_passed(settings: Settings) -> tuple[str, ...]:
+def variables_passed(settings: Settings, gateway_apis: Collection[str] = ()) -> tuple[str, ...]:
     """Returns the variables of a node's login that reach its windows: those of every login, and those the agent kinds need. A worker gives an attempt only
-    what its kind names."""
+    what its kind names. Keys of an API that a gateway serves stay outside."""
     own = {name for values in kind_settings(settings).values() if (name := values.get("api_key_variable", "").strip())}
-    needed = own | {name for adapter in adapters().values() for name in adapter.variables}
-    return (*PASS_ENVIRONMENT, *sorted(needed - set(PASS_ENVIRONMENT)))
+    needed = (own if "openai" not in gateway_apis else set()) | {name for adapter in adapters().values() for name in adapter.variables}
+    return (*PASS_ENVIRONMENT, *sorted(needed - set(PASS_ENVIRONMENT) - keys_of(gateway_apis)))
 
 
 def milliseconds(seconds: float) -> int:
@@ -100,7 +110,7 @@ def own_umask() -> int:
     return mask
 
 
-def order_options(settings: Settings) -> OrderOptions:
+def order_options(settings: Settings, gateway_kinds: Mapping[str, tuple[str, ...]] | None = None) -> OrderOptions:
     """Returns what orders are made with."""
     return OrderOptions(
         grace_ms=milliseconds(settings.tasks.grace_seconds),
@@ -111,6 +121,7 @@ def order_options(settings: Settings) -> OrderOptions:
         marker_suffix=settings.marker.suffix,
         limits=Limits(memory_bytes=settings.limits.agent_memory_mb << 20),
         kinds=kind_settings(settings),
+        gateway_kinds=gateway_kinds or {},
         fence=settings.recovery.fence_seconds > 0,
     )
 
@@ -191,13 +202,22 @@ def words(command: str, field: str) -> tuple[str, ...]:
         raise SettingsInvalid(f"{command!r} cannot be read as a program and its arguments: {problem}", field=field) from problem
 
 
-def make_transport(spec: NodeSpec, settings: Settings) -> Transport:
-    """Returns what starts programs on a node."""
+def make_transport(spec: NodeSpec, settings: Settings, root: Root | None = None) -> Transport:
+    """Returns what starts programs on a node; of an orchestra's root if attempts there are to reach its gateway."""
     if not spec.remote:
         return LocalTransport()
     from orchestra.nodes.ssh import SshTransport
 
-    return SshTransport(ssh_target(spec), ssh_options(settings))
+    options = ssh_options(settings)
+    if root is not None:
+        options = msgspec.structs.replace(options, exposed_ports=exposed_ports(remote_key(root), spec.id))
+    return SshTransport(ssh_target(spec), options)
+
+
+def exposed_ports(key: str, node: NodeId) -> tuple[int, ...]:
+    """Returns the ports at which an orchestra's gateway is reached on a node: always the same ones, below those that systems give out by themselves."""
+    number = int(hashlib.sha256(f"{key}:{node}".encode()).hexdigest()[:8], 16)
+    return tuple(PORT_FIRST + (number + index * PORT_STEP) % PORTS for index in range(PORTS_TRIED))
 
 
 def node_folder(spec: NodeSpec, root: Root) -> str:
@@ -273,7 +293,7 @@ def workspace_options(node: NodeId, root: Root) -> WorkspaceOptions:
     return WorkspaceOptions(machine=machine, owner=root.key)
 
 
-def make_node(spec: NodeSpec, root: Root, settings: Settings, transport: Transport) -> Node:
+def make_node(spec: NodeSpec, root: Root, settings: Settings, transport: Transport, gateway_apis: Collection[str] = ()) -> Node:
     """Returns the adapter of one node."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     prefix = f"{settings.tmux.session_prefix}-{spec.id}-"
@@ -285,7 +305,7 @@ def make_node(spec: NodeSpec, root: Root, settings: Settings, transport: Transpo
         tmux=TmuxOptions(
             history_lines=settings.tmux.history_lines,
             command_timeout_ms=milliseconds(settings.tmux.command_timeout_seconds),
-            pass_environment=variables_passed(settings),
+            pass_environment=variables_passed(settings, gateway_apis),
         ),
         programs=programs_asked(),
     )

@@ -244,6 +244,14 @@ class MergeFailed(Command, frozen=True):
     again: bool
 
 
+class NoteApi(Command, frozen=True):
+    """The gateway told something that a person or parent should know. `cursor` numbers what it tells."""
+
+    cursor: int
+    kind: str
+    facts: dict[str, str | int] = {}
+
+
 class Tick(Command, frozen=True):
     """Time has passed; whatever was due is due."""
 
@@ -257,6 +265,10 @@ class Policy(msgspec.Struct, frozen=True):
     init_timeout_ms: int = 60_000
     tasks_max: int = 200_000
     lost_retry_ms: int = 0
+    deferred_retry_ms: int = 1_000
+    """Before a deferred task is queued again; then it waits until the scheduler is told that the API serves it."""
+    deferrals_max: int = 1_000
+    """How often a task is deferred before that counts as a failure; nothing goes on for ever."""
     strikes_max: int = 3
     """Looks at a silent worker before it is asked to leave."""
     probe_ms: int = 2_000

@@ -246,6 +246,10 @@ def _assign(s: State, cmd: c.Assign, now: int, policy: c.Policy) -> Events:
 # --- reports ---------------------------------------------------------------------------------------------------------
 
 
+def _note_api(s: State, cmd: c.NoteApi, now: int, policy: c.Policy) -> Events:
+    return [e.ApiNoticed(cmd.cursor, cmd.kind, cmd.facts)] if not cmd.cursor or cmd.cursor > s.api_cursor else []
+
+
 def _journal_at(s: State, cmd: c.JournalAt, now: int, policy: c.Policy) -> Events:
     node = s.nodes.get(cmd.node)
     return [] if node is None or node.journal_offset == cmd.offset else [e.JournalRead(cmd.node, cmd.offset)]
@@ -432,7 +436,9 @@ def _settle(s: State, task: TaskState, now: int, policy: c.Policy) -> Events:
         if task.losses > policy.losses_max:
             return [e.TaskFailed(task.id, f"its worker died {task.losses} times: {outcome.reason}")]
         return [e.TaskRetryScheduled(task.id, now + policy.lost_retry_ms, outcome.reason), *requeue_now(s, task)]
-    if outcome.kind is OutcomeKind.REFUSED or task.failures > task.spec.retries:
+    if outcome.kind is OutcomeKind.DEFERRED and task.deferrals <= policy.deferrals_max:
+        return [e.TaskRetryScheduled(task.id, now + policy.deferred_retry_ms, outcome.reason)]
+    if outcome.kind in (OutcomeKind.REFUSED, OutcomeKind.DEFERRED) or task.failures > task.spec.retries:
         return [e.TaskFailed(task.id, outcome.reason)]
     return [e.TaskRetryScheduled(task.id, now + backoff_ms(task.spec, task.failures), outcome.reason)]
 
@@ -531,6 +537,7 @@ DECISIONS: Final[dict[type[c.Command], Decision]] = {
     c.AttemptChecking: _attempt_checking,
     c.AttemptSeen: _attempt_seen,
     c.AttemptFinished: _attempt_finished,
+    c.NoteApi: _note_api,
     c.MergeDone: merge_done,
     c.MergeConflicted: merge_conflicted,
     c.MergeFailed: merge_failed,

@@ -366,6 +366,14 @@ class StaleResultRecorded(Event, frozen=True):
     outcome: Outcome
 
 
+class ApiNoticed(Event, frozen=True):
+    """What the gateway told of limits, budgets, keys and the model APIs. Changes nothing but how far it was read."""
+
+    cursor: int
+    kind: str
+    facts: dict[str, str | int] = {}
+
+
 class CommandAnswered(Event, frozen=True):
     """A request from outside was answered; the same id gets the same answer for ever."""
 
@@ -429,5 +437,6 @@ AnyEvent = (
     | AttemptStopRequested
     | AttemptEnded
     | StaleResultRecorded
+    | ApiNoticed
     | CommandAnswered
 )

@@ -383,7 +383,7 @@ def _task_revived(s: State, ev: e.TaskRevived, at: int) -> None:
     task = s.tasks[ev.task]
     was_failed = task.status is TaskStatus.FAILED
     task.status = t.move(t.TASK, task.status, ev)
-    task.failures = task.losses = task.ended_ms = task.conflicts = 0
+    task.failures = task.losses = task.deferrals = task.ended_ms = task.conflicts = 0
     task.reason, task.cancel_reason, task.blocked_by = "", "", None
     if was_failed:
         s.totals.failed -= 1
@@ -467,6 +467,8 @@ def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
     kind = ev.outcome.kind
     if kind is OutcomeKind.LOST:
         task.losses += attempt.started_ms > 0
+    elif kind is OutcomeKind.DEFERRED:
+        task.deferrals += 1
     elif kind not in (OutcomeKind.DONE, OutcomeKind.STOPPED):
         task.failures += 1
     s.totals.usage = s.totals.usage.plus(ev.outcome.usage)
@@ -480,7 +482,7 @@ def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
         agent.busy_ms += at - attempt.assigned_ms
         if kind is OutcomeKind.DONE:
             agent.completed += 1
-        elif kind is not OutcomeKind.STOPPED:
+        elif kind not in (OutcomeKind.STOPPED, OutcomeKind.DEFERRED):
             agent.failed += 1
         if kind is not OutcomeKind.LOST:
             agent.falls = 0
@@ -488,6 +490,10 @@ def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
 
 def _stale_result_recorded(s: State, ev: e.StaleResultRecorded, at: int) -> None:
     s.totals.stale += 1
+
+
+def _api_noticed(s: State, ev: e.ApiNoticed, at: int) -> None:
+    s.api_cursor = max(s.api_cursor, ev.cursor)
 
 
 def _command_answered(s: State, ev: e.CommandAnswered, at: int) -> None:
@@ -550,6 +556,7 @@ FOLDS: Final[dict[type[e.Event], Callable[[State, Any, int], None]]] = {
     e.AttemptStopRequested: _attempt_stop_requested,
     e.AttemptEnded: _attempt_ended,
     e.StaleResultRecorded: _stale_result_recorded,
+    e.ApiNoticed: _api_noticed,
     e.CommandAnswered: _command_answered,
 }
 """`Any` here stands for "the event class of the key"; Python's type system cannot say so."""

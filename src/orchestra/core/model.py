@@ -131,6 +131,8 @@ class OutcomeKind(Enum):
     """Ended on our order: cancelled, or superseded by a better replica."""
     LOST = "lost"
     """The worker died with it; whatever was left was ended."""
+    DEFERRED = "deferred"
+    """The model API could not serve it, or a budget that is not its own is spent: it goes on later, and is not to blame."""
 
 
 TASK_TERMINAL = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)

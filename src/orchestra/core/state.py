@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 4
+STATE_FORMAT = 5
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -70,6 +70,7 @@ class TaskState(msgspec.Struct, omit_defaults=True):
     """Number of the first attempt since it was last queued."""
     failures: int = 0
     losses: int = 0
+    deferrals: int = 0
     queued_ms: int = 0
     ready_ms: int = 0
     started_ms: int = 0
@@ -284,6 +285,8 @@ class State(msgspec.Struct, omit_defaults=True):
     durations: dict[str, int] = {}
     """Measured execution time in milliseconds, smoothed, by `plan name/task name`."""
     totals: Totals = msgspec.field(default_factory=Totals)
+    api_cursor: int = 0
+    """How far what the gateway tells has been read."""
 
     def node(self, node: NodeId) -> NodeState:
         """Returns the node. Raises NotFound."""

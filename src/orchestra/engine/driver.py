@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
-from typing import Any, Final, assert_never
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol, assert_never
 
 import msgspec
 
+from orchestra.agents.access import Access
 from orchestra.clock import Clock
 from orchestra.core import commands as c
 from orchestra.core.effects import Effect
 from orchestra.engine.board import Board
-from orchestra.engine.duties import Act, Ask, Call, Duties, Duty, Peek, Prepare, Remark, Step, Tell, WantSweep
+from orchestra.engine.duties import Act, Admit, Ask, Call, Duties, Duty, PassRequest, Peek, Prepare, Remark, Step, Tell, WantSweep
 from orchestra.engine.loop import Loop
 from orchestra.engine.orders import OrderMaker
 from orchestra.engine.translate import Translator
 from orchestra.errors import NodeFailed, PortFailed, ProtocolBroken
+from orchestra.ids import AttemptId
 from orchestra.node import Node, NodeFacts
 from orchestra.workspace import Workspaces
 
@@ -33,6 +35,7 @@ EFFECTS_MAX: Final = 4096
 
 
 EAGER_PAUSE_MS: Final = 1_000
+EXPOSE_AGAIN_MS: Final = 2_000
 LEASE_RENEWALS: Final = 4
 """Renewals within the time of a lease: it takes several lost ones until a node gives up its work."""
 
@@ -51,6 +54,23 @@ class DriverOptions(msgspec.Struct, frozen=True):
     """Pause before a sweep that something odd asked for, so that a burst of oddities costs one sweep."""
 
 
+class Passes(Protocol):
+    """Lets attempts through the gateway."""
+
+    @property
+    def port(self) -> int:
+        """The gateway's port on this machine, or 0 as long as it is not needed."""
+        ...
+
+    async def issue(self, requests: Sequence[PassRequest]) -> tuple[int, Mapping[AttemptId, str]]:
+        """Returns the gateway's port on this machine, and a token for each attempt.
+
+        Raises:
+            PortFailed: The gateway does not answer.
+        """
+        ...
+
+
 class Tools(msgspec.Struct, frozen=True):
     """What all drivers share."""
 
@@ -59,6 +79,8 @@ class Tools(msgspec.Struct, frozen=True):
     translator: Translator
     board: Board
     orders: OrderMaker
+    passes: Passes | None = None
+    """None where no gateway stands before the model APIs."""
 
 
 class NodeDriver:
@@ -126,6 +148,8 @@ class NodeDriver:
                 group.create_task(self._sweep_now_and_then())
                 if self._options.fence_ms:
                     group.create_task(self._renew_lease())
+                if self._tools.passes is not None:
+                    group.create_task(self._keep_exposed(self._tools.passes))
                 self._sweep_wanted.set()
         except* _SessionEnded:
             pass
@@ -152,6 +176,16 @@ class NodeDriver:
         while True:
             await self.node.renew_lease(self._options.fence_ms)
             await self._tools.clock.sleep_ms(self._options.fence_ms // LEASE_RENEWALS)
+
+    async def _keep_exposed(self, passes: Passes) -> None:
+        """What runs there since before the connection goes on asking at the gateway's port."""
+        while True:
+            if passes.port:
+                try:
+                    await self.node.expose(passes.port)
+                except PortFailed as error:
+                    log.warning("gateway-not-reachable", extra={"node": self.node.id, "reason": str(error)})
+            await self._tools.clock.sleep_ms(EXPOSE_AGAIN_MS)
 
     async def sweep(self) -> None:
         """Looks at everything on the node and settles the differences."""
@@ -195,6 +229,8 @@ class NodeDriver:
                 if self.workspaces is None:
                     raise NodeFailed(f"node {self.node.id} has no workspaces")
                 return await self.workspaces.prepare(requests)
+            case Admit(requests):
+                return await self._let_through(requests)
             case Act(effects):
                 for effect in effects:
                     self._effects.put_nowait(effect)
@@ -205,6 +241,14 @@ class NodeDriver:
             case _:
                 assert_never(step)
         return None
+
+    async def _let_through(self, requests: Sequence[PassRequest]) -> dict[AttemptId, Access]:
+        passes = self._tools.passes
+        if passes is None:
+            raise NodeFailed("there is no gateway")
+        port, tokens = await passes.issue(requests)
+        url = f"http://127.0.0.1:{await self.node.expose(port)}"
+        return {each.attempt: Access(url, tokens[each.attempt], each.apis) for each in requests}
 
 
 class _SessionEnded(Exception):

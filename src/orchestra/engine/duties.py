@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from orchestra.agents.access import Access
 from orchestra.core import commands as c
 from orchestra.core.effects import (
     CloseAgent,
@@ -32,7 +33,7 @@ from orchestra.engine.failpoints import hit
 from orchestra.engine.orders import OrderMaker, earlier_of
 from orchestra.engine.reconcile import BEAT_MISSED_MS, expected, reconcile
 from orchestra.engine.translate import Translator
-from orchestra.errors import BadInput, NodeFailed
+from orchestra.errors import BadInput, NodeFailed, PortFailed
 from orchestra.ids import AgentId, AttemptId, NodeId
 from orchestra.node import AgentWindow, AttemptOrder, JournalBatch, Notice, OrderFailure, Report
 from orchestra.workspace import WorkFailure, WorkRequest
@@ -73,6 +74,21 @@ class Prepare(msgspec.Struct, frozen=True):
     requests: Sequence[WorkRequest]
 
 
+class PassRequest(msgspec.Struct, frozen=True):
+    """An attempt that is to reach model APIs through the gateway."""
+
+    attempt: AttemptId
+    spec: TaskSpec
+    agent: AgentId
+    apis: tuple[str, ...]
+
+
+class Admit(msgspec.Struct, frozen=True):
+    """Have these attempts let through the gateway. The answer is an `Access` for each."""
+
+    requests: Sequence[PassRequest]
+
+
 class Act(msgspec.Struct, frozen=True):
     """Put these effects behind those that wait. The answer is None."""
 
@@ -91,7 +107,7 @@ class Remark(msgspec.Struct, frozen=True):
     warn: bool = True
 
 
-Step = Tell | Ask | Peek | Call | Prepare | Act | WantSweep | Remark
+Step = Tell | Ask | Peek | Call | Prepare | Admit | Act | WantSweep | Remark
 Duty = Generator[Step, Any, None]
 
 
@@ -242,6 +258,23 @@ class Duties:
             return {}
         return {place.attempt: place for place in (yield Prepare(wanted))}
 
+    def _admit(
+        self, effects: Sequence[StartAttempt], specs: Sequence[TaskSpec]
+    ) -> Generator[Step, Any, dict[AttemptId, Access | PortFailed]]:
+        """Has those let through the gateway that use a model API; where that fails, says why for each."""
+        wanted = [
+            PassRequest(AttemptId(effect.task, effect.attempt), spec, effect.agent, apis)
+            for effect, spec in zip(effects, specs, strict=True)
+            if (apis := self._orders.apis_for(spec.kind))
+        ]
+        if not wanted:
+            return {}
+        try:
+            found: dict[AttemptId, Access | PortFailed] = yield Admit(wanted)
+        except PortFailed as error:
+            return {request.attempt: error for request in wanted}
+        return found
+
     def _order(self, effects: Sequence[StartAttempt]) -> Duty:
         if not effects:
             return
@@ -252,6 +285,7 @@ class Duties:
         remote = yield Peek(lambda state: self.node in state.nodes and state.nodes[self.node].spec.remote)
         orders: list[AttemptOrder] = []
         places = yield from self._prepare(effects, specs)
+        passes = yield from self._admit(effects, specs)
         for effect, spec in zip(effects, specs, strict=True):
             attempt = AttemptId(effect.task, effect.attempt)
             place = places.get(attempt)
@@ -259,9 +293,16 @@ class Duties:
                 yield Remark("no-workspace", {"node": self.node, "attempt": str(attempt), "code": place.code, "reason": place.message})
                 yield Tell(no_workspace(self.node, place))
                 continue
+            access = passes.get(attempt)
+            if isinstance(access, PortFailed):
+                yield Remark("no-way-through-the-gateway", {"node": self.node, "attempt": str(attempt), "reason": str(access)})
+                deferred = Outcome(OutcomeKind.DEFERRED, f"it could not be let through the gateway: {access}")
+                yield Tell([c.AttemptFinished(attempt.task, attempt.number, deferred)])
+                continue
             try:
                 slot = slots.get(effect.agent) or AgentSpec(effect.agent, self.node)
-                orders.append(self._orders.make(spec, attempt, slot, remote=remote, earlier=earlier[effect.task], place=place))
+                before = earlier[effect.task]
+                orders.append(self._orders.make(spec, attempt, slot, remote=remote, earlier=before, place=place, access=access))
             except BadInput as error:
                 yield Tell([refused(attempt, str(error))])
         hit("before-order")

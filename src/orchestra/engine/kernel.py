@@ -23,7 +23,7 @@ from orchestra.core.evolve import evolve
 from orchestra.core.state import STATE_FORMAT, State
 from orchestra.ids import NodeId
 from orchestra.ledger import Append, NewEvent, Snapshot, StoredEvent
-from orchestra.scheduling.admission import AdmissionOptions, Gate, Load
+from orchestra.scheduling.admission import OPEN, AdmissionOptions, ApiGate, Gate, Load
 from orchestra.scheduling.scheduler import Scheduler
 
 
@@ -61,6 +61,8 @@ class Kernel:
         self.loads: dict[NodeId, Load] = {}
         """What the nodes last said of themselves. Not durable, and never folded: it only decides what is started now."""
         self.admission = AdmissionOptions()
+        self._api: ApiGate = OPEN
+        self._begun: dict[str, int] = {}
         self._pending: list[Happened] = []
 
     @classmethod
@@ -114,9 +116,14 @@ class Kernel:
             count += len(order.agents)
         return count
 
+    def let_in(self, api: ApiGate) -> None:
+        """Takes in what the gateway says of the model APIs. As little durable as the loads; what was started counts from now on."""
+        self._api = api
+        self._begun.clear()
+
     def gate(self, now_ms: int) -> Gate:
         """Returns what lets attempts in now."""
-        return Gate(self.state, self.loads, self.admission, now_ms)
+        return Gate(self.state, self.loads, self.admission, now_ms, self._api, self._begun)
 
     @property
     def pending(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from orchestra.agents.access import Access, keys_of
 from orchestra.agents.adapter import SPACE_DIR, Context, Launch
 from orchestra.core.model import AgentSpec, Check, Limits, OutcomeKind, TaskSpec
 from orchestra.core.state import TaskState
@@ -37,6 +38,8 @@ class OrderOptions(msgspec.Struct, frozen=True):
     """Used where neither a task nor its agent names any."""
     kinds: Mapping[str, dict[str, str]] = {}
     """Settings of each agent kind."""
+    gateway_kinds: Mapping[str, tuple[str, ...]] = {}
+    """Kinds whose attempts go through the gateway -> the APIs they reach there."""
     fence: bool = False
     """The node stops an attempt when it has not heard of the coordinator for too long."""
 
@@ -48,6 +51,10 @@ class OrderMaker:
         self._find = find_adapter
         self.options = options
 
+    def apis_for(self, kind: str) -> tuple[str, ...]:
+        """Returns the APIs that attempts of the kind reach through the gateway."""
+        return self.options.gateway_kinds.get(kind, ())
+
     def make(
         self,
         spec: TaskSpec,
@@ -57,6 +64,7 @@ class OrderMaker:
         remote: bool = False,
         earlier: Earlier | None = None,
         place: Workspace | None = None,
+        access: Access | None = None,
     ) -> AttemptOrder:
         """Returns the order.
 
@@ -67,6 +75,7 @@ class OrderMaker:
             remote: The node is another machine than the one whose folders the task names.
             earlier: What the attempts before came to.
             place: Where it works, if not in the task's own folder.
+            access: How it reaches the model APIs, if a gateway stands before them. No key of theirs is let through then.
 
         Raises:
             BadInput: The task's kind cannot run its payload.
@@ -79,6 +88,7 @@ class OrderMaker:
                 session=before.session if before.agent == slot.id else "",
                 settings=self.options.kinds.get(spec.kind, {}),
                 cost_so_far_usd_micros=before.cost_usd_micros,
+                access=access,
             )
             launch = self._find(spec.kind).launch(with_feedback(spec, before.feedback), context)
         except BadInput:
@@ -86,6 +96,11 @@ class OrderMaker:
         except KIND_ERRORS as exc:  # one task of a kind that is broken must not end the coordinator
             raise BadInput(f"agent kind {spec.kind!r} failed: {exc!r}", hint="tell whoever made it") from exc
         values = self._values(spec, attempt, slot, launch)
+        if access is not None:
+            values["env"] |= access.environment  # also where the task names an address or key of its own: budgets hold for it too
+            own = self.options.kinds.get(spec.kind, {}).get("api_key_variable", "")
+            kept = {*keys_of(access.apis), *access.environment, own}
+            values["env_pass"] = [name for name in values["env_pass"] if name not in kept]
         if place is not None:
             values["cwd"] = place.cwd
         elif remote and spec.workspace and spec.workspace_here:
@@ -136,7 +151,8 @@ def earlier_of(task: TaskState) -> Earlier:
     """Returns it from the state: the conflict its work ran into, else why the last attempt was not good enough."""
     outcomes = [attempt.outcome for attempt in task.attempts if attempt.outcome is not None]
     cost = sum(outcome.usage.cost_usd_micros for outcome in outcomes)
-    last = outcomes[-1] if outcomes else None
+    judged = [outcome for outcome in outcomes if outcome.kind is not OutcomeKind.DEFERRED]
+    last = judged[-1] if judged else None
     if task.feedback:
         return Earlier(cost, task.feedback)
     if last is None or last.kind not in (OutcomeKind.UNVERIFIED, OutcomeKind.FAILED):

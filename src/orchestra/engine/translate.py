@@ -17,6 +17,8 @@ from orchestra.ids import AttemptId, TaskId
 from orchestra.node import Record
 
 Finder = Callable[[str], Adapter]
+Excuse = Callable[[TaskSpec, AttemptId, str], str]
+"""Says why a failure with such a reason is the model API's and not the task's, or nothing."""
 KIND_ERRORS: Final = (OrchestraError, LookupError, TypeError, ValueError)
 """What a kind may raise that is missing, or that reads what an agent said and did not expect it."""
 
@@ -24,9 +26,10 @@ KIND_ERRORS: Final = (OrchestraError, LookupError, TypeError, ValueError)
 class Translator:
     """Records to commands, and to signals for the activity board."""
 
-    def __init__(self, state: Callable[[], State], find_adapter: Finder) -> None:
+    def __init__(self, state: Callable[[], State], find_adapter: Finder, excuse: Excuse | None = None) -> None:
         self._state = state
         self._find = find_adapter
+        self._excuse = excuse
 
     def commands(self, record: Record) -> list[c.Command]:
         """Returns what the core has to know of the record."""
@@ -61,6 +64,10 @@ class Translator:
         verdict = _own_usage(self._verdict(task.spec, end), task, attempt.number)
         missing = verdict.kind is OutcomeKind.DONE and len(checks) < len(task.spec.checks)
         result = outcome(verdict, end, checks)
+        if self._excuse is not None and verdict.kind in (OutcomeKind.FAILED, OutcomeKind.REFUSED, OutcomeKind.TIMEOUT):
+            why = self._excuse(task.spec, attempt, verdict.reason)
+            if why:
+                result = msgspec.structs.replace(result, kind=OutcomeKind.DEFERRED, reason=why)
         if missing:
             # A need is met only by verified work: an end without its checks is not done, whatever the agent said.
             result = msgspec.structs.replace(result, kind=OutcomeKind.UNVERIFIED, reason="said done, but its checks were not run")

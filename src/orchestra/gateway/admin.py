@@ -20,6 +20,7 @@ from msgspec import Meta
 
 from orchestra.errors import FACES, BadInput, OrchestraError, PortFailed, ProtocolBroken
 from orchestra.files import private_server, socket_address
+from orchestra.gateway.desk import day_name
 from orchestra.intake.document import show_path
 from orchestra.intake.shape import convert
 from orchestra.metering.books import BUDGETED, Totals, Who
@@ -50,8 +51,12 @@ class IssueToken(Params, frozen=True, kw_only=True):
     plan: Text = ""
     priority: Annotated[int, Meta(ge=0, le=4)] = 3
     expires_in_ms: Annotated[int, Meta(ge=1, le=30 * 86_400_000)] = 86_400_000
+    free_of_day: bool = False
+    """The budget of the day does not hold for it; what it costs is counted all the same."""
     budgets: dict[str, Micros] = {}
     """`task`, `agent` or `plan` -> micro-dollars; -1 lifts one."""
+    keep_budgets: bool = False
+    """A scope that has a budget keeps that one."""
 
 
 class Revoke(Params, frozen=True, kw_only=True):
@@ -86,11 +91,6 @@ class EventsAfter(Params, frozen=True, kw_only=True):
 
 class Nothing(Params, frozen=True, kw_only=True):
     """No parameters."""
-
-
-def day_name(number: str) -> str:
-    """Returns days since 1970 as people write a day."""
-    return time.strftime("%Y-%m-%d", time.gmtime(int(number) * 86_400))
 
 
 def day_number(name: str, field: str) -> str:
@@ -192,9 +192,13 @@ class AdminServer:
 
     def _issue_token(self, params: IssueToken) -> Any:
         desk = self._gateway.desk
-        who = Who(params.attempt, params.task, params.agent, params.plan, params.priority)
+        who = Who(params.attempt, params.task, params.agent, params.plan, params.priority, params.free_of_day)
         expires_ms = desk.clock.wall_ms() + params.expires_in_ms
-        return {"token": desk.issue(who, expires_ms, params.budgets), "expires_ms": expires_ms, "port": self._gateway.port}
+        return {
+            "token": desk.issue(who, expires_ms, params.budgets, keep=params.keep_budgets),
+            "expires_ms": expires_ms,
+            "port": self._gateway.port,
+        }
 
     def _revoke(self, params: Revoke) -> Any:
         if not params.attempt and not params.token:

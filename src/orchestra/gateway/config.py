@@ -20,6 +20,7 @@ from orchestra.intake.document import parse, show_path
 from orchestra.intake.shape import convert
 from orchestra.metering.formulas import DIMENSIONS
 from orchestra.metering.prices import Price
+from orchestra.metering.retry import TRIES_MAX
 from orchestra.quantity import ms_from_seconds, usd_micros
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
@@ -29,6 +30,7 @@ Dollars = Annotated[float, Meta(ge=0, le=1e9)]
 
 FOLDER_VARIABLE: Final = "ORCHESTRA_GATEWAY_FOLDER"
 LISTEN_VARIABLE: Final = "ORCHESTRA_GATEWAY_LISTEN"
+DAY_VARIABLE: Final = "ORCHESTRA_GATEWAY_DAY_USD"
 GUIDE: Final = "see docs/guides/limits-and-cost.md"
 _BASE: Final = re.compile(r"(https?)://([^/?#@\s]+)(/[^?#\s]*)?")
 _LISTEN: Final = re.compile(r"(\[[0-9a-f:]+\]|[0-9.]+|localhost):(\d{1,5})")
@@ -135,6 +137,14 @@ class BoundsPart(Part, frozen=True, kw_only=True):
     drain_seconds: Seconds = 30.0
 
 
+class RetryPart(Part, frozen=True, kw_only=True):
+    """How often the gateway tries again, before the first byte of an answer."""
+
+    tries: Annotated[int, Meta(ge=1, le=100)] = TRIES_MAX
+    multiplier: Annotated[float, Meta(ge=1, le=100)] = 2.0
+    """From one pause to the next."""
+
+
 class GatewayConfig(Part, frozen=True, kw_only=True):
     """All of it."""
 
@@ -144,6 +154,7 @@ class GatewayConfig(Part, frozen=True, kw_only=True):
     budgets: BudgetsPart = BudgetsPart()
     prices: PricesPart = PricesPart()
     bounds: BoundsPart = BoundsPart()
+    retry: RetryPart = RetryPart()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -188,10 +199,19 @@ def load_config(path: Path, environ: Mapping[str, str] = os.environ) -> GatewayC
     config = msgspec.structs.replace(
         made,
         listen=environ.get(LISTEN_VARIABLE) or made.listen,
+        budgets=made.budgets if made.budgets.day_usd is not None else _day_budget(made.budgets, environ.get(DAY_VARIABLE, "")),
         folder=str(path.parent / Path(environ.get(FOLDER_VARIABLE) or made.folder).expanduser()),
     )
     _check(config)
     return config
+
+
+def _day_budget(budgets: BudgetsPart, text: str) -> BudgetsPart:
+    """Takes the budget of a day from the environment, where the file has none."""
+    found = convert({"day_usd": float(text)}, BudgetsPart) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) else None
+    if text and not isinstance(found, BudgetsPart):
+        raise SettingsInvalid(f"{text[:20]!r} is no amount of dollars", field=DAY_VARIABLE, hint="write 100 or 99.50")
+    return found if isinstance(found, BudgetsPart) else budgets
 
 
 def _check(config: GatewayConfig) -> None:

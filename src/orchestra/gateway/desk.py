@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -35,6 +36,16 @@ PARK_MS: Final = 300_000
 PARK_MS_MAX: Final = 8 * 86_400_000
 OWN_HEADER: Final = "x-orchestra-token"
 ANONYMOUS: Final = Who("anonymous", priority=3)
+
+
+def day_name(number: str) -> str:
+    """Returns days since 1970 as people write a day."""
+    return time.strftime("%Y-%m-%d", time.gmtime(int(number) * 86_400))
+
+
+def _as_told(overspent: Overspent) -> dict[str, Any]:
+    values = msgspec.structs.asdict(overspent)
+    return values | {"name": day_name(overspent.name)} if overspent.scope == "day" else values
 
 
 def digest_of(token: str) -> str:
@@ -71,13 +82,14 @@ class Desk:
 
     # ---- who -------------------------------------------------------------------------------------------------------------
 
-    def issue(self, who: Who, expires_ms: int, budgets: Mapping[str, int]) -> str:
+    def issue(self, who: Who, expires_ms: int, budgets: Mapping[str, int], *, keep: bool = False) -> str:
         """Returns a new token for an attempt.
 
         Args:
             who: For whom.
             expires_ms: Wall time from which it counts no more.
             budgets: Scope -> micro-dollars: `task`, `agent`, `plan`; negative lifts one.
+            keep: A scope that has a budget keeps that one.
 
         Raises:
             BadInput: A budget is of no scope that `who` names.
@@ -90,7 +102,8 @@ class Desk:
             name = str(getattr(who, scope, "")) if scope in BUDGETED else ""
             if not name:
                 raise BadInput(f"there is no {scope!r} to have a budget", field=f"budgets.{scope}", hint="use task, agent or plan")
-            self.set_budget(scope, name, amount)
+            if not keep or self.journal.books.budget_of(scope, name) < 0:
+                self.set_budget(scope, name, amount)
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
         self.journal.write(Issued(digest_of(token), who, expires_ms))
         return token
@@ -183,11 +196,11 @@ class Desk:
             self.notices.tell("not_settled", request=opened.id)
             return
         for warned in self.journal.books.warnings(opened.who, closed.ms):
-            self.notices.tell("budget_warning", **msgspec.structs.asdict(warned))
+            self.notices.tell("budget_warning", **_as_told(warned))
 
     def tell_overspent(self, who: Who, overspent: Overspent) -> str:
         """Tells that a budget is spent; returns it as a sentence."""
-        self.notices.tell("budget_spent", attempt=who.attempt, task=who.task, agent=who.agent, **msgspec.structs.asdict(overspent))
+        self.notices.tell("budget_spent", attempt=who.attempt, task=who.task, agent=who.agent, **_as_told(overspent))
         name = f" {overspent.name}" if overspent.scope != "day" else ""
         return (
             f"orchestra: the budget of {show_usd(overspent.budget_usd_micros)} of this {overspent.scope}{name} does not bear this request"

@@ -32,7 +32,7 @@ from orchestra.metering.formulas import COUNTING, FORMULAS, model_class, reserve
 from orchestra.metering.group import Reservation
 from orchestra.metering.headers import Report
 from orchestra.metering.lane import Ticket
-from orchestra.metering.retry import RETRY_AFTER_MS_MAX, TRIES_MAX, UPSTREAM_FAILED, Verdict, group_pause_ms, pause_ms, verdict_of
+from orchestra.metering.retry import RETRY_AFTER_MS_MAX, UPSTREAM_FAILED, Verdict, group_pause_ms, pause_ms, verdict_of
 from orchestra.metering.usage import Estimate, Usage
 from orchestra.protocol.http_limits import parse_limits
 from orchestra.protocol.usage_request import Asked
@@ -325,11 +325,11 @@ class Exchange:
         told = None if report.retry_after_ms is None else min(report.retry_after_ms, RETRY_AFTER_MS_MAX)
         if told is None:
             self._failures += 1
-        wait_ms = group_pause_ms(group.refusals + 1, told, desk.chance())
+        wait_ms = group_pause_ms(group.refusals + 1, told, desk.chance(), desk.config.retry.multiplier)
         if group.closed_until_ms <= now_ms:
             desk.notices.tell("limited", upstream=held.place.upstream, account=held.place.account, model_class=self._class, wait_ms=wait_ms)
         group.close_until(now_ms + wait_ms, now_ms)
-        if self._failures >= TRIES_MAX or wait_ms > self._left_ms():
+        if self._failures >= desk.config.retry.tries or wait_ms > self._left_ms():
             return self._give_up(busy(self.order.kind, "orchestra: the provider's limit is reached", wait_ms))
         return None
 
@@ -362,8 +362,8 @@ class Exchange:
         if words:
             self._last = unavailable(order.kind, f"orchestra: {words}", 10_000)
         self._failures += 1
-        wait_ms = pause_ms(self._failures, None if report is None else report.retry_after_ms, desk.chance())
-        if self._failures >= TRIES_MAX or wait_ms > self._left_ms():
+        wait_ms = pause_ms(self._failures, None if report is None else report.retry_after_ms, desk.chance(), desk.config.retry.multiplier)
+        if self._failures >= desk.config.retry.tries or wait_ms > self._left_ms():
             return self._give_up(unavailable(order.kind, "orchestra: the provider does not answer", 30_000))
         self._pause_ms = wait_ms
         return None

@@ -33,6 +33,8 @@ class Who(msgspec.Struct, frozen=True, omit_defaults=True):
     agent: str = ""
     plan: str = ""
     priority: int = 3
+    free_of_day: bool = False
+    """The budget of the day does not hold for it."""
 
 
 class Issued(msgspec.Struct, frozen=True, omit_defaults=True, tag="issued", tag_field="k"):
@@ -240,7 +242,7 @@ class Books:
         """Returns the budget that does not bear so much more, or None."""
         for scope, name in names_of(who, "", wall_ms):
             budget = self.budget_of(scope, name) if scope in BUDGETED else -1
-            if budget < 0:
+            if budget < 0 or (scope == "day" and who.free_of_day):
                 continue
             settled, reserved = self.settled(scope, name), self.reserved(scope, name)
             if settled + reserved + more_usd_micros > budget or settled >= budget:

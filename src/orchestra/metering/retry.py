@@ -70,7 +70,7 @@ def verdict_of(status: int, report: Report, body: bytes) -> Verdict:
     return Verdict.TROUBLE if status in RETRYABLE else Verdict.FINE
 
 
-def group_pause_ms(refusals: int, retry_after_ms: int | None, jitter: float) -> int:
+def group_pause_ms(refusals: int, retry_after_ms: int | None, jitter: float, multiplier: float = 2.0) -> int:
     """Returns how long nobody sends to a group that was refused: as told, and longer each time but never long beyond what was told.
 
     Args:
@@ -78,19 +78,20 @@ def group_pause_ms(refusals: int, retry_after_ms: int | None, jitter: float) -> 
         retry_after_ms: What the provider asked for, if it did.
         jitter: 0 to 1, by chance.
     """
-    own = min(GROUP_PAUSE_MS_MAX, pause_ms(refusals, None, jitter))
+    own = min(GROUP_PAUSE_MS_MAX, pause_ms(refusals, None, jitter, multiplier))
     return own if retry_after_ms is None else max(own, pause_ms(1, retry_after_ms, jitter))
 
 
-def pause_ms(failures: int, retry_after_ms: int | None, jitter: float) -> int:
+def pause_ms(failures: int, retry_after_ms: int | None, jitter: float, multiplier: float = 2.0) -> int:
     """Returns how long to wait before the next try.
 
     Args:
         failures: How many tries failed; from 1.
         retry_after_ms: What the provider asked for, if it did. It is a floor: an earlier try would fail.
         jitter: 0 to 1, by chance, so that many who failed together do not come back together.
+        multiplier: From one wait to the next.
     """
-    step = min(PAUSE_MS_MAX, FIRST_PAUSE_MS << min(max(failures - 1, 0), 16))
+    step = round(min(PAUSE_MS_MAX, FIRST_PAUSE_MS * multiplier ** min(max(failures - 1, 0), 100)))
     if retry_after_ms is None:
         return round(step * (0.5 + jitter / 2))
     return min(RETRY_AFTER_MS_MAX, retry_after_ms) + round(FIRST_PAUSE_MS * jitter / 4)

@@ -26,6 +26,7 @@ __all__ = ["HostKey", "SshOptions", "SshTarget", "SshTransport", "add_known_host
 KILL_MS: Final = 2_000
 """How long the killing of a program may take; a node that does not answer in that time has the keepalive to reckon with."""
 KILLS_MAX: Final = 2
+LOOPBACK: Final = "127.0.0.1"
 
 
 class SshTransport:
@@ -38,6 +39,9 @@ class SshTransport:
         self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
         self._places = asyncio.Semaphore(self._options.channels_max)
         self._killing = asyncio.Semaphore(KILLS_MAX)
+        self._exposed: dict[int, tuple[asyncssh.SSHClientConnection, dict[int, asyncssh.SSHListener]]] = {}
+        """Port here -> the connection over which it is reachable, and who listens there, by the port asked for."""
+        self._exposing = asyncio.Lock()
 
     async def open(self, argv: Sequence[str]) -> Channel:
         connection = await self._connected()
@@ -80,6 +84,36 @@ class SshTransport:
 
     def interactive(self, argv: Sequence[str]) -> tuple[str, ...]:
         return interactive_argv(self._target, self._options, shell_line(f"exec {shlex.join(argv)}"))
+
+    async def expose(self, port: int) -> int:
+        """Makes a local port reachable at each of `exposed_ports` that can be had, and returns the first of them.
+
+        They are the same after every connect, as programs that run there go on asking at the port they were told. A connection that broke unseen may hold
+        one for a while: whoever wants them all asks again from time to time.
+        """
+        async with self._exposing:
+            connection = await self._connected()
+            over, found = self._exposed.get(port, (connection, {}))
+            if over is not connection:
+                found = {}
+            for old in [each for each in self._exposed if each != port]:  # another has taken its place, and takes its ports
+                for listener in self._exposed.pop(old)[1].values():
+                    listener.close()
+            self._exposed[port] = connection, found
+            refused = ""
+            for wanted in self._options.exposed_ports:
+                if wanted in found:
+                    continue
+                try:
+                    async with asyncio.timeout(self._options.start_timeout_ms / MS):
+                        found[wanted] = await connection.forward_remote_port(LOOPBACK, wanted, LOOPBACK, port)
+                except (TimeoutError, asyncssh.ChannelListenError, asyncssh.Error, OSError) as error:
+                    refused = str(error) or type(error).__name__
+            there = next((found[wanted].get_port() for wanted in self._options.exposed_ports if wanted in found), None)
+            if there is None:
+                hint = "its sshd must allow remote forwards (AllowTcpForwarding yes or remote, PermitListen)"
+                raise NodeFailed(f"{self._target.label} forwards no port to this machine: {refused}", hint=hint)
+            return there
 
     async def close(self) -> None:
         """Ends the connection and with it every channel."""

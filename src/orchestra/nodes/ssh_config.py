@@ -67,6 +67,8 @@ class SshOptions(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes_max: int = 64 << 20
     error_bytes_max: int = 64 << 10
     close_grace_ms: int = 500
+    exposed_ports: tuple[int, ...] = (0,)
+    """Ports of the node's loopback that one of this machine is made reachable at. 0 lets the node choose."""
 
 
 class Hop(msgspec.Struct, frozen=True):

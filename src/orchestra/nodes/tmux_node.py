@@ -391,6 +391,9 @@ class TmuxNode:
     async def renew_lease(self, ttl_ms: int) -> None:
         await self._ask("lease", ttl_ms=ttl_ms)
 
+    async def expose(self, port: int) -> int:
+        return await self._transport.expose(port)
+
     async def facts(self) -> NodeFacts:
         loop = asyncio.get_running_loop()
         asked, began = self._wall_ms(), loop.time()

@@ -86,6 +86,14 @@ class Transport(Protocol):
         """Returns what a person's terminal runs here to have `argv` run there, with that terminal as its own."""
         ...
 
+    async def expose(self, port: int) -> int:
+        """Makes a port of this machine's loopback reachable on the node's; returns the port there. Ends with the connection.
+
+        Raises:
+            NodeFailed: The node does not let us.
+        """
+        ...
+
     async def close(self) -> None:
         """Lets go of what reaching the node takes. Opening or running something afterwards reaches it anew."""
         ...
@@ -301,6 +309,10 @@ class LocalTransport:
 
     def interactive(self, argv: Sequence[str]) -> tuple[str, ...]:
         return tuple(argv)
+
+    async def expose(self, port: int) -> int:
+        """It is the same loopback."""
+        return port
 
     async def close(self) -> None:
         """There is nothing to let go of: each program's pipes are its channel's."""

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from orchestra.core.model import Priority, TaskSpec
 from orchestra.core.state import AttemptState, State
 from orchestra.ids import NodeId
 from orchestra.quantity import show_bytes
@@ -48,6 +49,24 @@ class AdmissionOptions(msgspec.Struct, frozen=True):
     """Attempts that may run at the same time in one zone, so that one zone's trouble is not everybody's."""
 
 
+class ApiGate(msgspec.Struct, frozen=True):
+    """What the model APIs bear at one moment. Kinds that use none are not named."""
+
+    closed: Mapping[str, str] = {}
+    """Kind -> why none of its attempts is started."""
+    critical_pass: bool = False
+    """Critical tasks are started all the same."""
+    room: Mapping[str, int] = {}
+    """Kind -> attempts that may be started now: after a pause not all at once."""
+    plans: Mapping[str, str] = {}
+    """Plan -> why nothing of it is started that uses an API."""
+    kinds: frozenset[str] = frozenset()
+    """Kinds that use an API."""
+
+
+OPEN: Final = ApiGate()
+
+
 class _Room(msgspec.Struct):
     memory_left: int
     running: int
@@ -59,8 +78,18 @@ class _Room(msgspec.Struct):
 class Gate:
     """Lets attempts in, at one moment. Ask `refusal`, then tell it what was started."""
 
-    def __init__(self, state: State, loads: Mapping[NodeId, Load], options: AdmissionOptions, now_ms: int) -> None:
+    def __init__(
+        self,
+        state: State,
+        loads: Mapping[NodeId, Load],
+        options: AdmissionOptions,
+        now_ms: int,
+        api: ApiGate = OPEN,
+        begun: dict[str, int] | None = None,
+    ) -> None:
         self._state = state
+        self._api = api
+        self._begun = {} if begun is None else begun  # attempts of each kind that were started since the APIs were looked at
         self._options = options
         self._loads = loads
         self._now_ms = now_ms
@@ -105,8 +134,28 @@ class Gate:
         own = self._state.nodes[node].spec.agent_memory_bytes
         return own or self._state.footprints.get(kind, 0) or self._options.footprints.get(kind, self._options.footprint_bytes)
 
-    def refusal(self, node: NodeId, kind: str) -> str:
-        """Returns why no further attempt of the kind is started on the node, or nothing if one may be."""
+    def refusal(self, node: NodeId, spec: TaskSpec) -> str:
+        """Returns why no further attempt of the task's kind is started on the node, or nothing if one may be."""
+        return self._api_refusal(spec) or self._node_refusal(node, spec.kind)
+
+    @property
+    def api_troubles(self) -> tuple[str, ...]:
+        """Why nothing is started that needs a model API; empty where nothing is held back."""
+        return tuple(dict.fromkeys((*self._api.closed.values(), *(f"plan {plan}: {why}" for plan, why in self._api.plans.items()))))
+
+    def plan_held(self, spec: TaskSpec) -> bool:
+        """Tells whether the task waits for its plan's sake, and others of its kind need not."""
+        return spec.kind in self._api.kinds and spec.plan in self._api.plans
+
+    def _api_refusal(self, spec: TaskSpec) -> str:
+        kind, api = spec.kind, self._api
+        if kind in api.closed and not (api.critical_pass and spec.priority is Priority.CRITICAL):
+            return api.closed[kind]
+        if self._begun.get(kind, 0) >= api.room.get(kind, 1 << 30):
+            return "the model API serves again after a pause, and attempts are started a few at a time"
+        return api.plans[spec.plan] if spec.plan is not None and self.plan_held(spec) else ""
+
+    def _node_refusal(self, node: NodeId, kind: str) -> str:
         room = self._rooms.get(node)
         if room is None:
             return ""
@@ -122,6 +171,7 @@ class Gate:
 
     def took(self, node: NodeId, kind: str) -> None:
         """An attempt of the kind was started on the node."""
+        self._begun[kind] = self._begun.get(kind, 0) + 1
         room = self._rooms.get(node)
         if room is not None:
             room.running += 1

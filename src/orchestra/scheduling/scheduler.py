@@ -110,7 +110,7 @@ class Scheduler:
                         outlook.begin(task, attempt)
             else:
                 skipped.append(found)
-                if ahead is None:
+                if ahead is None and not (gate is not None and gate.plan_held(task.spec)):
                     held.add(pool)  # it waits for more agents, for which what is free is kept, or for the one it is at home with
         for pool, priority, plan, entry in skipped:
             self._put(pool, priority, plan, entry)
@@ -246,7 +246,7 @@ class _Table:
 
     def admits(self, agent: AgentState, task: TaskState) -> bool:
         """Tells whether the agent's node can carry the task."""
-        return self._gate is None or not self._gate.refusal(agent.spec.node, task.spec.kind)
+        return self._gate is None or not self._gate.refusal(agent.spec.node, task.spec)
 
     def took(self, task: TaskState, chosen: tuple[AgentId, ...]) -> list[AgentState]:
         """Takes note of an assignment that has been folded; returns who is free now."""

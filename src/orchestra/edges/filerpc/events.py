@@ -101,6 +101,8 @@ class ParentEvents:
                 return Told("task_failed", "high", {"task_id": task, "reason": reason})
             case e.TaskCompleted(task):
                 return Told("task_completed", "info", {"task_id": task})
+            case e.ApiNoticed(_, kind, facts):
+                return _of_api(kind, facts)
             case e.InitFailed(reason):
                 return Told("unrecoverable_error", "critical", {"reason": reason})
             case e.ScaleStarted() | e.ScaleCompleted():
@@ -141,6 +143,33 @@ class ParentEvents:
             began_ms, before = self._scaling
             values["eta_seconds"] = -(-(at_ms - began_ms) * max(0, state.scale_target - up) // (up - before) // 1000)
         return Told("scaling", "info", values)
+
+
+_API: Final[Mapping[str, tuple[str, str]]] = {
+    "limit_warning": ("api_limit_warning", "medium"),
+    "limit_calm": ("api_limit_recovered", "info"),
+    "limit_alarm": ("api_limit_alarm", "high"),
+    "account_parked": ("api_account_parked", "high"),
+    "account_resumed": ("api_account_resumed", "info"),
+    "upstream_down": ("api_down", "high"),
+    "upstream_back": ("api_recovered", "info"),
+    "key_quarantined": ("api_key_refused", "high"),
+    "budget_warning": ("budget_warning", "medium"),
+    "budget_spent": ("budget_spent", "critical"),
+    "price_unknown": ("price_unknown", "low"),
+}
+"""What the gateway noticed -> what a parent is told, and how urgent it is."""
+
+
+def _of_api(kind: str, facts: Mapping[str, str | int]) -> Told | None:
+    if kind not in _API:
+        return None
+    event, severity = _API[kind]
+    values: dict[str, Any] = dict(facts)
+    if kind == "budget_spent":
+        name = "" if facts.get("scope") == "day" else f" {facts.get('name')}"
+        values["remedy"] = f"orchestra cost budget {facts.get('scope')}{name} --usd AMOUNT"
+    return Told(event, severity, values)
 
 
 def _up(state: State) -> int:

@@ -1,0 +1,62 @@
+"""How an attempt reaches the model APIs when a gateway stands before them: its address and a token instead of a key.
+
+Which APIs a kind can use is seen from the variables it asks for: whoever wants `ANTHROPIC_API_KEY` speaks to Anthropic's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+KEY_APIS: Final[Mapping[str, str]] = {
+    "ANTHROPIC_API_KEY": "anthropic",
+    "ANTHROPIC_AUTH_TOKEN": "anthropic",
+    "CLAUDE_CODE_OAUTH_TOKEN": "anthropic",
+    "OPENAI_API_KEY": "openai",
+    "CODEX_API_KEY": "openai",
+    "GEMINI_API_KEY": "gemini",
+    "GOOGLE_API_KEY": "gemini",
+}
+"""Variables that hold a key or login -> the API it opens. A gateway that serves the API keeps all of them from the agents."""
+RETRIES: Final = 2
+"""What a CLI may try again by itself: the gateway waits and tries in its place, and both together would do it twenty-five times."""
+_VARIABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "anthropic": (("ANTHROPIC_BASE_URL", ""), ("ANTHROPIC_API_BASE", "")),
+    "openai": (("OPENAI_BASE_URL", "/v1"), ("OPENAI_API_BASE", "/v1")),
+    "gemini": (("GOOGLE_GEMINI_BASE_URL", ""),),
+}
+_TOKENS: Final[Mapping[str, str]] = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY", "gemini": "GEMINI_API_KEY"}
+
+
+class Access(msgspec.Struct, frozen=True):
+    """One attempt's way through the gateway."""
+
+    url: str
+    """`http://127.0.0.1:PORT`, as the node reaches it."""
+    token: str
+    """Good for this attempt only."""
+    apis: tuple[str, ...]
+    """APIs behind it: `anthropic`, `openai`, `gemini`."""
+
+    def address(self, api: str) -> str:
+        """Returns the base URL as clients of that API write it."""
+        return self.url + _VARIABLES[api][0][1]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables by which CLIs and libraries find it, and show the token as their key."""
+        found = {name: self.url + path for api in self.apis for name, path in _VARIABLES[api]}
+        return found | {_TOKENS[api]: self.token for api in self.apis}
+
+
+def apis_of(variables: Iterable[str]) -> frozenset[str]:
+    """Returns the APIs that these variables have keys of."""
+    return frozenset(KEY_APIS[name] for name in variables if name in KEY_APIS)
+
+
+def keys_of(apis: Iterable[str]) -> frozenset[str]:
+    """Returns the variables that hold keys of these APIs."""
+    wanted = frozenset(apis)
+    return frozenset(name for name, api in KEY_APIS.items() if api in wanted)

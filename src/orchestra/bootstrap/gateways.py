@@ -1,0 +1,218 @@
+"""The orchestra's own gateway, from settings and keys: whether there is one, what it is told, and how its process is started.
+
+It comes by itself where there is something for it to hold: a file of its own that the settings name, or a key in this process's environment. Agents then get
+neither. Where only a subscription's login is there, agents use that as they would without us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from orchestra.agents.access import KEY_APIS, apis_of
+from orchestra.agents.registry import adapters
+from orchestra.bootstrap.wiring import kind_settings
+from orchestra.errors import PortFailed, SettingsInvalid
+from orchestra.files import ensure_private_dir, write_atomically
+from orchestra.gatekeeper import Gatekeeper, GatewayOptions, Started
+from orchestra.gateway.config import DAY_VARIABLE, FOLDER_VARIABLE, LISTEN_VARIABLE, load_config
+from orchestra.quantity import usd_micros
+from orchestra.root import Root
+from orchestra.settings import Settings
+
+log = logging.getLogger(__name__)
+
+OFF: Final = "off"
+ON: Final = "on"
+BASES: Final[Mapping[str, tuple[str, str]]] = {
+    "anthropic": ("ANTHROPIC_BASE_URL", "https://api.anthropic.com"),
+    "openai": ("OPENAI_BASE_URL", "https://api.openai.com"),
+    "gemini": ("GOOGLE_GEMINI_BASE_URL", "https://generativelanguage.googleapis.com"),
+}
+"""API -> the variable that moves it elsewhere, and where it is."""
+FIRST_KINDS: Final[Mapping[str, str]] = {"anthropic": "claude", "openai": "codex", "gemini": "gemini"}
+"""API -> the kind whose `base_url` says where the gateway goes."""
+TOKENS_OF: Final[Mapping[str, str]] = {"anthropic": "input_tokens", "openai": "tokens", "gemini": "input_tokens"}
+"""What `api.rate_limits.tpm` means at each provider."""
+PORT_FIRST: Final = 20_000
+PORTS: Final = 12_000
+PORT_STEP: Final = 4_093
+PORTS_TRIED: Final = 8
+FIRST_TRIES: Final = 20
+FIRST_PAUSE_S: Final = 0.05
+LOG_BYTES_MAX: Final = 8 << 20
+SAID_BYTES: Final = 2_000
+
+
+class Plan(NamedTuple):
+    """The gateway that the settings ask for."""
+
+    config: Path
+    """Its file: one of the user's, or ours, which is then written before it is started."""
+    text: dict[str, Any] | None
+    """What ours says."""
+    options: GatewayOptions
+    day_usd: float
+
+
+def plan_gateway(settings: Settings, root: Root, environ: Mapping[str, str] = os.environ) -> Plan | None:
+    """Returns the gateway that the settings ask for, or None.
+
+    Raises:
+        SettingsInvalid: It cannot be as they say.
+    """
+    if settings.gateway.mode == OFF:
+        return None
+    if settings.gateway.file:
+        path = root.path / Path(settings.gateway.file).expanduser()
+        text, upstreams = None, {name: str(part.kind) for name, part in load_config(path, environ).upstreams.items()}
+        kinds = _kinds(settings, set(upstreams.values()), {})
+    else:
+        path = root.gateway / "gateway.json"
+        bases = {api: _base(settings, api, environ) for api in BASES if _key_variable(settings, api, environ)}
+        text = _text(settings, bases, environ)
+        upstreams = {str(api): str(api) for api in bases}
+        kinds = _kinds(settings, set(bases), bases)
+    if not upstreams and settings.gateway.mode == ON:
+        names = ", ".join(_variable_of(api) for api in BASES)
+        raise SettingsInvalid("there is no key for it to hold", field="gateway.mode", hint=f"set one of {names}, or gateway.file")
+    if not upstreams:
+        return None
+    budget = usd_micros(settings.cost.task_budget_usd, field="cost.task_budget_usd")
+    options = GatewayOptions(upstreams, kinds, budget if settings.cost.tracking_enabled else 0, settings.cost.on_spent)
+    return Plan(path, text, options, settings.cost.daily_budget_usd if settings.cost.tracking_enabled else 0.0)
+
+
+def _variable_of(api: str) -> str:
+    return next(name for name, each in KEY_APIS.items() if each == api)
+
+
+def _key_variable(settings: Settings, api: str, environ: Mapping[str, str]) -> str:
+    """Returns the variable that has a key for the API, or nothing. A login of a subscription is no key: it belongs to the CLI."""
+    own = kind_settings(settings).get(FIRST_KINDS[api], {}).get("api_key_variable", "").strip()
+    usual = {"anthropic": ("ANTHROPIC_API_KEY",), "openai": ("OPENAI_API_KEY", "CODEX_API_KEY"), "gemini": ("GEMINI_API_KEY",)}[api]
+    return next((name for name in (own, *usual) if name and environ.get(name, "").strip()), "")
+
+
+def _base(settings: Settings, api: str, environ: Mapping[str, str]) -> str:
+    """Returns where agents would go without a gateway, without the version that clients of OpenAI's form add to the address."""
+    variable, usual = BASES[api]
+    own = kind_settings(settings).get(FIRST_KINDS[api], {}).get("base_url", "").strip()
+    return _plain(own or environ.get(variable, "").strip() or usual)
+
+
+def _plain(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _kinds(settings: Settings, apis: set[str], bases: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Returns the kinds that go through the gateway. One that the settings send elsewhere goes there."""
+    found: dict[str, tuple[str, ...]] = {}
+    sections = kind_settings(settings)
+    for kind, adapter in adapters().items():
+        own = sections.get(kind, {}).get("base_url", "").strip()
+        used = tuple(sorted(api for api in apis_of(adapter.variables) & apis if not own or bases.get(api, _plain(own)) == _plain(own)))
+        if used:
+            found[kind] = used
+    return found
+
+
+def _text(settings: Settings, bases: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Any]:
+    limits = settings.api.rate_limits
+    upstreams: dict[str, Any] = {}
+    for api, base in bases.items():
+        default = {name: value for name, value in (("requests", limits.rpm), (TOKENS_OF[api], limits.tpm)) if value}
+        account = {"keys": [{"env": _key_variable(settings, api, environ)}], "limits": {"default": default} if default else {}}
+        upstreams[api] = {"kind": api, "base_url": base, "accounts": {"main": account}}
+    retry = {"tries": settings.api.retry.max_attempts, "multiplier": settings.api.retry.backoff_multiplier}
+    return {"upstreams": upstreams, "retry": retry}
+
+
+def make_gatekeeper(plan: Plan, root: Root, loop: Any, clock: Any) -> Gatekeeper:
+    """Returns what runs the gateway. Its file, if it is ours, is written."""
+    if plan.text is not None:
+        ensure_private_dir(root.gateway)
+        write_atomically(plan.config, msgspec.json.format(msgspec.json.encode(plan.text)) + b"\n")
+    books = root.gateway / "books"
+    return Gatekeeper(loop, clock, books / "admin.sock", lambda: _start(plan, root, books), plan.options)
+
+
+class _Process:
+    """The process of a gateway."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log_file: Path, began: int) -> None:
+        self._process = process
+        self._log = log_file
+        self._began = began
+
+    def ended(self) -> str | None:
+        """Returns its last words if it has ended."""
+        if self._process.returncode is None:
+            return None
+        with self._log.open("rb") as file:
+            file.seek(self._began)
+            said = file.read(SAID_BYTES).decode(errors="replace")
+        return " ".join(said.split())[-400:] or f"it ended with code {self._process.returncode}"
+
+
+async def _start(plan: Plan, root: Root, books: Path) -> Started:
+    """Starts the process, in a session of its own: it outlives this one, as the agents do."""
+    log_file = root.logs / "gateway.log"
+    environment = {
+        **os.environ,
+        FOLDER_VARIABLE: str(books),
+        LISTEN_VARIABLE: f"127.0.0.1:{await free_port(root.key)}",
+        **({DAY_VARIABLE: f"{plan.day_usd}"} if plan.day_usd else {}),
+    }
+    try:
+        ensure_private_dir(root.gateway)
+        if log_file.exists() and log_file.stat().st_size > LOG_BYTES_MAX:
+            log_file.replace(log_file.with_suffix(".log.1"))
+        with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as output:
+            began = output.tell()
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "orchestra", "gateway", "run", "--config", str(plan.config)),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                env=environment,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise PortFailed(f"{error.strerror or error}", hint=f"see {root.logs}") from error
+    log.info("gateway-process", extra={"pid": process.pid})
+    return _Process(process, log_file, began)
+
+
+async def free_port(key: str) -> int:
+    """Returns the port of an orchestra's gateway: the same whenever it can be had, as agents that run go on asking there. One that has just been killed
+    takes a moment to let go of it."""
+    number = int(hashlib.sha256(f"{key}:gateway".encode()).hexdigest()[:8], 16)
+    ports = [PORT_FIRST + (number + index * PORT_STEP) % PORTS for index in range(PORTS_TRIED)]
+    for _ in range(FIRST_TRIES):
+        if is_free(ports[0]):
+            return ports[0]
+        await asyncio.sleep(FIRST_PAUSE_S)
+    return next(filter(is_free, ports), 0)
+
+
+def is_free(port: int) -> bool:
+    """Tells whether nobody listens on a port of this machine's loopback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

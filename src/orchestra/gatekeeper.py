@@ -1,0 +1,261 @@
+"""The orchestra's own gateway: started when the first attempt needs it, watched, started again when it dies, ended with the orchestra.
+
+It is a process of its own that outlives the coordinator, as the agents that speak to it do; the next coordinator finds it by its socket. What it tells is
+brought into the ledger and into what the scheduler may start. Where it is not, nothing that needs it is started, and nothing fails for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from orchestra.clock import Clock
+from orchestra.core import commands as c
+from orchestra.core import events as e
+from orchestra.core.model import Priority, TaskSpec
+from orchestra.core.state import State
+from orchestra.engine.duties import PassRequest
+from orchestra.engine.kernel import Happened
+from orchestra.engine.loop import Loop
+from orchestra.errors import OrchestraError, PortFailed
+from orchestra.gateway.admin import ask_admin
+from orchestra.ids import AttemptId, PlanId
+from orchestra.metering.outlook import PARK, STOP, Fact, Outlook, Use
+
+log = logging.getLogger(__name__)
+
+LOOK_MS: Final = 1_000
+"""How often limits and budgets are asked for; notices come at once."""
+START_MS: Final = 20_000
+POLL_MS: Final = 50
+AGAIN_MS: Final = (200, 1_000, 5_000, 15_000)
+END_MS: Final = 10_000
+TOKEN_MARGIN_MS: Final = 900_000
+"""A token is good for longer than its attempt may run: tools and checks of it may call the model too."""
+TOKEN_MS_MAX: Final = 30 * 86_400_000
+
+
+class Started(Protocol):
+    """A gateway's process that was started."""
+
+    def ended(self) -> str | None:
+        """Returns its last words if it has ended."""
+        ...
+
+
+class GatewayOptions(msgspec.Struct, frozen=True):
+    """What of the settings concerns the orchestra's gateway."""
+
+    upstreams: Mapping[str, str]
+    """Name of an upstream -> the API it speaks."""
+    kinds: Mapping[str, tuple[str, ...]]
+    """Agent kind -> the APIs that it reaches through the gateway."""
+    task_budget_usd_micros: int = 0
+    """Of a task that names none; 0 is none."""
+    on_spent: str = "pause"
+    """What happens when the budget of a day or plan is spent: `pause`, `park`, `stop`."""
+
+
+class Gatekeeper:
+    """One per coordinator that has a gateway.
+
+    Args:
+        socket: Where the gateway's administration is served.
+        start: Starts the gateway's process; it answers on the socket when it is ready.
+    """
+
+    def __init__(self, loop: Loop, clock: Clock, socket: Path, start: Callable[[], Awaitable[Started]], options: GatewayOptions) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._socket = socket
+        self._start = start
+        self._options = options
+        self._outlook = Outlook(options.kinds, options.upstreams, options.on_spent)
+        self._wanted = asyncio.Event()
+        self._decided = asyncio.Event()
+        """Whether it runs is known: `_port`, or `_trouble`."""
+        self._trouble = ""
+        self._port = 0
+        self._ended: asyncio.Queue[AttemptId] = asyncio.Queue()
+        self._ending = False
+        loop.listen(self._on_events)
+
+    # --- asked by others ---------------------------------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        """Where it listens on this machine; 0 while it does not run."""
+        return self._port
+
+    def use_of(self, api: str) -> Use:
+        """Returns how much of an API's limits is used."""
+        return self._outlook.use.get(api, Use())
+
+    def excuse(self, spec: TaskSpec, attempt: AttemptId, reason: str) -> str:
+        """Returns why a failure is the model API's and not the task's, or nothing."""
+        return self._outlook.excuse(spec, attempt, reason, self._clock.steady_ms())
+
+    async def ask(self, method: str, params: dict[str, Any]) -> Any:
+        """Returns what the gateway's administration answers.
+
+        Raises:
+            PortFailed: It does not run.
+        """
+        return await ask_admin(self._socket, method, params)
+
+    async def issue(self, requests: Sequence[PassRequest]) -> tuple[int, Mapping[AttemptId, str]]:
+        """Returns the port and a token for each attempt; starts the gateway if it does not run.
+
+        Raises:
+            PortFailed: It cannot be started, or does not answer.
+        """
+        self._wanted.set()
+        try:
+            async with asyncio.timeout(START_MS / 1000):
+                await self._decided.wait()
+        except TimeoutError:
+            raise PortFailed("the gateway does not answer", hint="see logs/gateway.log") from None
+        if self._trouble:
+            raise PortFailed(self._trouble, hint="see logs/gateway.log")
+        tokens = {request.attempt: (await self.ask("issue_token", self._token(request)))["token"] for request in requests}
+        return self._port, tokens
+
+    def _token(self, request: PassRequest) -> dict[str, Any]:
+        spec = request.spec
+        budget = spec.cost_usd_micros_max or self._options.task_budget_usd_micros
+        checks_ms = sum(check.timeout_ms for check in spec.checks)
+        return {
+            "attempt": str(request.attempt),
+            "task": spec.id,
+            "agent": str(request.agent),
+            "plan": spec.plan or "",
+            "priority": int(spec.priority),
+            "free_of_day": self._options.on_spent == PARK and spec.priority is Priority.CRITICAL,
+            "expires_in_ms": min(spec.timeout_ms + checks_ms + TOKEN_MARGIN_MS, TOKEN_MS_MAX),
+            "budgets": {"task": budget} if budget else {},
+            "keep_budgets": True,  # somebody may have raised it since the last attempt
+        }
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keeps it running from the first need of it until cancelled."""
+        if self._socket.exists():
+            self._wanted.set()  # one that an earlier coordinator started
+        else:
+            self._loop.kernel.let_in(self._outlook.gate_unstarted())
+        await self._wanted.wait()
+        failures = 0
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._revoke())
+            while True:
+                try:
+                    await self._watch()
+                except PortFailed as error:
+                    log.info("gateway-away", extra={"reason": str(error)})
+                if self._ending:
+                    return
+                self._port = 0
+                self._decided.clear()
+                self._pause("the gateway is being started")
+                self._trouble = await self._begin()
+                if not self._trouble:
+                    failures = 0
+                    continue
+                log.error("gateway-failed", extra={"reason": self._trouble})
+                self._pause(self._trouble)
+                self._decided.set()
+                await self._clock.sleep_ms(AGAIN_MS[min(failures, len(AGAIN_MS) - 1)])
+                failures += 1
+
+    def _pause(self, why: str) -> None:
+        self._outlook.away(why, self._clock.steady_ms())
+        self._loop.kernel.let_in(self._outlook.gate())
+
+    async def _begin(self) -> str:
+        """Starts it and waits until it answers; returns why it does not, or nothing."""
+        try:
+            process = await self._start()
+        except OrchestraError as error:
+            return f"the gateway cannot be started: {error}"
+        deadline_ms = self._clock.steady_ms() + START_MS
+        while self._clock.steady_ms() < deadline_ms:
+            words = process.ended()
+            if words is not None:
+                return f"the gateway does not start: {words or 'it said nothing'}"
+            try:
+                await self.ask("health", {})
+            except PortFailed:
+                await self._clock.sleep_ms(POLL_MS)
+            else:
+                return ""
+        return f"the gateway did not answer within {START_MS // 1000} s"
+
+    async def _watch(self) -> None:
+        """Follows it as long as it answers.
+
+        Raises:
+            PortFailed: It does so no longer.
+        """
+        cursor = await self._loop.ask(lambda state: state.api_cursor)
+        while True:
+            health, limits, budgets = [await self.ask(method, {}) for method in ("health", "limits", "budgets")]
+            facts = self._outlook.look(health, limits, budgets, self._clock.steady_ms())
+            self._port, self._trouble = health["port"], ""
+            self._loop.kernel.let_in(self._outlook.gate())
+            self._decided.set()
+            heard = await self.ask("events", {"cursor": cursor, "wait_ms": LOOK_MS})
+            cursor = heard["cursor"]
+            for notice in heard["events"]:
+                fact = self._outlook.hear(notice, self._clock.steady_ms())
+                if fact is not None:
+                    facts.append(fact)
+            self._loop.kernel.let_in(self._outlook.gate())
+            await self._loop.report([c.NoteApi(fact.cursor, fact.kind, fact.facts) for fact in facts])
+            for fact in facts:
+                await self._react(fact)
+
+    async def _react(self, fact: Fact) -> None:
+        """Does what the settings ask for when a budget is spent; holding back is the outlook's part."""
+        if fact.kind != "budget_spent" or self._options.on_spent != STOP:
+            return
+        try:
+            if fact.facts["scope"] == "plan":
+                await self._loop.request(c.CancelPlan(PlanId(str(fact.facts["name"])), "the budget of the plan is spent"))
+            elif fact.facts["scope"] == "day":
+                await self._loop.request(c.ShutDown(drain=False, graceful=False, timeout_ms=END_MS))
+        except OrchestraError as error:  # it is over already
+            log.info("not-stopped", extra={"reason": str(error)})
+
+    # --- tokens ------------------------------------------------------------------------------------------------------
+
+    def _on_events(self, state: State, happened: Sequence[Happened]) -> None:
+        for each in happened:
+            if isinstance(each.event, e.AttemptEnded) and state.tasks[each.event.task].spec.kind in self._options.kinds:
+                self._ended.put_nowait(AttemptId(each.event.task, each.event.attempt))
+
+    async def _revoke(self) -> None:
+        while True:
+            attempt = await self._ended.get()
+            self._outlook.forget(attempt)
+            try:
+                await self.ask("revoke", {"attempt": str(attempt)})
+            except OrchestraError as error:  # it ends by itself in time
+                log.info("token-not-revoked", extra={"attempt": str(attempt), "reason": str(error)})
+
+    async def end(self) -> None:
+        """Ends the gateway with the orchestra; what it counted stays in its books."""
+        self._ending = True
+        try:
+            await self.ask("stop", {})
+            deadline_ms = self._clock.steady_ms() + END_MS
+            while self._clock.steady_ms() < deadline_ms:
+                await self.ask("health", {})
+                await self._clock.sleep_ms(POLL_MS)
+        except PortFailed:
+            return

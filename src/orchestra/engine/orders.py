@@ -16,6 +16,7 @@ from orchestra.engine.translate import KIND_ERRORS, Finder
 from orchestra.errors import BadInput
 from orchestra.ids import AttemptId
 from orchestra.node import AttemptOrder
+from orchestra.views import REHEARSAL
 from orchestra.workspace import Workspace
 
 SPEC_VERSION: Final = 1
@@ -39,6 +40,7 @@ class OrderOptions(msgspec.Struct, frozen=True):
     """Settings of each agent kind."""
     fence: bool = False
     """The node stops an attempt when it has not heard of the coordinator for too long."""
+    rehearsal: bool = False
 
 
 class OrderMaker:
@@ -116,7 +118,7 @@ class OrderMaker:
             "success": success,
             "checks": [_check(check) for check in spec.checks],
             "marker": f"{options.marker_prefix}{uuid.uuid4()}{options.marker_suffix}",
-            "title": title(spec),
+            "title": f"{REHEARSAL} {title(spec)}" if options.rehearsal else title(spec),
             **({"fence": True} if options.fence else {}),
         }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from orchestra.rehearse import loopback
 from orchestra.testing.hosted import end_processes, processes_left
 from tests.e2e.command import COMMAND
 
@@ -153,3 +154,16 @@ def test_nothing_can_leave(hall: Hall, small: Path) -> None:
     end = json.loads(done.stdout.splitlines()[-1])
     interfaces = {line.split(":")[0].strip() for line in (hall.folder / "work/repo/seen").read_text().splitlines() if ":" in line}
     assert not end["enclosed"] or interfaces == {"lo"}
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_a_network_without_a_way_out(monkeypatch: pytest.MonkeyPatch, user: int) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: user)  # what an ordinary user needs works for root, too
+    if not loopback.can_enclose():
+        pytest.skip("network namespaces cannot be made here")
+    script = "cat /proc/net/dev; grep CapAmb /proc/self/status"
+    said = subprocess.run(loopback.enclosed(["/bin/sh", "-c", script]), capture_output=True, text=True, check=True).stdout
+    assert [line.split(":")[0].strip() for line in said.splitlines() if ":" in line and "Cap" not in line] == ["lo"]
+    assert "CapAmb:\t0000000000000000" in said
+    listen = "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname()); print('heard')"
+    assert "heard" in subprocess.run(loopback.enclosed(["python3", "-c", listen]), capture_output=True, text=True, check=True).stdout

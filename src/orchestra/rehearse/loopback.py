@@ -3,11 +3,12 @@
     python3 -I loopback.py PROGRAM [ARGUMENT ...]
 
 brings the interface up and becomes the program; `enclosed` puts `unshare` before it, which makes the namespace. Linux only. An ordinary user needs user
-namespaces, and is root in the new one (of nothing that counts).
+namespaces, stays who it is in the new one, and has its privileges only until the interface is up.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
@@ -24,6 +25,10 @@ IFREQ: Final = "16sh14x"
 """Name of the interface, flags, and the rest of the union."""
 INTERFACE: Final = b"lo"
 PROBE_SECONDS: Final = 10
+ORDINARY: Final = ("--user", "--map-current-user", "--keep-caps")
+"""util-linux 2.36. As root of a namespace, programs would find folders of the real root in /tmp that they must not use."""
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 
 def unshare_argv() -> list[str]:
@@ -31,7 +36,7 @@ def unshare_argv() -> list[str]:
     program = shutil.which("unshare", path=f"{os.environ.get('PATH', '')}:/usr/bin:/bin")
     if program is None:
         return []
-    return [program, "--net", *(() if os.geteuid() == 0 else ("--map-root-user",)), "--"]
+    return [program, "--net", *(() if os.geteuid() == 0 else ORDINARY), "--"]
 
 
 def can_enclose() -> bool:
@@ -63,6 +68,7 @@ def bring_up() -> None:
 def main(argv: Sequence[str]) -> None:
     """Becomes the program, in a namespace whose interface is up."""
     bring_up()
+    ctypes.CDLL(None).prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     os.execvp(argv[0], list(argv))
 
 

@@ -167,3 +167,10 @@ def test_a_network_without_a_way_out(monkeypatch: pytest.MonkeyPatch, user: int)
     assert "CapAmb:\t0000000000000000" in said
     listen = "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname()); print('heard')"
     assert "heard" in subprocess.run(loopback.enclosed(["python3", "-c", listen]), capture_output=True, text=True, check=True).stdout
+
+
+def test_the_reference_plan_is_prepared_for_real_models(tmp_path: Path) -> None:
+    shutil.copy(LEVEL6.parent / "prepare.sh", tmp_path)
+    for _ in range(2):
+        subprocess.run([tmp_path / "prepare.sh"], check=True, capture_output=True)
+    assert git(tmp_path / "build", "rev-parse", "--show-toplevel") == [str(tmp_path / "build")]

@@ -115,11 +115,12 @@ def rehearse(
 
     Ends like `run`.
     """
-    session = session_of(context)
-    _, document = read_plan(plan)
     from orchestra.intake.document import parse
 
-    value = parse(plan.read_text(encoding="utf-8"), source=str(plan)).value
+    session = session_of(context)
+    session.wiring.load_settings(session.root, session.flags)  # they may define agent kinds that the plan names
+    text, document = read_plan(plan)
+    value = parse(text, source=str(plan)).value
     place = scenario or plan.parent / SCENARIO
     scenes = read_scenario(place) if scenario is not None or place.is_dir() else {}
     unknown = sorted(set(scenes) - {draft.id for draft in document.drafts})

@@ -20,7 +20,7 @@ help: ## List the targets
 setup: ## Install what is missing and make .venv
 	@bash scripts/setup.sh
 
-demo: ## Run a real plan on ten agents in tmux, no API key needed
+demo: ## Rehearse a plan of 15 tasks in tmux, no API key needed
 	@bash scripts/setup.sh
 	@bash scripts/demo.sh
 

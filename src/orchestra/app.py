@@ -125,6 +125,7 @@ class AppOptions(msgspec.Struct, frozen=True):
     version: str
     root: str
     task_defaults: TaskDefaults
+    rehearsal: bool = False
 
 
 class Workbench(msgspec.Struct, frozen=True):
@@ -314,7 +315,7 @@ class App:
                     hint="put the file back as it was to resume, or run it without --resume to start anew",
                 )
             if not over:
-                return PlanReply(plan, tasks, True)
+                return PlanReply(plan, tasks, True, self.options.rehearsal)
             return await self._revive_plan(plan, tasks)
         return await self._start_plan(params, document)
 
@@ -325,13 +326,13 @@ class App:
             check_runnable(spec)
             make_workspace(spec.workspace, params.directory)
         await self._loop.request(c.Submit(specs, document.head(plan)))
-        return PlanReply(plan, len(specs), False)
+        return PlanReply(plan, len(specs), False, self.options.rehearsal)
 
     async def _revive_plan(self, plan: PlanId, tasks: int) -> PlanReply:
         failed = await self._loop.ask(lambda state: [t for t in state.plans[plan].tasks if is_root_failure(state.tasks[t])])
         for task in failed:
             await self._loop.request(c.RetryTask(task))
-        return PlanReply(plan, tasks, True)
+        return PlanReply(plan, tasks, True, self.options.rehearsal)
 
     async def cancel(self, params: CancelParams) -> CancelReply:
         reason = params.reason or "cancelled on request"
@@ -533,6 +534,7 @@ class App:
                 made_ms=lens.now_ms,
                 version=self.options.version,
                 root=self.options.root,
+                rehearsal=self.options.rehearsal,
             )
 
         return await self._loop.ask(answer)

@@ -36,8 +36,11 @@ LOG_PIECE_BYTES: Final = 262_144
 class Keeper:
     """Writes results in the background, in the order the tasks ended."""
 
-    def __init__(self, loop: Loop, root: Root, drivers: Callable[[NodeId], NodeDriver | None], *, attempts_keep: int = 0) -> None:
+    def __init__(
+        self, loop: Loop, root: Root, drivers: Callable[[NodeId], NodeDriver | None], *, attempts_keep: int = 0, rehearsal: bool = False
+    ) -> None:
         self._loop = loop
+        self._rehearsal = rehearsal
         self._attempts_keep = attempts_keep
         self._ended: deque[TaskId] = deque()
         self._root = root
@@ -91,7 +94,7 @@ class Keeper:
             number, node = attempt
             await self._write_log(task_id, number, node)
         relative = f"{self._root.path.name}/results/{task_id}"
-        values = await self._loop.ask(lambda state: result(state.tasks[task_id], relative))
+        values = await self._loop.ask(lambda state: result(state.tasks[task_id], relative, rehearsal=self._rehearsal))
         write_atomically(folder / "result.json", msgspec.json.format(msgspec.json.encode(values), indent=2) + b"\n")
 
     async def _forget_oldest(self, task_id: TaskId) -> None:

@@ -242,7 +242,7 @@ def _usage(name: str, text: str) -> Json:
     return {f"{name}_current": current, f"{name}_limit": most, f"{name}_usage_percent": percent}
 
 
-def result(task: TaskState, folder: str, present: Collection[str] | None = None) -> Json:
+def result(task: TaskState, folder: str, present: Collection[str] | None = None, *, rehearsal: bool = False) -> Json:
     """Returns the result document of one task.
 
     Args:
@@ -250,6 +250,7 @@ def result(task: TaskState, folder: str, present: Collection[str] | None = None)
         folder: Where its artifacts are, as the reader is to see it: `.codex/results/<task>`.
         present: Names of the files that exist there. None if nobody looked: then the log is named for every task that was tried, as it is
             written together with this document, and the others are null.
+        rehearsal: No model was asked; said in a field of its own, which is there only then.
     """
     outcome = task.result()
     metrics = {} if outcome is None else outcome.metrics
@@ -276,6 +277,7 @@ def result(task: TaskState, folder: str, present: Collection[str] | None = None)
         "cost": _cost(_usage_of(task)),
         "errors": _errors(task),
         "warnings": _warnings(task),
+        **({"rehearsal": True} if rehearsal else {}),
     }
 
 

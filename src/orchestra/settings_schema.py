@@ -242,4 +242,7 @@ class Sections(Section, frozen=True, kw_only=True):
     limits: Limits = Limits()
     tmux: Tmux = Tmux()
     marker: Marker = Marker()
+    rehearsal: Annotated[
+        bool, Meta(description="Whether what the agents do is recorded and no model is asked; every screen, report and result says so.")
+    ] = False
     heartbeat_seconds: Annotated[Seconds, Meta(description="Seconds between heartbeats of the orchestra to its parent.")] = 60.0

@@ -78,6 +78,8 @@ class PlanReply(Reply, frozen=True):
     tasks: int
     resumed: bool
     """The plan was there already and goes on."""
+    rehearsal: bool = False
+    """No model is asked."""
 
 
 class ScaleReply(Reply, frozen=True):

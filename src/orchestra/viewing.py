@@ -17,6 +17,7 @@ from orchestra.scheduling.admission import Gate
 from orchestra.scheduling.explain import explain
 from orchestra.scheduling.rank import critical_path, estimate_ms, upward_ranks
 from orchestra.views import (
+    REHEARSAL_NOTICE,
     AgentCounts,
     AgentView,
     ApiLimits,
@@ -55,6 +56,7 @@ class Lens(msgspec.Struct, frozen=True):
     ledger_trouble: str = ""
     gate: Gate | None = None
     """What the nodes can carry now."""
+    rehearsal: bool = False
     absent: str = ""
     """Said first if nobody is at work and what is seen is only the ledger."""
 
@@ -76,7 +78,7 @@ def status_view(state: State, lens: Lens, agents: list[AgentState] | None = None
         api_limits=ApiLimits(_used(lens.rpm_used, lens.rpm_limit), _used(lens.tpm_used, lens.tpm_limit)),
         tasks=task_counts(state) if tasks is None else count_tasks(tasks),
         uptime_seconds=uptime_ms(state, lens.now_ms) // 1000,
-        warnings=warnings,
+        warnings=(REHEARSAL_NOTICE, *warnings) if lens.rehearsal else warnings,
     )
 
 

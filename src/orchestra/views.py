@@ -6,7 +6,13 @@ name says otherwise; the records of the parent interface (`StatusView` and what 
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+REHEARSAL: Final = "REHEARSAL"
+"""Stands wherever something is shown of an orchestra whose agents ask no model."""
+REHEARSAL_NOTICE: Final = f"{REHEARSAL}: no model is asked, what the agents do is recorded; commands and checks are run"
 
 
 class View(msgspec.Struct, frozen=True):
@@ -232,3 +238,4 @@ class ReportData(View, frozen=True):
     made_ms: int
     version: str
     root: str
+    rehearsal: bool = False

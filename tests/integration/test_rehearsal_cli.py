@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from orchestra.agents import shell
-from orchestra.agents.adapter import ATTEMPT_DIR, STAGE_DIR, Context, Exit
+from orchestra.agents.adapter import Exit
 from orchestra.agents.rehearsal import ADAPTER
 from orchestra.core.model import OutcomeKind, Payload, TaskSpec
 from orchestra.ids import TaskId
-from orchestra.intake.planfile import parse_plan
 from orchestra.stage import rehearsal as cli
 
 PROGRAM = str(Path(cli.__file__))
@@ -323,47 +321,3 @@ def test_the_adapter_understands_what_is_printed(here: Path, steps: list[Any], k
     assert verdict.kind is kind
     assert verdict.session == played.lines[0]["session_id"]
     assert all(ADAPTER.signal(line) for line in played.lines if line["type"] in ("system", "result"))
-
-
-PLAN = Path(__file__).resolve().parents[2] / "examples" / "level6" / "plan.yaml"
-
-
-def attempt(spec: TaskSpec, number: int, here: Path, env: dict[str, str]) -> int:
-    """Does what a node does with a launch, in small, and returns the exit code."""
-    made = (shell.ADAPTER if spec.kind == "shell" else ADAPTER).launch(spec, Context(attempt=number, agent=1))
-    folder = here.parent / f"{spec.id}-{number}"
-    folder.mkdir()
-    for name, text in made.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    argv = [word.replace(ATTEMPT_DIR, f"{folder}/").replace(STAGE_DIR, f"{Path(PROGRAM).parent}/") for word in made.argv]
-    done = subprocess.run(
-        argv,
-        cwd=here,
-        env={**env, **made.env, "ORCHESTRA_ATTEMPT": str(number)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    return done.returncode
-
-
-def test_the_level6_plan_builds_what_it_says(here: Path) -> None:
-    programs = here.parent / "bin"
-    programs.mkdir()
-    (programs / "sleep").write_text("#!/bin/sh\n")
-    (programs / "sleep").chmod(0o755)
-    env = environment(PATH=f"{programs}:{os.environ['PATH']}")
-    plan = parse_plan(PLAN.read_text(encoding="utf-8"), source=PLAN.name, directory=str(PLAN.parent))
-    failed = []
-    for spec in plan.drafts:
-        for number in (1, 2):
-            if attempt(spec, number, here, env) == 0:
-                break
-            failed.append((spec.id, number))
-        for check in spec.checks:
-            said = subprocess.run(check.argv, cwd=here, env=env, capture_output=True, text=True, check=False)
-            assert said.returncode == 0, f"{spec.id}: {check.name}: {said.stdout}{said.stderr}"
-            assert check.name != "tests" or "42 passed" in said.stdout
-    assert failed == [("database", 1)]
-    declared = {file for spec in plan.drafts for file in spec.files}
-    assert {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file() and path.suffix != ".pyc"} == declared

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestra.agents import rehearsal, shell
+from orchestra.agents import claude, codex, rehearsal, shell
 from orchestra.agents.adapter import Adapter, Context
 from orchestra.errors import PlanInvalid
 from orchestra.intake.planfile import PlanDocument, parse_plan
+from orchestra.rehearse.scenario import read_scenario
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FLEET_DEMO = EXAMPLES.parent / "scripts" / "demo_fleet.py"
-ADAPTERS: dict[str, Adapter] = {"shell": shell.ADAPTER, "rehearsal": rehearsal.ADAPTER}
+ADAPTERS: dict[str, Adapter] = {each.kind: each for each in (claude.ADAPTER, codex.ADAPTER, rehearsal.ADAPTER, shell.ADAPTER)}
 
 
 def read(name: str) -> PlanDocument:
@@ -36,7 +37,7 @@ def waves(plan: PlanDocument) -> list[list[str]]:
 
 
 def test_no_example_is_forgotten() -> None:
-    assert sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.yaml")) == [
+    assert sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.yaml") if path.name != "scene.yaml") == [
         "broken.yaml",
         "fanout-200.yaml",
         "hello.yaml",
@@ -69,27 +70,43 @@ def test_fanout_is_two_hundred_and_one() -> None:
     assert [len(wave) for wave in waves(read("fanout-200.yaml"))] == [200, 1]
 
 
-def test_level6_is_fifteen_tasks_that_fan_out_and_meet_again() -> None:
+def test_level6_is_fifteen_tasks_for_two_kinds_of_agents() -> None:
     plan = read("level6/plan.yaml")
     assert [sorted(wave) for wave in waves(plan)] == [
         ["plan"],
         ["core", "http", "routing", "utils"],
-        ["auth", "database", "templating", "validation"],
+        ["database", "templating"],
+        ["auth", "validation"],
         ["testing-cli"],
-        ["config", "docs", "tests"],
+        ["tests"],
+        ["docs"],
+        ["config"],
         ["review"],
         ["verify"],
     ]
-    assert Counter(task.kind for task in plan.drafts) == {"rehearsal": 12, "shell": 3}
-    assert plan.agents[0].count == 10
+    claude_does = ["plan", "tests", "docs", "config", "review", "verify"]
+    assert [task.id for task in plan.drafts if task.kind == "claude"] == claude_does
+    assert Counter(task.kind for task in plan.drafts) == {"codex": 9, "claude": 6}
+    assert [(group.kind, group.count) for group in plan.agents] == [("claude", 6), ("codex", 9)]
 
 
-def test_level6_declares_its_files_once_each() -> None:
-    files = Counter(file for task in read("level6/plan.yaml").drafts for file in task.files)
+def test_level6_declares_its_files_once_each_and_merges_them() -> None:
+    plan = read("level6/plan.yaml")
+    files = Counter(file for task in plan.drafts for file in task.files)
     assert set(files.values()) == {1}
-    assert len(files) == 56
-    assert {task.workspace for task in read("level6/plan.yaml").drafts} == {str(EXAMPLES / "level6" / "build")}
+    assert len(files) == 55
+    assert {(task.workspace, task.isolated) for task in plan.drafts} == {(str(EXAMPLES / "level6" / "build"), True)}
     assert (EXAMPLES / "level6" / ".gitignore").read_text(encoding="utf-8").split() == ["build/"]
+
+
+def test_the_scenario_of_level6_has_every_file_and_its_two_mishaps() -> None:
+    scenes, plan = read_scenario(EXAMPLES / "level6" / "scenario"), read("level6/plan.yaml")
+    assert {task.id: set(scenes[task.id].files) for task in plan.drafts} == {task.id: set(task.files) for task in plan.drafts}
+    assert {task: sorted(scene.attempts) for task, scene in scenes.items() if scene.attempts} == {
+        "core": [1, 2],
+        "http": [1, 2],
+        "database": [1],
+    }
 
 
 def test_every_task_of_level6_is_verified() -> None:

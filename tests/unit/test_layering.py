@@ -43,6 +43,7 @@ LAYERS: Final = (
     ("answers",),
     ("fleetdesk", "fallback"),
     ("app", "client"),
+    ("rehearse",),
     ("edges",),
     ("bootstrap",),
     ("__main__",),

@@ -1,8 +1,8 @@
 """Kind `rehearsal`: the stand-in CLI of `stage/rehearsal.py`, which plays a scenario and needs no model, key or network.
 
-A task brings its scenario in its requirements, `{"scenario": [step, ...]}` or `{"scenario": {"steps": [...], "model": "...", "usage": {...}}}`;
-without one the declared files are written. Scenarios are checked here, before anything runs. An attempt is done only if the exit code is 0 AND
-a result was printed AND that says no error: each of the three alone has been seen to lie.
+A task brings its scenario in its requirements, `{"scenario": [step, ...]}` or `{"scenario": {"steps": [...], "model": "...", "usage": {...}}}`, where
+`"attempts": {"1": [...]}` has other steps for an attempt; without one the declared files are written. Scenarios are checked here, before anything runs.
+An attempt is done only if the exit code is 0 AND a result was printed AND that says no error: each of the three alone has been seen to lie.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 from orchestra.errors import BadInput
 from orchestra.quantity import usd_micros
 
-SCENARIO_KEYS: Final = ("model", "steps", "usage")
+SCENARIO_KEYS: Final = ("attempts", "model", "steps", "usage")
 STEPS_MAX: Final = 10_000
 SECONDS_MAX: Final = 86_400
 BYTES_MAX: Final = 2**30
@@ -174,8 +174,8 @@ def check_steps(steps: Any, field: str) -> None:
         check_value(STEPS[name], value, f"{here}.{name}")
 
 
-def scenario_of(spec: TaskSpec) -> dict[str, Any]:
-    """Returns what the CLI is given: the task's checked scenario, or what one can be made from.
+def scenario_of(spec: TaskSpec, attempt: int = 1) -> dict[str, Any]:
+    """Returns what the CLI is given in an attempt: the task's checked scenario, or what one can be made from.
 
     Raises:
         BadInput: The requirements or the scenario in them are malformed.
@@ -198,7 +198,15 @@ def scenario_of(spec: TaskSpec) -> dict[str, Any]:
     check_value(Step(fields=USAGE), scenario.get("usage", {"input_tokens": 0}), f"{field}.usage")
     if not TEXT.fits(scenario.get("model", "")):
         raise BadInput("is not text", field=f"{field}.model")
-    return scenario
+    attempts = scenario.get("attempts", {})
+    if not isinstance(attempts, dict):
+        raise BadInput("is not an object with a list of steps by the number of an attempt", field=f"{field}.attempts")
+    for number, steps in attempts.items():
+        if not number.isdigit():
+            raise BadInput(f"{shown(number)} is not the number of an attempt", field=f"{field}.attempts")
+        check_steps(steps, f"{field}.attempts.{number}")
+    kept = {key: value for key, value in scenario.items() if key != "attempts"}
+    return {**kept, "steps": attempts.get(str(attempt), scenario["steps"])}
 
 
 def count_of(value: Any) -> int:
@@ -247,7 +255,7 @@ class Rehearsal:
         env = {"REHEARSAL_ESTIMATE_MS": str(spec.estimate_ms), **speed, **spec.env}
         return Launch(
             argv=(*argv, "--prompt", f"{ATTEMPT_DIR}prompt.txt", "--seed", str(seed), *resumed),
-            files={"scenario.json": msgspec.json.encode(scenario_of(spec)).decode(), "prompt.txt": spec.payload.content},
+            files={"scenario.json": msgspec.json.encode(scenario_of(spec, context.attempt)).decode(), "prompt.txt": spec.payload.content},
             env=env,
             env_pass=() if "REHEARSAL_SPEED" in env else self.variables,
             stdin="null" if spec.stdin == "none" else "pane",

@@ -141,7 +141,9 @@ class Coordinator:
         self._translator = Translator(lambda: self.loop.state, adapter_for, None if self._gatekeeper is None else self._gatekeeper.excuse)
         self._orders = OrderMaker(adapter_for, order_options(self._settings, {} if plan is None else plan.options.kinds))
         self.app = App(self._bench(), app_options(self._settings, self.root))
-        self._keeper = Keeper(self.loop, self.root, self._drivers.get, attempts_keep=self._settings.limits.attempts_keep)
+        self._keeper = Keeper(
+            self.loop, self.root, self._drivers.get, attempts_keep=self._settings.limits.attempts_keep, rehearsal=self._settings.rehearsal
+        )
         self._merger = Merger(self.loop, self._clock, self._workspaces_of, self._keeper.keep_work)
         self._projector = Projector(self.loop, self.root, self._clock, self._lens, self._facts_now)
         self._parent_events = EventFiles(self.loop, self.root, self._clock)
@@ -197,6 +199,7 @@ class Coordinator:
             tpm_used=None if use is None else use.tpm,
             ledger_trouble=self.loop.ledger_trouble,
             gate=self.loop.kernel.gate(self.loop.now_ms()),
+            rehearsal=self._settings.rehearsal,
         )
 
     def _attempt_place(self, node: NodeId, attempt: AttemptId) -> str:

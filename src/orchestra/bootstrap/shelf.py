@@ -53,6 +53,7 @@ def open_shelf(root: Root, settings: Settings) -> UseCases | None:
             rpm_limit=settings.api.rate_limits.rpm,
             tpm_limit=settings.api.rate_limits.tpm,
             absent=NOTICE,
+            rehearsal=settings.rehearsal,
         )
 
     bench = Workbench(

@@ -33,6 +33,7 @@ from orchestra.root import Root
 from orchestra.scheduling.admission import AdmissionOptions
 from orchestra.settings import Settings
 from orchestra.settings_schema import KindValue
+from orchestra.views import REHEARSAL
 from orchestra.workspace import Workspaces
 from orchestra.workspaces.calling import MachineOptions
 from orchestra.workspaces.machine import WorkspaceOptions
@@ -123,6 +124,7 @@ def order_options(settings: Settings, gateway_kinds: Mapping[str, tuple[str, ...
         kinds=kind_settings(settings),
         gateway_kinds=gateway_kinds or {},
         fence=settings.recovery.fence_seconds > 0,
+        rehearsal=settings.rehearsal,
     )
 
 
@@ -278,6 +280,7 @@ def app_options(settings: Settings, root: Root) -> AppOptions:
         version=__version__,
         root=str(root.path),
         task_defaults=task_defaults(settings),
+        rehearsal=settings.rehearsal,
     )
 
 
@@ -296,7 +299,7 @@ def workspace_options(node: NodeId, root: Root) -> WorkspaceOptions:
 def make_node(spec: NodeSpec, root: Root, settings: Settings, transport: Transport, gateway_apis: Collection[str] = ()) -> Node:
     """Returns the adapter of one node."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    prefix = f"{settings.tmux.session_prefix}-{spec.id}-"
+    prefix = f"{f'{REHEARSAL}-' if settings.rehearsal else ''}{settings.tmux.session_prefix}-{spec.id}-"
     options = NodeOptions(
         folder=node_folder(spec, root),
         runtime=f"/tmp/orchestra-{{uid}}-{remote_key(root)}/{spec.id}" if spec.remote else str(root.runtime_folder() / spec.id),

@@ -17,6 +17,7 @@ from orchestra.engine.translate import KIND_ERRORS, Finder
 from orchestra.errors import BadInput
 from orchestra.ids import AttemptId
 from orchestra.node import AttemptOrder
+from orchestra.views import REHEARSAL
 from orchestra.workspace import Workspace
 
 SPEC_VERSION: Final = 1
@@ -42,6 +43,7 @@ class OrderOptions(msgspec.Struct, frozen=True):
     """Kinds whose attempts go through the gateway -> the APIs they reach there."""
     fence: bool = False
     """The node stops an attempt when it has not heard of the coordinator for too long."""
+    rehearsal: bool = False
 
 
 class OrderMaker:
@@ -131,7 +133,7 @@ class OrderMaker:
             "success": success,
             "checks": [_check(check) for check in spec.checks],
             "marker": f"{options.marker_prefix}{uuid.uuid4()}{options.marker_suffix}",
-            "title": title(spec),
+            "title": f"{REHEARSAL} {title(spec)}" if options.rehearsal else title(spec),
             **({"fence": True} if options.fence else {}),
         }
 

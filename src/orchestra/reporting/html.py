@@ -21,7 +21,7 @@ from orchestra.quantity import show_ms, show_usd
 from orchestra.reporting import figures as fig
 from orchestra.reporting import pictures as pic
 from orchestra.reporting.words import last_lines, one_line, plain, report_folder, results_link, short, show_time, sign, tone
-from orchestra.views import AgentView, AttemptView, ReportData, TaskDetail, TaskView
+from orchestra.views import REHEARSAL, REHEARSAL_NOTICE, AgentView, AttemptView, ReportData, TaskDetail, TaskView
 
 ROWS_MAX: Final = 2000
 FAILURES_MAX: Final = 300
@@ -88,12 +88,14 @@ def _digest(text: str) -> str:
 def _head(book: _Book) -> Values:
     data, sums = book.data, book.figures
     words, colour = fig.verdict(data)
+    name = data.plan.name or data.plan.plan
     ended = f"ended {show_time(data.plan.closed_ms)}" if data.plan.closed_ms else f"as of {show_time(data.plan.now_ms)}"
     meta = [data.orchestra, data.plan.plan, data.plan.source, f"submitted {show_time(data.plan.submitted_ms)}", ended]
     return {
-        "title": one_line(data.plan.name or data.plan.plan, 200),
+        "title": one_line(f"{REHEARSAL} {name}" if data.rehearsal else name, 200),
         "verdict": words,
         "verdict_tone": colour,
+        "rehearsal": REHEARSAL_NOTICE if data.rehearsal else "",
         "meta": [one_line(each, 300) for each in meta if each],
         "tiles": tiles(sums),
         "tasks_count": sums.tasks,

@@ -10,7 +10,7 @@ from orchestra.quantity import show_ms
 from orchestra.reporting import figures as fig
 from orchestra.reporting.html import commands, counted_attempt, tiles
 from orchestra.reporting.words import last_lines, one_line, plain, report_folder, results_link, short, show_time, sign
-from orchestra.views import ReportData, TaskDetail, TaskView
+from orchestra.views import REHEARSAL_NOTICE, ReportData, TaskDetail, TaskView
 
 ROWS_MAX: Final = 1000
 FAILURES_MAX: Final = 100
@@ -61,6 +61,7 @@ def render_markdown(data: ReportData, *, folder: str = "") -> str:
     """
     sums = fig.figures(data)
     parts = [
+        *([f"**{escape(REHEARSAL_NOTICE)}**"] if data.rehearsal else []),
         *_head(data, sums),
         *_timeline(data, sums),
         *_paths(data),

@@ -164,7 +164,7 @@ async def _follow(session: Session, request: Request, reached: Reached, stops: S
                 await _attach(reached.use_cases)
             with screen:
                 finished = await follower.follow(ending.over)
-            outcome = await collect(reached.use_cases, reply.plan, follower.last, finished=finished)
+            outcome = await collect(reached.use_cases, reply.plan, follower.last, finished=finished, rehearsal=reply.rehearsal)
             if reached.owned:
                 await _close(session, reached, ending, keep=request.keep and finished)
         except OrchestraError as error:

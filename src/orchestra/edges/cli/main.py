@@ -24,6 +24,7 @@ class Entry(NamedTuple):
 
 COMMANDS: Final = {
     "run": Entry("run", "Run a plan and show its progress."),
+    "rehearse": Entry("rehearse", "Run a plan with recorded agents: no model, no key, no cost."),
     "up": Entry("start", "Start an orchestra and leave it running."),
     "init": Entry("start", "Set up the agents of an orchestra."),
     "down": Entry("fleet", "End the orchestra."),

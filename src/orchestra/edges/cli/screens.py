@@ -11,7 +11,7 @@ import msgspec
 from orchestra.edges.cli.render import Renderer, Styled, one_line
 from orchestra.quantity import show_ms
 from orchestra.usecases import PlanReply
-from orchestra.views import PlanView, StatusView
+from orchestra.views import REHEARSAL_NOTICE, PlanView, StatusView
 
 
 class News(NamedTuple):
@@ -97,6 +97,8 @@ class LineScreen(QuietScreen):
 
     def __enter__(self) -> Self:
         verb = "going on with" if self._reply.resumed else "running"
+        if self._reply.rehearsal:
+            self._render.line(Styled(REHEARSAL_NOTICE, "yellow"))
         self._render.line(f"{verb} {self._reply.plan}: {self._reply.tasks} tasks")
         return self
 

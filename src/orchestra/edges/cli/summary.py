@@ -12,7 +12,7 @@ from orchestra.edges.cli.task_text import TAIL_LINES, show_evidence
 from orchestra.errors import OrchestraError, Refused
 from orchestra.quantity import show_ms
 from orchestra.usecases import PlanNameParams, ReportReply, TaskParams, UseCases
-from orchestra.views import PlanView, TaskCounts, TaskDetail, TaskView
+from orchestra.views import REHEARSAL, PlanView, TaskCounts, TaskDetail, TaskView
 
 FAILURES_SHOWN: Final = 10
 UNFINISHED: Final = "unfinished"
@@ -42,6 +42,8 @@ class RunResult(msgspec.Struct, frozen=True, tag_field="type", tag="result"):
     failures: tuple[Failure, ...]
     """Of tasks that failed; those that were blocked by them are only counted, as cancelled."""
     report: ReportReply | None
+    rehearsal: bool = False
+    """No model was asked."""
 
 
 class RunEnd(NamedTuple):
@@ -51,7 +53,7 @@ class RunEnd(NamedTuple):
     details: tuple[TaskDetail, ...] = ()
 
 
-async def collect(use_cases: UseCases, plan: str, last: PlanView | None, *, finished: bool) -> RunEnd:
+async def collect(use_cases: UseCases, plan: str, last: PlanView | None, *, finished: bool, rehearsal: bool = False) -> RunEnd:
     """Returns how it ended; what an orchestra that is gone cannot tell any more is left out."""
     view = last
     details: tuple[TaskDetail, ...] = ()
@@ -60,13 +62,13 @@ async def collect(use_cases: UseCases, plan: str, last: PlanView | None, *, fini
         details = tuple([await use_cases.task(TaskParams(task.task)) for task in _failed(view)[:FAILURES_SHOWN]])
     except OrchestraError:
         if view is None:
-            return RunEnd(RunResult(plan, UNFINISHED, EXIT_CODES[UNFINISHED], TaskCounts(0, 0, 0, 0), 0, (), None))
+            return RunEnd(RunResult(plan, UNFINISHED, EXIT_CODES[UNFINISHED], TaskCounts(0, 0, 0, 0), 0, (), None, rehearsal))
     status = view.status if finished and view.status != "running" else UNFINISHED
     tails = {detail.task.task: detail.attempts[-1].tail for detail in details if detail.attempts}
     failures = tuple(Failure(task.task, task.status, task.reason, tails.get(task.task, ())[-TAIL_LINES:]) for task in _failed(view))
     duration = max(0, (view.closed_ms or view.now_ms) - view.submitted_ms)
     report = await _report(use_cases, plan)
-    return RunEnd(RunResult(plan, status, EXIT_CODES.get(status, 1), counts(view.tasks), duration, failures, report), details)
+    return RunEnd(RunResult(plan, status, EXIT_CODES.get(status, 1), counts(view.tasks), duration, failures, report, rehearsal), details)
 
 
 async def _report(use_cases: UseCases, plan: str) -> ReportReply | None:
@@ -109,7 +111,10 @@ def _total(result: RunResult) -> int:
 
 def _show_human(render: Renderer, end: RunEnd) -> None:
     result = end.result
-    render.line(Styled(result.plan, "bold"), " ", status_word(result.status), f": {_figures(result)} in {show_ms(result.duration_ms)}")
+    mark = (Styled(REHEARSAL, "yellow"), " ") if result.rehearsal else ()
+    render.line(
+        *mark, Styled(result.plan, "bold"), " ", status_word(result.status), f": {_figures(result)} in {show_ms(result.duration_ms)}"
+    )
     for detail in end.details:
         render.line()
         render.line(Styled("✗", "red"), f" {detail.task.task}: {detail.task.reason}")

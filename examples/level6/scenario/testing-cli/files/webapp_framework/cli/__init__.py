@@ -1,0 +1,1 @@
+"""The command line: `python3 -m webapp_framework.cli routes|serve MODULE:APPLICATION`, or `check`."""

@@ -7,7 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -31,6 +31,8 @@ from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
 from orchestra.core.state import State, neighbour_hint
+from orchestra.costdesk import CostDesk, CostOptions
+from orchestra.costviews import BudgetsReply, CostReply, EstimateCostReply, EstimateReply, LimitsReply
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
@@ -41,6 +43,7 @@ from orchestra.ids import AgentId, NodeId, PlanId, TaskId, parse_task_id
 from orchestra.intake.planfile import PlanDocument, parse_plan
 from orchestra.intake.request import (
     CancelParams,
+    EstimateCostParams,
     InitParams,
     ScaleParams,
     ShutdownParams,
@@ -62,9 +65,11 @@ from orchestra.usecases import (
     BackupParams,
     BackupReply,
     CancelReply,
+    CostParams,
     DoneReply,
     DrainReply,
     Empty,
+    EstimateParams,
     ExplainReply,
     InitReply,
     LogsParams,
@@ -83,6 +88,7 @@ from orchestra.usecases import (
     RetryReply,
     ScaleReply,
     ScreensReply,
+    SetBudgetParams,
     ShutdownReply,
     SubmitBatchReply,
     SubmitReply,
@@ -125,6 +131,8 @@ class AppOptions(msgspec.Struct, frozen=True):
     version: str
     root: str
     task_defaults: TaskDefaults
+    models: Mapping[str, str] = {}
+    """Agent kind -> the model that the settings name for it."""
 
 
 class Workbench(msgspec.Struct, frozen=True):
@@ -139,6 +147,8 @@ class Workbench(msgspec.Struct, frozen=True):
     provision: Callable[[Wanted], Awaitable[tuple[NodeSpec, ...]]] | None
     write_report: Callable[[ReportData], tuple[Path, Path]]
     backup: Callable[[Path], Awaitable[int]]
+    ask_gateway: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
+    """Asks the orchestra's gateway a method of its administration; raises PortFailed if it does not run. None: there is no gateway."""
 
 
 class App:
@@ -150,6 +160,8 @@ class App:
         self.options = options
         desk = DeskOptions(options.kind_default)
         self._desk = FleetDesk(bench.loop, bench.drivers, bench.add_driver, bench.remove_driver, bench.provision, desk)
+        money = CostOptions(options.root, options.kind_default, options.agents_default, options.task_defaults, options.models)
+        self.costs = CostDesk(bench.loop, lambda: not bench.lens().absent, bench.ask_gateway, money)
         self._recent: deque[Happened] = deque(maxlen=EVENTS_KEPT)
         self._news = asyncio.Event()
         bench.loop.listen(self._on_events)
@@ -545,3 +557,23 @@ class App:
         if not target.is_absolute():
             raise BadInput("the target must be an absolute path", field="target")
         return BackupReply(str(target), await self._bench.backup(target))
+
+    # --- cost and limits ---------------------------------------------------------------------------------------------
+
+    async def cost(self, params: CostParams) -> CostReply:
+        return await self.costs.cost(params)
+
+    async def limits(self, params: Empty) -> LimitsReply:
+        return await self.costs.limits()
+
+    async def budgets(self, params: Empty) -> BudgetsReply:
+        return await self.costs.budgets()
+
+    async def set_budget(self, params: SetBudgetParams) -> BudgetsReply:
+        return await self.costs.set_budget(params)
+
+    async def estimate(self, params: EstimateParams) -> EstimateReply:
+        return await self.costs.estimate(params)
+
+    async def estimate_cost(self, params: EstimateCostParams) -> EstimateCostReply:
+        return await self.costs.estimate_cost(params)

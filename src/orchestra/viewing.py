@@ -9,6 +9,7 @@ import msgspec
 from orchestra.core.graph import topological_order
 from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Priority, TaskStatus
 from orchestra.core.state import AgentState, AttemptState, NodeState, PlanState, State, TaskState, duration_key
+from orchestra.costviews import ProviderLoad, Settled
 from orchestra.engine.board import Board
 from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.node import NodeFacts
@@ -52,6 +53,10 @@ class Lens(msgspec.Struct, frozen=True):
     ledger_trouble: str = ""
     gate: Gate | None = None
     """What the nodes can carry now."""
+    loads: tuple[ProviderLoad, ...] = ()
+    """How far the limits of each model API are used; empty where no gateway keeps them."""
+    settled: Settled | None = None
+    """What the gateway settled in all; None where none counted."""
     absent: str = ""
     """Said first if nobody is at work and what is seen is only the ledger."""
 
@@ -70,11 +75,25 @@ def status_view(state: State, lens: Lens, agents: list[AgentState] | None = None
             busy=sum(agent.task is not None for agent in chosen),
             error=sum(agent.status is AgentStatus.ERROR for agent in chosen),
         ),
-        api_limits=ApiLimits(f"{UNMEASURED}/{lens.rpm_limit}", f"{UNMEASURED}/{lens.tpm_limit}"),
+        api_limits=api_limits(lens),
         tasks=task_counts(state) if tasks is None else count_tasks(tasks),
         uptime_seconds=uptime_ms(state, lens.now_ms) // 1000,
         warnings=warnings,
     )
+
+
+def api_limits(lens: Lens) -> ApiLimits:
+    """Returns the tightest limits there are: of requests and of tokens a minute, each where the largest share of it is used."""
+
+    def shown(found: list[tuple[int | None, int | None]], configured: int) -> str:
+        known = [(used, limit) for used, limit in found if used is not None and limit]
+        if not known:
+            return f"{UNMEASURED}/{configured}"
+        used, limit = max(known, key=lambda each: each[0] / each[1])
+        return f"{used}/{limit}"
+
+    requests, tokens = [(each.rpm_used, each.rpm_limit) for each in lens.loads], [(each.tpm_used, each.tpm_limit) for each in lens.loads]
+    return ApiLimits(shown(requests, lens.rpm_limit), shown(tokens, lens.tpm_limit))
 
 
 def uptime_ms(state: State, now_ms: int) -> int:

@@ -258,6 +258,7 @@ def app_options(settings: Settings, root: Root) -> AppOptions:
         version=__version__,
         root=str(root.path),
         task_defaults=task_defaults(settings),
+        models={kind: model for kind, values in kind_settings(settings).items() if (model := values.get("model", "").strip())},
     )
 
 

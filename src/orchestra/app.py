@@ -56,6 +56,7 @@ from orchestra.intake.roster import chosen_roster, lay_out, size_of
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
 from orchestra.scheduling.scheduler import eta_ms, work_by_priority
+from orchestra.spending import with_settled
 from orchestra.usecases import (
     AgentParams,
     AgentsParams,
@@ -382,7 +383,8 @@ class App:
 
     async def task(self, params: TaskParams) -> TaskDetail:
         task = await self._resolve(params.task_id)
-        return await self._loop.ask(lambda state: task_detail(state, state.task(task), self._bench.lens()))
+        detail = await self._loop.ask(lambda state: task_detail(state, state.task(task), self._bench.lens()))
+        return with_settled(detail, await self.costs.settled_attempts())
 
     async def logs(self, params: LogsParams) -> LogsReply:
         task = await self._resolve(params.task_id)
@@ -545,7 +547,8 @@ class App:
                 root=self.options.root,
             )
 
-        return await self._loop.ask(answer)
+        data, settled = await self._loop.ask(answer), await self.costs.settled_attempts()
+        return msgspec.structs.replace(data, details=tuple(with_settled(detail, settled) for detail in data.details))
 
     async def report(self, params: PlanNameParams) -> ReportReply:
         data = await self.report_data(params)

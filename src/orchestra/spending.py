@@ -17,8 +17,9 @@ import msgspec
 from orchestra.core.model import Usage
 from orchestra.core.state import State
 from orchestra.costviews import CostRow, LimitView, ProviderLoad, Settled
-from orchestra.ids import AttemptId, PlanId
+from orchestra.ids import AttemptId, PlanId, TaskId
 from orchestra.quantity import MS_PER_SECOND
+from orchestra.views import AttemptView, TaskDetail
 
 BY: Final = ("task", "agent", "model", "day", "plan", "attempt")
 UNFILTERED: Final = ("model", "day")
@@ -179,6 +180,21 @@ def gathered(facts: Iterable[Fact], by: str, attempts: Books) -> dict[str, Settl
             name = fact.name_in(by)
             found[name] = found.get(name, Settled()).plus(settled)
     return found
+
+
+def with_settled(detail: TaskDetail, attempts: Books | None) -> TaskDetail:
+    """Returns a task whose attempts show what the gateway settled for them, where it counted anything."""
+    if not attempts:
+        return detail
+    task = TaskId(detail.task.task)
+
+    def shown(attempt: AttemptView) -> AttemptView:
+        settled = attempts.get(str(AttemptId(task, attempt.number)))
+        if settled is None or not settled.requests:
+            return attempt
+        return msgspec.structs.replace(attempt, tokens=settled.tokens, cost_usd_micros=settled.cost_usd_micros, settled=True)
+
+    return msgspec.structs.replace(detail, attempts=tuple(map(shown, detail.attempts)))
 
 
 def limit_rows(answer: Mapping[str, Any]) -> tuple[LimitView, ...]:

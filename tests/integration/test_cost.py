@@ -25,12 +25,15 @@ from orchestra.costdesk import CostDesk, CostOptions
 from orchestra.edges.cli.main import cli
 from orchestra.errors import BadInput, NotFound, PortFailed
 from orchestra.gateway.admin import ask_admin
-from orchestra.gateway.reading import read_books
+from orchestra.gateway.journal import encode_line
+from orchestra.gateway.reading import JOURNAL, read_books
+from orchestra.gateway.service import Gateway
 from orchestra.intake.request import EstimateCostParams
+from orchestra.metering.books import State, Totals
 from orchestra.root import Root
 from orchestra.testing.hosted import Stage, hosted, wait_until
 from orchestra.testing.upstream import Upstream, anthropic_json
-from orchestra.usecases import CostParams, Empty, EstimateParams, SetBudgetParams, UseCases
+from orchestra.usecases import CostParams, Empty, EstimateParams, PlanNameParams, SetBudgetParams, TaskParams, UseCases
 
 MODEL = "claude-opus-4-5"
 REQUEST_USD_MICROS = 1_000 * 5 + 100 * 25
@@ -187,6 +190,11 @@ async def test_results_and_state_hold_what_was_settled(root: Path, tmp_path: Pat
                 "tokens_consumed": 2_200,
                 "estimated_cost_dollars": 2 * REQUEST_USD_MICROS / 1e6,
             }
+            attempt = (await stage.app.task(TaskParams("ask"))).attempts[0]
+            assert (attempt.tokens, attempt.cost_usd_micros, attempt.settled) == (2_200, 2 * REQUEST_USD_MICROS, True)
+            report = await stage.app.report(PlanNameParams("demo"))
+            page = await asyncio.to_thread(Path(report.html).read_text)
+            assert "as the gateway settled it" in page
         totals = json.loads((root / "state" / "state.json").read_text())["totals"]
         assert (totals["api_requests"], totals["estimated_cost_dollars"]) == (2, 2 * REQUEST_USD_MICROS / 1e6)
 
@@ -360,3 +368,20 @@ async def test_books_are_read_without_touching_them(root: Path, tmp_path: Path) 
 def test_models_of_the_settings_are_known(root: Path) -> None:
     options = app_options(load_settings(root, {"kinds.claude.model": "claude-sonnet-5"}), Root(root))
     assert options.models == {"claude": "claude-sonnet-5"}
+
+
+async def test_the_usage_of_as_many_tasks_as_the_books_hold_is_one_answer(tmp_path: Path) -> None:
+    totals = {
+        f"a-plan-with-a-name/and-a-task-{number}": Totals(12, 123_456, 123_456, 1_234_567, 12_345, 1_234_567) for number in range(100_000)
+    }
+    (tmp_path / "books").mkdir(mode=0o700)
+    (tmp_path / "books" / JOURNAL).write_bytes(encode_line(State(totals={"task": dict(totals)})))
+    upstream = {"kind": "anthropic", "base_url": "http://127.0.0.1:9", "accounts": {"main": {"keys": [{"env": "KEY_A"}]}}}
+    (tmp_path / "gateway.json").write_text(json.dumps({"listen": "127.0.0.1:0", "folder": "books", "upstreams": {"a": upstream}}))
+    gateway = Gateway(tmp_path / "gateway.json", SystemClock(), {"KEY_A": "sk-dummy"})
+    await gateway.start()
+    try:
+        answer = await ask_admin(gateway.config.admin_socket, "usage", {"by": "task"})
+        assert len(answer["usage"]) == len(totals)
+    finally:
+        await gateway.stop()

@@ -9,8 +9,22 @@ import pytest
 from orchestra.core.model import OutcomeKind, Usage
 from orchestra.costviews import CostRow, LimitView, ProviderLoad, Settled
 from orchestra.ids import PlanId
-from orchestra.spending import BY, Fact, cost_rows, day_of, facts_of, gathered, limit_rows, provider_loads, read_settled, total_of
+from orchestra.spending import (
+    BY,
+    Fact,
+    cost_rows,
+    day_of,
+    facts_of,
+    gathered,
+    limit_rows,
+    provider_loads,
+    read_settled,
+    total_of,
+    with_settled,
+)
 from orchestra.testing.builders import Bench, make_agents, make_task
+from orchestra.testing.fake_usecases import make_attempt, make_detail
+from orchestra.testing.fake_usecases import make_task as make_line
 
 NOON = 1_762_948_800_000
 """2025-11-12, twelve o'clock UTC."""
@@ -135,3 +149,10 @@ def test_a_failed_attempt_is_paid_for_too(kind: OutcomeKind) -> None:
     bench.submit(make_task("a"))
     bench.finish("p/a", kind=kind, usage=Usage(cost_usd_micros=7))
     assert cost_rows("task", facts_of(bench.state), None, None, None)[0].said_usd_micros == 7
+
+
+def test_a_task_shows_what_was_settled_for_its_attempts_where_anything_was() -> None:
+    detail = make_detail(make_line("p/a"), *(make_attempt(number=number, tokens=7, cost_usd_micros=5) for number in (1, 2, 3)))
+    shown = with_settled(detail, {"p/a#1": paid(900), "p/a#2": Settled(), "p/b#3": paid(1)}).attempts
+    assert [(each.tokens, each.cost_usd_micros, each.settled) for each in shown] == [(10, 900, True), (7, 5, False), (7, 5, False)]
+    assert with_settled(detail, None) is detail

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LINE_BYTES_MAX: Final = 16 << 20
+ANSWER_BYTES_MAX: Final = 64 << 20
+"""The usage of a hundred thousand tasks is half of that."""
 WAIT_MS_MAX: Final = 60_000
 CONNECTIONS_MAX: Final = 64
 Text = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -289,7 +291,7 @@ async def ask_admin(path: Path, method: str, params: dict[str, Any] | None = Non
         OrchestraError: What it refused with.
     """
     try:
-        reader, writer = await asyncio.open_unix_connection(socket_address(path), limit=LINE_BYTES_MAX)
+        reader, writer = await asyncio.open_unix_connection(socket_address(path), limit=ANSWER_BYTES_MAX)
     except OSError as exc:
         raise PortFailed(f"no gateway answers at {path}", hint="start one with `orchestra gateway run`") from exc
     try:

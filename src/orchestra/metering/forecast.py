@@ -67,11 +67,35 @@ class Sample(msgspec.Struct, frozen=True):
     duration_ms: int
 
 
+class Summary(msgspec.Struct, frozen=True):
+    """What attempts that have something in common came to."""
+
+    cost_usd_micros: Bounds
+    tokens: Bounds
+    duration_ms: Bounds
+    tries_mean_percent: int
+    tries_high: int
+
+
 class Past(msgspec.Struct):
     """Attempts that have something in common, and how many each of their tasks needed."""
 
     samples: list[Sample] = []
     tries: list[int] = []
+    known: Summary | None = None
+
+    def summary(self) -> Summary:
+        """Returns what they came to; worked out once, as a plan may have very many tasks of one kind."""
+        if self.known is None:
+            tries = self.tries or [1]
+            self.known = Summary(
+                cost_usd_micros=spread([each.cost_usd_micros for each in self.samples]),
+                tokens=spread([each.tokens for each in self.samples]),
+                duration_ms=spread([each.duration_ms for each in self.samples]),
+                tries_mean_percent=sum(tries) * 100 // len(tries),
+                tries_high=percentile(tries, HIGH_PERCENT),
+            )
+        return self.known
 
 
 class Forecast(msgspec.Struct, frozen=True):
@@ -166,18 +190,15 @@ def forecast(spec: TaskSpec, history: History, quote: QuoteOf, expected_ms: int)
     if found is None:
         return _assumed(spec, quote, expected_ms)
     past, what = found
-    most = spec.retries + 1
-    tries = past.tries or [1]
-    mean_percent = min(most * 100, sum(tries) * 100 // len(tries))
-    high = min(most, percentile(tries, HIGH_PERCENT))
-    percents = (100, mean_percent, max(high * 100, mean_percent))
-    samples = past.samples
+    known, most = past.summary(), spec.retries + 1
+    mean_percent = min(most * 100, known.tries_mean_percent)
+    percents = (100, mean_percent, max(min(most, known.tries_high) * 100, mean_percent))
     return Forecast(
-        cost_usd_micros=_stopped(spec, _times(spread([each.cost_usd_micros for each in samples]), percents, spec.replicas)),
-        tokens=_times(spread([each.tokens for each in samples]), percents, spec.replicas),
-        duration_ms=_times(spread([each.duration_ms for each in samples]), percents, 1),
-        basis=f"{len(samples)} attempts of {what}",
-        samples=len(samples),
+        cost_usd_micros=_stopped(spec, _times(known.cost_usd_micros, percents, spec.replicas)),
+        tokens=_times(known.tokens, percents, spec.replicas),
+        duration_ms=_times(known.duration_ms, percents, 1),
+        basis=f"{len(past.samples)} attempts of {what}",
+        samples=len(past.samples),
     )
 
 

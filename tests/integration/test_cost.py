@@ -248,6 +248,25 @@ async def test_without_a_gateway_there_is_what_programs_said(root: Path, tmp_pat
             await stage.app.set_budget(SetBudgetParams("day", "", 1))
 
 
+async def test_watch_follows_a_running_orchestra_and_ends_with_it(root: Path, tmp_path: Path) -> None:
+    async with gated(root) as gate:
+        async with hosted(root, agents=1) as stage:
+            argv = [sys.executable, "-m", "orchestra", "cost", "watch", "--interval", "0.1", "--root", str(root)]
+            pipe = asyncio.subprocess.PIPE
+            looking = await asyncio.create_subprocess_exec(*argv, "--json", stdout=pipe, stderr=asyncio.subprocess.DEVNULL)
+            assert looking.stdout is not None
+            first = json.loads(await looking.stdout.readline())
+            assert (first["all_usd_micros"], first["tasks"]) == (0, [])
+            await run_plan(stage, gate, tmp_path)
+            look = first
+            while look["all_usd_micros"] < 2 * REQUEST_USD_MICROS:
+                look = json.loads(await looking.stdout.readline())
+            assert look["today_usd_micros"] == look["all_usd_micros"] == 2 * REQUEST_USD_MICROS
+            assert [each["name"] for each in look["tasks"]] == ["demo/ask"]
+        await looking.stdout.read()
+        assert await looking.wait() == 0
+
+
 async def test_a_budget_that_is_set_ends_the_spending(root: Path, tmp_path: Path) -> None:
     async with gated(root) as gate, hosted(root, agents=1) as stage:
         await run_plan(stage, gate, tmp_path)

@@ -56,7 +56,7 @@ from orchestra.intake.roster import chosen_roster, lay_out, size_of
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
 from orchestra.scheduling.scheduler import eta_ms, work_by_priority
-from orchestra.spending import with_settled
+from orchestra.spending import attempts_of, with_settled
 from orchestra.usecases import (
     AgentParams,
     AgentsParams,
@@ -134,6 +134,8 @@ class AppOptions(msgspec.Struct, frozen=True):
     task_defaults: TaskDefaults
     models: Mapping[str, str] = {}
     """Agent kind -> the model that the settings name for it."""
+    day_budget_usd_micros: int = -1
+    """What a day may cost by the settings; negative is no budget."""
 
 
 class Workbench(msgspec.Struct, frozen=True):
@@ -149,7 +151,7 @@ class Workbench(msgspec.Struct, frozen=True):
     write_report: Callable[[ReportData], tuple[Path, Path]]
     backup: Callable[[Path], Awaitable[int]]
     ask_gateway: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
-    """Asks the orchestra's gateway a method of its administration; raises PortFailed if it does not run. None: there is no gateway."""
+    """Asks the orchestra's own gateway; None where there is none."""
 
 
 class App:
@@ -161,7 +163,9 @@ class App:
         self.options = options
         desk = DeskOptions(options.kind_default)
         self._desk = FleetDesk(bench.loop, bench.drivers, bench.add_driver, bench.remove_driver, bench.provision, desk)
-        money = CostOptions(options.root, options.kind_default, options.agents_default, options.task_defaults, options.models)
+        money = CostOptions(
+            options.root, options.kind_default, options.agents_default, options.task_defaults, options.models, options.day_budget_usd_micros
+        )
         self.costs = CostDesk(bench.loop, lambda: not bench.lens().absent, bench.ask_gateway, money)
         self._recent: deque[Happened] = deque(maxlen=EVENTS_KEPT)
         self._news = asyncio.Event()
@@ -384,7 +388,7 @@ class App:
     async def task(self, params: TaskParams) -> TaskDetail:
         task = await self._resolve(params.task_id)
         detail = await self._loop.ask(lambda state: task_detail(state, state.task(task), self._bench.lens()))
-        return with_settled(detail, await self.costs.settled_attempts())
+        return with_settled(detail, await self.costs.settled_attempts(attempts_of([detail])))
 
     async def logs(self, params: LogsParams) -> LogsReply:
         task = await self._resolve(params.task_id)
@@ -547,7 +551,8 @@ class App:
                 root=self.options.root,
             )
 
-        data, settled = await self._loop.ask(answer), await self.costs.settled_attempts()
+        data = await self._loop.ask(answer)
+        settled = await self.costs.settled_attempts(attempts_of(data.details))
         return msgspec.structs.replace(data, details=tuple(with_settled(detail, settled) for detail in data.details))
 
     async def report(self, params: PlanNameParams) -> ReportReply:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,6 +71,8 @@ NOTES: Final = {
     AGENTS: "no gateway counted here: what the agents' programs said",
 }
 NO_GATEWAY: Final = "no gateway runs for this orchestra"
+SINGLY_MAX: Final = 20
+"""So many attempts are asked for one by one; the books hold twenty thousand."""
 KIND_FALLBACK: Final = "claude"
 
 Ask = Callable[[str, dict[str, Any]], Awaitable[Any]]
@@ -87,6 +89,8 @@ class CostOptions(msgspec.Struct, frozen=True):
     task_defaults: TaskDefaults
     models: Mapping[str, str] = {}
     """Agent kind -> the model that the settings name for it."""
+    day_budget_usd_micros: int = -1
+    """Of a day where the gateway's own file names none; negative is none. It is not in the books."""
 
     @property
     def gateway_folder(self) -> Path:
@@ -134,6 +138,7 @@ class CostDesk:
         if stamp is None or stamp != self._read[0]:
             config = self._written()[0]
             budget = -1 if config is None else config.day_budget_usd_micros
+            budget = budget if budget >= 0 else self._options.day_budget_usd_micros
             self._read = stamp, await asyncio.to_thread(read_books, folder, budget)
         return self._read[1]
 
@@ -153,13 +158,16 @@ class CostDesk:
         _, answer = await self._usage(by, name)
         return None if answer is None else read_settled(answer)
 
-    async def settled_attempts(self) -> dict[str, Settled] | None:
-        """Returns what the gateway settled for each attempt; None if none counted, or it cannot be asked."""
+    async def settled_attempts(self, attempts: Sequence[AttemptId]) -> dict[str, Settled]:
+        """Returns what the gateway settled for attempts, as far as it counted anything and can be asked. There may be others among them."""
         try:
-            return await self._settled("attempt")
+            if len(attempts) > SINGLY_MAX:
+                return await self._settled("attempt") or {}
+            found = [await self._settled("attempt", str(attempt)) for attempt in attempts]
+            return {name: settled for each in found if each for name, settled in each.items()}
         except OrchestraError as error:
             log.warning("cost-not-known", extra={"reason": str(error)})
-            return None
+            return {}
 
     async def settled_of(self, task: TaskId) -> Settled | None:
         """Returns what the gateway settled for a task; None if it counted nothing for it, or cannot be asked."""

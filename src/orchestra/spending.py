@@ -182,14 +182,16 @@ def gathered(facts: Iterable[Fact], by: str, attempts: Books) -> dict[str, Settl
     return found
 
 
-def with_settled(detail: TaskDetail, attempts: Books | None) -> TaskDetail:
+def attempts_of(details: Iterable[TaskDetail]) -> list[AttemptId]:
+    """Returns the attempts of tasks."""
+    return [AttemptId(TaskId(detail.task.task), attempt.number) for detail in details for attempt in detail.attempts]
+
+
+def with_settled(detail: TaskDetail, attempts: Books) -> TaskDetail:
     """Returns a task whose attempts show what the gateway settled for them, where it counted anything."""
-    if not attempts:
-        return detail
-    task = TaskId(detail.task.task)
 
     def shown(attempt: AttemptView) -> AttemptView:
-        settled = attempts.get(str(AttemptId(task, attempt.number)))
+        settled = attempts.get(str(AttemptId(TaskId(detail.task.task), attempt.number)))
         if settled is None or not settled.requests:
             return attempt
         return msgspec.structs.replace(attempt, tokens=settled.tokens, cost_usd_micros=settled.cost_usd_micros, settled=True)

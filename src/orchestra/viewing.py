@@ -75,25 +75,11 @@ def status_view(state: State, lens: Lens, agents: list[AgentState] | None = None
             busy=sum(agent.task is not None for agent in chosen),
             error=sum(agent.status is AgentStatus.ERROR for agent in chosen),
         ),
-        api_limits=api_limits(lens),
+        api_limits=ApiLimits(f"{UNMEASURED}/{lens.rpm_limit}", f"{UNMEASURED}/{lens.tpm_limit}"),
         tasks=task_counts(state) if tasks is None else count_tasks(tasks),
         uptime_seconds=uptime_ms(state, lens.now_ms) // 1000,
         warnings=warnings,
     )
-
-
-def api_limits(lens: Lens) -> ApiLimits:
-    """Returns the tightest limits there are: of requests and of tokens a minute, each where the largest share of it is used."""
-
-    def shown(found: list[tuple[int | None, int | None]], configured: int) -> str:
-        known = [(used, limit) for used, limit in found if used is not None and limit]
-        if not known:
-            return f"{UNMEASURED}/{configured}"
-        used, limit = max(known, key=lambda each: each[0] / each[1])
-        return f"{used}/{limit}"
-
-    requests, tokens = [(each.rpm_used, each.rpm_limit) for each in lens.loads], [(each.tpm_used, each.tpm_limit) for each in lens.loads]
-    return ApiLimits(shown(requests, lens.rpm_limit), shown(tokens, lens.tpm_limit))
 
 
 def uptime_ms(state: State, now_ms: int) -> int:

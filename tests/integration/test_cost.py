@@ -28,6 +28,7 @@ from orchestra.gateway.admin import ask_admin
 from orchestra.gateway.journal import encode_line
 from orchestra.gateway.reading import JOURNAL, read_books
 from orchestra.gateway.service import Gateway
+from orchestra.ids import AttemptId, TaskId
 from orchestra.intake.request import EstimateCostParams
 from orchestra.metering.books import State, Totals
 from orchestra.root import Root
@@ -134,7 +135,9 @@ def desk(stage: Stage, gate: Gate | None) -> CostDesk:
 
 
 def money(options: AppOptions) -> CostOptions:
-    return CostOptions(options.root, options.kind_default, options.agents_default, options.task_defaults, options.models)
+    return CostOptions(
+        options.root, options.kind_default, options.agents_default, options.task_defaults, options.models, options.day_budget_usd_micros
+    )
 
 
 async def run_plan(stage: Stage, gate: Gate, folder: Path, requests: int = 2, says: float = 0.010, name: str = "demo") -> None:
@@ -192,6 +195,10 @@ async def test_results_and_state_hold_what_was_settled(root: Path, tmp_path: Pat
             }
             attempt = (await stage.app.task(TaskParams("ask"))).attempts[0]
             assert (attempt.tokens, attempt.cost_usd_micros, attempt.settled) == (2_200, 2 * REQUEST_USD_MICROS, True)
+            many = [AttemptId(TaskId("demo/ask"), number) for number in range(1, 50)]
+            for names in (many[:2], many):
+                settled = await stage.app.costs.settled_attempts(names)
+                assert settled["demo/ask#1"].cost_usd_micros == 2 * REQUEST_USD_MICROS
             report = await stage.app.report(PlanNameParams("demo"))
             page = await asyncio.to_thread(Path(report.html).read_text)
             assert "as the gateway settled it" in page
@@ -378,6 +385,9 @@ async def test_books_are_read_without_touching_them(root: Path, tmp_path: Path) 
         assert books is not None
         assert books.settled("task", "demo/ask") == 2 * REQUEST_USD_MICROS
         assert (folder / "journal.jsonl").read_bytes() == data
+        await gate.kill()
+        budgets = (await shelf_of(root).budgets(Empty())).budgets
+        assert [(each.scope, each.budget_usd_micros) for each in budgets] == [("day", 100_000_000)], "the settings' where the file has none"
         torn = tmp_path / "torn"
         torn.mkdir()
         (torn / "journal.jsonl").write_bytes(data[:-7])

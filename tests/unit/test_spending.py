@@ -12,6 +12,7 @@ from orchestra.ids import PlanId
 from orchestra.spending import (
     BY,
     Fact,
+    attempts_of,
     cost_rows,
     day_of,
     facts_of,
@@ -155,4 +156,5 @@ def test_a_task_shows_what_was_settled_for_its_attempts_where_anything_was() -> 
     detail = make_detail(make_line("p/a"), *(make_attempt(number=number, tokens=7, cost_usd_micros=5) for number in (1, 2, 3)))
     shown = with_settled(detail, {"p/a#1": paid(900), "p/a#2": Settled(), "p/b#3": paid(1)}).attempts
     assert [(each.tokens, each.cost_usd_micros, each.settled) for each in shown] == [(10, 900, True), (7, 5, False), (7, 5, False)]
-    assert with_settled(detail, None) is detail
+    assert with_settled(detail, {}) == detail
+    assert [str(each) for each in attempts_of([detail])] == ["p/a#1", "p/a#2", "p/a#3"]

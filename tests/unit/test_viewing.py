@@ -13,7 +13,7 @@ from orchestra.engine.board import Board
 from orchestra.ids import NodeId
 from orchestra.node import NodeFacts
 from orchestra.testing.builders import NODE, Bench, make_agents, make_task
-from orchestra.viewing import Lens, api_limits, node_warnings, plan_view, status_view
+from orchestra.viewing import Lens, node_warnings, plan_view, status_view
 
 B = NodeId("b")
 
@@ -51,20 +51,6 @@ def test_tasks_without_a_measure_are_expected_to_take_what_the_others_took() -> 
     seen = plan_view(bench.state, bench.plan(), lens(bench))
     assert [task.estimate_ms for task in seen.tasks] == [3_000] * 3
     assert [task.rank_ms for task in seen.tasks] == [9_000, 6_000, 3_000]
-
-
-@pytest.mark.parametrize(
-    "loads,rpm,tpm",
-    [
-        ((), "-/1000", "-/0"),
-        ((ProviderLoad("a"),), "-/1000", "-/0"),
-        ((ProviderLoad("a", 10, 100, 5, 10), ProviderLoad("b", 3, 4, 60, 1000)), "3/4", "5/10"),
-        ((ProviderLoad("a", 0, 50),), "0/50", "-/0"),
-    ],
-)
-def test_the_tightest_limit_is_shown(loads: tuple[ProviderLoad, ...], rpm: str, tpm: str) -> None:
-    found = api_limits(msgspec.structs.replace(lens(Bench()), loads=loads, rpm_limit=1000))
-    assert (found.rpm_usage, found.tpm_usage) == (rpm, tpm)
 
 
 @pytest.mark.parametrize("used,well", [(69, True), (70, False), (200, False)])

@@ -260,11 +260,11 @@ class Coordinator:
         """The orchestra has ended: results written, windows closed, files current."""
         try:
             await self._keeper.wait_written()
+            await self.app.costs.look()
             with contextlib.suppress(TimeoutError):  # a merge that is left over is asked for again at the next start
                 async with asyncio.timeout(TIDY_S):
                     await self._merger.wait_done()
             await asyncio.gather(*(self._close_windows(driver) for driver in self._drivers.values()))
-            await self.app.costs.look()
             await self._projector.write()
             self._parent_events.flush()
         finally:

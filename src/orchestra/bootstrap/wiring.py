@@ -25,6 +25,7 @@ from orchestra.node import Node
 from orchestra.nodes.tmux import TmuxOptions
 from orchestra.nodes.tmux_node import NodeOptions, TmuxNode
 from orchestra.nodes.transport import PASS_ENVIRONMENT, LocalTransport, Transport
+from orchestra.quantity import usd_micros
 from orchestra.root import Root
 from orchestra.scheduling.admission import AdmissionOptions
 from orchestra.settings import Settings
@@ -250,6 +251,8 @@ def task_defaults(settings: Settings) -> TaskDefaults:
 
 def app_options(settings: Settings, root: Root) -> AppOptions:
     """Returns what the use cases take from the settings."""
+    cost = settings.cost
+    daily = usd_micros(cost.daily_budget_usd, field="cost.daily_budget_usd") if cost.tracking_enabled else 0
     return AppOptions(
         name=settings.name,
         nodes=node_specs(settings),
@@ -259,6 +262,7 @@ def app_options(settings: Settings, root: Root) -> AppOptions:
         root=str(root.path),
         task_defaults=task_defaults(settings),
         models={kind: model for kind, values in kind_settings(settings).items() if (model := values.get("model", "").strip())},
+        day_budget_usd_micros=daily or -1,
     )
 
 

@@ -31,8 +31,7 @@ from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
 from orchestra.core.state import State, neighbour_hint
-from orchestra.costdesk import CostDesk, CostOptions
-from orchestra.costviews import BudgetsReply, CostReply, EstimateCostReply, EstimateReply, LimitsReply
+from orchestra.costdesk import CostDesk, CostOptions, CostUseCases
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
@@ -43,7 +42,6 @@ from orchestra.ids import AgentId, NodeId, PlanId, TaskId, parse_task_id
 from orchestra.intake.planfile import PlanDocument, parse_plan
 from orchestra.intake.request import (
     CancelParams,
-    EstimateCostParams,
     InitParams,
     ScaleParams,
     ShutdownParams,
@@ -66,11 +64,9 @@ from orchestra.usecases import (
     BackupParams,
     BackupReply,
     CancelReply,
-    CostParams,
     DoneReply,
     DrainReply,
     Empty,
-    EstimateParams,
     ExplainReply,
     InitReply,
     LogsParams,
@@ -89,7 +85,6 @@ from orchestra.usecases import (
     RetryReply,
     ScaleReply,
     ScreensReply,
-    SetBudgetParams,
     ShutdownReply,
     SubmitBatchReply,
     SubmitReply,
@@ -154,7 +149,7 @@ class Workbench(msgspec.Struct, frozen=True):
     """Asks the orchestra's own gateway; None where there is none."""
 
 
-class App:
+class App(CostUseCases):
     """One per coordinator. Implements `orchestra.usecases.UseCases`."""
 
     def __init__(self, bench: Workbench, options: AppOptions) -> None:
@@ -565,23 +560,3 @@ class App:
         if not target.is_absolute():
             raise BadInput("the target must be an absolute path", field="target")
         return BackupReply(str(target), await self._bench.backup(target))
-
-    # --- cost and limits ---------------------------------------------------------------------------------------------
-
-    async def cost(self, params: CostParams) -> CostReply:
-        return await self.costs.cost(params)
-
-    async def limits(self, params: Empty) -> LimitsReply:
-        return await self.costs.limits()
-
-    async def budgets(self, params: Empty) -> BudgetsReply:
-        return await self.costs.budgets()
-
-    async def set_budget(self, params: SetBudgetParams) -> BudgetsReply:
-        return await self.costs.set_budget(params)
-
-    async def estimate(self, params: EstimateParams) -> EstimateReply:
-        return await self.costs.estimate(params)
-
-    async def estimate_cost(self, params: EstimateCostParams) -> EstimateCostReply:
-        return await self.costs.estimate_cost(params)

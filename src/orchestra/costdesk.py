@@ -58,7 +58,7 @@ from orchestra.spending import (
     read_settled,
     total_of,
 )
-from orchestra.usecases import CostParams, EstimateParams, SetBudgetParams
+from orchestra.usecases import CostParams, Empty, EstimateParams, SetBudgetParams
 
 log = logging.getLogger(__name__)
 
@@ -368,6 +368,30 @@ class CostDesk:
         named, slash, short = model.partition("/")
         provider, model = (named, short) if slash else (provider, model)
         return prices.quote(provider, model, PROMPT.prompt_tokens, day_of(self._loop.now_ms()))
+
+
+class CostUseCases:
+    """The part of `UseCases` that a cost desk answers."""
+
+    costs: CostDesk
+
+    async def cost(self, params: CostParams) -> CostReply:
+        return await self.costs.cost(params)
+
+    async def limits(self, params: Empty) -> LimitsReply:
+        return await self.costs.limits()
+
+    async def budgets(self, params: Empty) -> BudgetsReply:
+        return await self.costs.budgets()
+
+    async def set_budget(self, params: SetBudgetParams) -> BudgetsReply:
+        return await self.costs.set_budget(params)
+
+    async def estimate(self, params: EstimateParams) -> EstimateReply:
+        return await self.costs.estimate(params)
+
+    async def estimate_cost(self, params: EstimateCostParams) -> EstimateCostReply:
+        return await self.costs.estimate_cost(params)
 
 
 def _stamp(path: Path) -> Stamp | None:

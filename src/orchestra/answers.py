@@ -18,6 +18,8 @@ from orchestra.usecases import LogLine
 from orchestra.viewing import Lens
 from orchestra.views import HealthCheck, NodeView
 
+LIMIT_PERCENT_MAX = 70
+"""Where the gateway begins to warn; from here on agents may have to wait."""
 READY_FIRST = (Lifecycle.READY, Lifecycle.RUNNING, Lifecycle.SCALING)
 
 
@@ -169,4 +171,15 @@ def health_checks(state: State, nodes: Sequence[NodeView], lens: Lens) -> tuple[
             "no task failed in the last hour", not recent, f"{len(recent)} failed", "orchestra task list --status failed" if recent else ""
         ),
     ]
+    if lens.loads:
+        near = [f"{name} {unit} {used}/{limit}" for name, unit, used, limit in _limits(lens) if used * 100 >= limit * LIMIT_PERCENT_MAX]
+        checks.append(
+            HealthCheck("API limits within threshold", not near, ", ".join(near) or "below 70 %", "orchestra limits" if near else "")
+        )
     return tuple(checks)
+
+
+def _limits(lens: Lens) -> list[tuple[str, str, int, int]]:
+    found = [(load.name, "rpm", load.rpm_used, load.rpm_limit) for load in lens.loads]
+    found += [(load.name, "tpm", load.tpm_used, load.tpm_limit) for load in lens.loads]
+    return [(name, unit, used, limit) for name, unit, used, limit in found if used is not None and limit]

@@ -31,6 +31,7 @@ from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
 from orchestra.core.state import State, neighbour_hint
+from orchestra.costdesk import CostDesk, CostOptions, CostUseCases
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
@@ -53,6 +54,7 @@ from orchestra.intake.roster import chosen_roster, lay_out, size_of
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
 from orchestra.scheduling.scheduler import eta_ms, work_by_priority
+from orchestra.spending import attempts_of, with_settled
 from orchestra.usecases import (
     AgentParams,
     AgentsParams,
@@ -126,6 +128,12 @@ class AppOptions(msgspec.Struct, frozen=True):
     root: str
     task_defaults: TaskDefaults
     rehearsal: bool = False
+    models: Mapping[str, str] = {}
+    """Agent kind -> the model that the settings name for it."""
+    day_budget_usd_micros: int = -1
+    """What a day may cost by the settings; negative is no budget."""
+    gateway_file: str = ""
+    """The gateway's own file, if the settings name one."""
 
 
 class Workbench(msgspec.Struct, frozen=True):
@@ -144,7 +152,7 @@ class Workbench(msgspec.Struct, frozen=True):
     """Asks the orchestra's own gateway; None where there is none."""
 
 
-class App:
+class App(CostUseCases):
     """One per coordinator. Implements `orchestra.usecases.UseCases`."""
 
     def __init__(self, bench: Workbench, options: AppOptions) -> None:
@@ -153,6 +161,16 @@ class App:
         self.options = options
         desk = DeskOptions(options.kind_default)
         self._desk = FleetDesk(bench.loop, bench.drivers, bench.add_driver, bench.remove_driver, bench.provision, desk)
+        money = CostOptions(
+            options.root,
+            options.kind_default,
+            options.agents_default,
+            options.task_defaults,
+            options.models,
+            options.day_budget_usd_micros,
+            options.gateway_file,
+        )
+        self.costs = CostDesk(bench.loop, lambda: not bench.lens().absent, bench.ask_gateway, money)
         self._recent: deque[Happened] = deque(maxlen=EVENTS_KEPT)
         self._news = asyncio.Event()
         bench.loop.listen(self._on_events)
@@ -373,7 +391,8 @@ class App:
 
     async def task(self, params: TaskParams) -> TaskDetail:
         task = await self._resolve(params.task_id)
-        return await self._loop.ask(lambda state: task_detail(state, state.task(task), self._bench.lens()))
+        detail = await self._loop.ask(lambda state: task_detail(state, state.task(task), self._bench.lens()))
+        return with_settled(detail, await self.costs.settled_attempts(attempts_of([detail])))
 
     async def logs(self, params: LogsParams) -> LogsReply:
         task = await self._resolve(params.task_id)
@@ -537,7 +556,9 @@ class App:
                 rehearsal=self.options.rehearsal,
             )
 
-        return await self._loop.ask(answer)
+        data = await self._loop.ask(answer)
+        settled = await self.costs.settled_attempts(attempts_of(data.details))
+        return msgspec.structs.replace(data, details=tuple(with_settled(detail, settled) for detail in data.details))
 
     async def report(self, params: PlanNameParams) -> ReportReply:
         data = await self.report_data(params)

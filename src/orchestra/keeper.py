@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ import msgspec
 
 from orchestra.core.effects import KeepResult
 from orchestra.core.state import State, TaskState
+from orchestra.costviews import Settled
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.loop import Loop
 from orchestra.errors import NodeFailed, NotFound
@@ -34,10 +35,26 @@ LOG_PIECE_BYTES: Final = 262_144
 
 
 class Keeper:
-    """Writes results in the background, in the order the tasks ended."""
+    """Writes results in the background, in the order the tasks ended.
+
+    Args:
+        loop: Where the tasks are asked.
+        root: Where results go.
+        drivers: The nodes that can be read from.
+        settled: Tells what the gateway settled for a task, or None if none counted; without it, what the agents' programs said is written.
+        attempts_keep: Tasks of which the attempts are kept; 0 means all.
+        rehearsal: No model was asked.
+    """
 
     def __init__(
-        self, loop: Loop, root: Root, drivers: Callable[[NodeId], NodeDriver | None], *, attempts_keep: int = 0, rehearsal: bool = False
+        self,
+        loop: Loop,
+        root: Root,
+        drivers: Callable[[NodeId], NodeDriver | None],
+        settled: Callable[[TaskId], Awaitable[Settled | None]] | None = None,
+        *,
+        attempts_keep: int = 0,
+        rehearsal: bool = False,
     ) -> None:
         self._loop = loop
         self._rehearsal = rehearsal
@@ -45,6 +62,7 @@ class Keeper:
         self._ended: deque[TaskId] = deque()
         self._root = root
         self._driver = drivers
+        self._settled = settled
         self._queue: asyncio.Queue[TaskId] = asyncio.Queue()
 
     def keep(self, effects: Sequence[KeepResult]) -> None:
@@ -94,7 +112,8 @@ class Keeper:
             number, node = attempt
             await self._write_log(task_id, number, node)
         relative = f"{self._root.path.name}/results/{task_id}"
-        values = await self._loop.ask(lambda state: result(state.tasks[task_id], relative, rehearsal=self._rehearsal))
+        settled = None if self._settled is None else await self._settled(task_id)
+        values = await self._loop.ask(lambda state: result(state.tasks[task_id], relative, settled=settled, rehearsal=self._rehearsal))
         write_atomically(folder / "result.json", msgspec.json.format(msgspec.json.encode(values), indent=2) + b"\n")
 
     async def _forget_oldest(self, task_id: TaskId) -> None:

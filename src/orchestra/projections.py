@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from orchestra.core.model import AgentStatus, OutcomeKind, TaskStatus, Usage
 from orchestra.core.state import AgentState, AttemptState, PlanState, State, TaskState
+from orchestra.costviews import ProviderLoad, Settled
 from orchestra.ids import TaskId
 from orchestra.quantity import MS_PER_SECOND, USD_MICROS
 from orchestra.views import NodeView, StatusView
@@ -155,8 +156,8 @@ def _next_task(state: State, task: TaskState) -> TaskId | None:
     return None
 
 
-def state_summary(state: State) -> Json:
-    """Returns the whole at a glance: counts, plans, nodes and totals, but no task by name."""
+def state_summary(state: State, settled: Settled | None = None) -> Json:
+    """Returns the whole at a glance: counts, plans, nodes and totals, but no task by name. Cost is what the gateway settled, if one counted."""
     totals = state.totals
     return {
         "seq": state.seq,
@@ -177,7 +178,7 @@ def state_summary(state: State) -> Json:
             "attempts": totals.attempts,
             "stale": totals.stale,
             "execution_seconds": _seconds(totals.execution_ms),
-            **_cost(totals.usage),
+            **_cost(totals.usage, settled),
         },
     }
 
@@ -196,14 +197,26 @@ def _plan_line(plan: PlanState) -> Json:
     }
 
 
-def orchestra_status(status: StatusView, nodes: Sequence[NodeView], state: State, now_ms: int, *, provider: str = "anthropic") -> Json:
-    """Returns the health document. `today` is the UTC day of `now_ms`; `warnings` appear with a node only where there are any."""
+def orchestra_status(
+    status: StatusView,
+    nodes: Sequence[NodeView],
+    state: State,
+    now_ms: int,
+    *,
+    provider: str = "anthropic",
+    loads: Sequence[ProviderLoad] = (),
+) -> Json:
+    """Returns the health document. `today` is the UTC day of `now_ms`; `warnings` appear with a node only where there are any.
+
+    The limits are those of each model API as the gateway keeps them; without a gateway the configured ones of one `provider`, of which no use is known.
+    """
     completed, failed = ended_today(state.tasks.values(), now_ms)
     return {
         "timestamp": rfc3339(now_ms),
         "overall_status": status.health,
         "nodes": {node.name: _node_document(node) for node in nodes},
-        "api_limits": {provider: {**_usage("rpm", status.api_limits.rpm_usage), **_usage("tpm", status.api_limits.tpm_usage)}},
+        "api_limits": {load.name: _load(load) for load in loads}
+        or {provider: {**_usage("rpm", status.api_limits.rpm_usage), **_usage("tpm", status.api_limits.tpm_usage)}},
         "tasks": {
             "queued": status.tasks.queued,
             "in_progress": status.tasks.in_progress,
@@ -238,11 +251,21 @@ def _usage(name: str, text: str) -> Json:
     used, _, limit = (part.strip() for part in text.partition("/"))
     current = int(used) if used.isascii() and used.isdigit() else None
     most = int(limit) if limit.isascii() and limit.isdigit() and int(limit) else None
-    percent = None if current is None or most is None else round(100 * current / most, 1)
+    return _share(name, current, most)
+
+
+def _load(load: ProviderLoad) -> Json:
+    return {**_share("rpm", load.rpm_used, load.rpm_limit), **_share("tpm", load.tpm_used, load.tpm_limit)}
+
+
+def _share(name: str, current: int | None, most: int | None) -> Json:
+    percent = None if current is None or not most else round(100 * current / most, 1)
     return {f"{name}_current": current, f"{name}_limit": most, f"{name}_usage_percent": percent}
 
 
-def result(task: TaskState, folder: str, present: Collection[str] | None = None, *, rehearsal: bool = False) -> Json:
+def result(
+    task: TaskState, folder: str, present: Collection[str] | None = None, settled: Settled | None = None, *, rehearsal: bool = False
+) -> Json:
     """Returns the result document of one task.
 
     Args:
@@ -251,6 +274,7 @@ def result(task: TaskState, folder: str, present: Collection[str] | None = None,
         present: Names of the files that exist there. None if nobody looked: then the log is named for every task that was tried, as it is
             written together with this document, and the others are null.
         rehearsal: No model was asked; said in a field of its own, which is there only then.
+        settled: What the gateway settled for the task; None if none counted, and then what its agents' programs said is taken.
     """
     outcome = task.result()
     metrics = {} if outcome is None else outcome.metrics
@@ -274,7 +298,7 @@ def result(task: TaskState, folder: str, present: Collection[str] | None = None,
             },
             "artifacts": _artifacts(task, folder, present),
         },
-        "cost": _cost(_usage_of(task)),
+        "cost": _cost(_usage_of(task), settled),
         "errors": _errors(task),
         "warnings": _warnings(task),
         **({"rehearsal": True} if rehearsal else {}),
@@ -321,7 +345,13 @@ def _usage_of(task: TaskState) -> Usage:
     return total
 
 
-def _cost(usage: Usage) -> Json:
+def _cost(usage: Usage, settled: Settled | None = None) -> Json:
+    if settled is not None:
+        return {
+            "api_requests": settled.requests,
+            "tokens_consumed": settled.tokens,
+            "estimated_cost_dollars": settled.cost_usd_micros / USD_MICROS,
+        }
     return {
         "api_requests": usage.requests,
         "tokens_consumed": usage.tokens_input + usage.tokens_output + usage.tokens_cache_read + usage.tokens_cache_write,

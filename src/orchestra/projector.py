@@ -79,8 +79,8 @@ class Projector:
         nodes = [node_view(state, node, facts.get(node.spec.id)) for node in state.nodes.values()]
         files: dict[str, Any] = {
             "task_queue.json": task_queue(state),
-            "state.json": state_summary(state),
-            "orchestra-status.json": orchestra_status(status_view(state, lens), nodes, state, lens.now_ms),
+            "state.json": state_summary(state, lens.settled),
+            "orchestra-status.json": orchestra_status(status_view(state, lens), nodes, state, lens.now_ms, loads=lens.loads),
         }
         for agent in state.agents.values():
             files[f"agent_{agent.id}_status.json"] = agent_status(state, agent, lens.board)

@@ -10,8 +10,10 @@ from typing import Final, Protocol
 
 import msgspec
 
+from orchestra.costviews import BudgetsReply, CostReply, EstimateCostReply, EstimateReply, LimitsReply
 from orchestra.intake.request import (
     CancelParams,
+    EstimateCostParams,
     InitParams,
     ScaleParams,
     ShutdownParams,
@@ -273,6 +275,39 @@ class ReportReply(Reply, frozen=True):
     markdown: str
 
 
+class CostParams(Params, frozen=True):
+    """What was spent, counted `by` task, agent, model, day, plan or attempt."""
+
+    by: str = "task"
+    plan: str | None = None
+    """Only of this plan; not with model or day, which are counted over all plans."""
+    name: str | None = None
+    """One of them only."""
+    limit: int = 0
+    """Rows at most, the dearest first; 0 means all."""
+    compare: bool = True
+    """With what the agents' programs said; who looks often leaves it out."""
+
+
+class SetBudgetParams(Params, frozen=True):
+    """A budget of a day (`2026-01-31`; no name: today), a plan, a task or an agent."""
+
+    scope: str
+    name: str
+    usd_micros: int
+    """Negative lifts it."""
+
+
+class EstimateParams(Params, frozen=True):
+    """What a plan will take: `text`, `source` and `directory` as for `PlanParams`."""
+
+    text: str
+    source: str
+    directory: str
+    agents: int = 0
+    """With how many agents; 0: those there are, else those the plan asks for."""
+
+
 class Empty(Params, frozen=True):
     pass
 
@@ -374,6 +409,28 @@ class UseCases(Protocol):
 
     async def backup(self, params: BackupParams) -> BackupReply: ...
 
+    async def cost(self, params: CostParams) -> CostReply:
+        """What was spent: as the gateway settled it, and as the agents' programs say."""
+        ...
+
+    async def limits(self, params: Empty) -> LimitsReply:
+        """The model APIs' limits as they stand."""
+        ...
+
+    async def budgets(self, params: Empty) -> BudgetsReply: ...
+
+    async def set_budget(self, params: SetBudgetParams) -> BudgetsReply:
+        """Sets or lifts a budget."""
+        ...
+
+    async def estimate(self, params: EstimateParams) -> EstimateReply:
+        """What a plan will cost, task by task, without starting it."""
+        ...
+
+    async def estimate_cost(self, params: EstimateCostParams) -> EstimateCostReply:
+        """What a task in words will cost."""
+        ...
+
 
 class Method(msgspec.Struct, frozen=True):
     """One row of the socket API."""
@@ -414,5 +471,11 @@ METHODS: Final[dict[str, Method]] = {
     "report": Method(PlanNameParams, ReportReply),
     "report_data": Method(PlanNameParams, ReportData),
     "backup": Method(BackupParams, BackupReply),
+    "cost": Method(CostParams, CostReply),
+    "limits": Method(Empty, LimitsReply),
+    "budgets": Method(Empty, BudgetsReply),
+    "set_budget": Method(SetBudgetParams, BudgetsReply),
+    "estimate": Method(EstimateParams, EstimateReply),
+    "estimate_cost": Method(EstimateCostParams, EstimateCostReply),
 }
 """Every method of `UseCases`, by name; a test sees to it that none is missing."""

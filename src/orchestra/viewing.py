@@ -9,6 +9,7 @@ import msgspec
 from orchestra.core.graph import topological_order
 from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Priority, TaskStatus
 from orchestra.core.state import AgentState, AttemptState, NodeState, PlanState, State, TaskState, duration_key
+from orchestra.costviews import ProviderLoad, Settled
 from orchestra.engine.board import Board
 from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.node import NodeFacts
@@ -57,6 +58,10 @@ class Lens(msgspec.Struct, frozen=True):
     gate: Gate | None = None
     """What the nodes can carry now."""
     rehearsal: bool = False
+    loads: tuple[ProviderLoad, ...] = ()
+    """How far the limits of each model API are used; empty where no gateway keeps them."""
+    settled: Settled | None = None
+    """What the gateway settled in all; None where none counted."""
     absent: str = ""
     """Said first if nobody is at work and what is seen is only the ledger."""
 

@@ -132,6 +132,8 @@ class AttemptView(View, frozen=True):
     rss_bytes_max: int
     folder: str
     """Where the attempt's files are on its node."""
+    settled: bool = False
+    """`tokens` and the cost are what the gateway settled; else what the agent's program said."""
 
 
 class TaskView(View, frozen=True):

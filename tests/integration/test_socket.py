@@ -58,6 +58,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "report": {"plan": "p"},
     "report_data": {},
     "backup": {"target": "/x/y"},
+    "cost": {"by": "agent", "plan": "p", "name": "7", "limit": 3, "compare": False},
+    "limits": {},
+    "budgets": {},
+    "set_budget": {"scope": "day", "name": "2026-01-31", "usd_micros": -1},
+    "estimate": {"text": "name: p\n", "source": "p.yaml", "directory": "/x", "agents": 4},
+    "estimate_cost": {"task": "Implement feature X", "agents": 10, "estimated_tokens": 50_000},
 }
 
 

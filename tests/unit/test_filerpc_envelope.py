@@ -31,6 +31,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "scale": {"target_count": 50, "strategy": "gradual"},
     "shutdown": {"graceful": True, "drain_tasks": False, "timeout_seconds": 300},
     "cancel": {"task_id": "TASK-7d4e", "reason": "not needed"},
+    "estimate_cost": {"task": "Implement feature X", "agents": 10, "estimated_tokens": 50_000},
 }
 
 

@@ -23,6 +23,7 @@ from orchestra.core.model import (
     Usage,
 )
 from orchestra.core.state import AgentState, AttemptState, NodeState, PlanState, State, TaskState, Totals
+from orchestra.costviews import ProviderLoad, Settled
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
 from orchestra.projections import (
     DAY_MS,
@@ -368,3 +369,18 @@ def test_the_same_state_gives_the_same_bytes() -> None:
     state = make_state(*(make_task(f"p/{index}", status) for index, status in enumerate(TaskStatus)), agents=(make_agent(),))
     documents = [(task_queue(state), state_summary(state)) for _ in range(2)]
     assert msgspec.json.encode(documents[0]) == msgspec.json.encode(documents[1])
+
+
+def test_what_the_gateway_settled_goes_before_what_programs_said() -> None:
+    settled = Settled(requests=9, input_tokens=1, cache_write_tokens=2, cache_read_tokens=3, output_tokens=4, cost_usd_micros=1_500_000)
+    cost = {"api_requests": 9, "tokens_consumed": 10, "estimated_cost_dollars": 1.5}
+    assert read(result(make_done(), "r", settled=settled))["cost"] == cost
+    totals = read(state_summary(make_state(), settled))["totals"]
+    assert {name: totals[name] for name in cost} == cost
+
+
+def test_limits_are_those_of_each_api_where_a_gateway_keeps_them() -> None:
+    loads = [ProviderLoad("anthropic", 60, 100, 90, 1000), ProviderLoad("local")]
+    found = read(orchestra_status(make_status("60/100", "90/1000"), [], make_state(), NOON, loads=loads))["api_limits"]
+    assert list(found["anthropic"].values()) == [60, 100, 60.0, 90, 1000, 9.0]
+    assert list(found["local"].values()) == [None] * 6

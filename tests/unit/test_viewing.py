@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from orchestra.answers import health_checks
 from orchestra.core import commands as c
 from orchestra.core.model import AgentStatus, NodeSpec
+from orchestra.costviews import ProviderLoad
 from orchestra.engine.board import Board
 from orchestra.ids import NodeId
 from orchestra.node import NodeFacts
@@ -48,3 +51,12 @@ def test_tasks_without_a_measure_are_expected_to_take_what_the_others_took() -> 
     seen = plan_view(bench.state, bench.plan(), lens(bench))
     assert [task.estimate_ms for task in seen.tasks] == [3_000] * 3
     assert [task.rank_ms for task in seen.tasks] == [9_000, 6_000, 3_000]
+
+
+@pytest.mark.parametrize("used,well", [(69, True), (70, False), (200, False)])
+def test_health_tells_when_a_limit_is_near(used: int, well: bool) -> None:
+    bench = Bench()
+    view = msgspec.structs.replace(lens(bench), loads=(ProviderLoad("anthropic", used, 100, None, 100),))
+    check = health_checks(bench.state, [], view)[-1]
+    assert (check.name, check.ok, check.remedy) == ("API limits within threshold", well, "" if well else "orchestra limits")
+    assert all(each.name != check.name for each in health_checks(bench.state, [], lens(bench)))

@@ -21,6 +21,7 @@ from orchestra.bootstrap.launch import (
     wait_window_gone,
 )
 from orchestra.bootstrap.nodes import check_nodes, known_nodes
+from orchestra.bootstrap.shelf import open_blank
 from orchestra.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "ledger_care",
     "load_settings",
     "offered_key",
+    "open_blank",
     "restore",
     "serve_forever",
     "start_in_window",

@@ -80,7 +80,7 @@ TICK_MS = 100
 TIDY_S = 30
 """Longest that the end waits until worktrees are gone that nobody needs any more."""
 FACTS_MS = 5_000
-"""How often a node's load is asked for."""
+"""How often a node's load and the gateway's figures are asked for."""
 
 
 class Coordinator:
@@ -142,7 +142,12 @@ class Coordinator:
         self._orders = OrderMaker(adapter_for, order_options(self._settings, {} if plan is None else plan.options.kinds))
         self.app = App(self._bench(), app_options(self._settings, self.root))
         self._keeper = Keeper(
-            self.loop, self.root, self._drivers.get, attempts_keep=self._settings.limits.attempts_keep, rehearsal=self._settings.rehearsal
+            self.loop,
+            self.root,
+            self._drivers.get,
+            self.app.costs.settled_of,
+            attempts_keep=self._settings.limits.attempts_keep,
+            rehearsal=self._settings.rehearsal,
         )
         self._merger = Merger(self.loop, self._clock, self._workspaces_of, self._keeper.keep_work)
         self._projector = Projector(self.loop, self.root, self._clock, self._lens, self._facts_now)
@@ -162,6 +167,7 @@ class Coordinator:
                 Service("parent-events", self._parent_events.run),
                 Service("file-rpc", file_rpc.run),
                 Service("facts", self._ask_facts),
+                Service("cost-figures", self._look_at_cost),
             ]
         )
         if self._gatekeeper is not None:
@@ -200,6 +206,8 @@ class Coordinator:
             ledger_trouble=self.loop.ledger_trouble,
             gate=self.loop.kernel.gate(self.loop.now_ms()),
             rehearsal=self._settings.rehearsal,
+            loads=self.app.costs.loads,
+            settled=self.app.costs.whole,
         )
 
     def _attempt_place(self, node: NodeId, attempt: AttemptId) -> str:
@@ -269,6 +277,7 @@ class Coordinator:
         """The orchestra has ended: results written, windows closed, files current."""
         try:
             await self._keeper.wait_written()
+            await self.app.costs.look()
             with contextlib.suppress(TimeoutError):  # a merge that is left over is asked for again at the next start
                 async with asyncio.timeout(TIDY_S):
                     await self._merger.wait_done()
@@ -299,6 +308,11 @@ class Coordinator:
         while True:
             await self._clock.sleep_ms(TICK_MS)
             await self.loop.report([c.Tick()])
+
+    async def _look_at_cost(self) -> None:
+        while True:
+            await self.app.costs.look()
+            await self._clock.sleep_ms(FACTS_MS)
 
     async def _ask_facts(self) -> None:
         """Asks each node on its own: one that does not answer must not make the figures of the others old."""

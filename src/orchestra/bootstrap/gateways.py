@@ -21,7 +21,7 @@ import msgspec
 
 from orchestra.agents.access import KEY_APIS, apis_of
 from orchestra.agents.registry import adapters
-from orchestra.bootstrap.wiring import kind_settings
+from orchestra.bootstrap.wiring import gateway_file, kind_settings
 from orchestra.errors import PortFailed, SettingsInvalid
 from orchestra.files import ensure_private_dir, write_atomically
 from orchestra.gatekeeper import Gatekeeper, GatewayOptions, Started
@@ -74,7 +74,7 @@ def plan_gateway(settings: Settings, root: Root, environ: Mapping[str, str] = os
     if settings.gateway.mode == OFF:
         return None
     if settings.gateway.file:
-        path = root.path / Path(settings.gateway.file).expanduser()
+        path = gateway_file(settings, root)
         text, upstreams = None, {name: str(part.kind) for name, part in load_config(path, environ).upstreams.items()}
         kinds = _kinds(settings, set(upstreams.values()), {})
     else:

@@ -5,7 +5,7 @@ Everything that would change something, or needs a window, raises CoordinatorUnr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Never, TypeVar, cast
 
@@ -21,6 +21,7 @@ from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Kernel
 from orchestra.engine.loop import Loop
 from orchestra.errors import CoordinatorUnreachable, NotFound, PortFailed
+from orchestra.gateway.admin import ask_admin
 from orchestra.ids import NodeId
 from orchestra.ledgers.sqlite import SqliteLedger
 from orchestra.root import Root
@@ -41,6 +42,15 @@ def open_shelf(root: Root, settings: Settings) -> UseCases | None:
         kernel = restore_kernel(ledger, policy(settings))
     finally:
         ledger.close()
+    return _shelf(root, settings, kernel)
+
+
+def open_blank(root: Path, settings: Settings) -> UseCases:
+    """Returns the use cases of an orchestra that has never done anything, for what can be asked all the same."""
+    return _shelf(Root(root), settings, Kernel(policy(settings)))
+
+
+def _shelf(root: Root, settings: Settings, kernel: Kernel) -> UseCases:
     loop = _StillLoop(kernel)
     drivers = {node: _StillDriver(root.nodes / node) for node in kernel.state.nodes}
 
@@ -66,8 +76,18 @@ def open_shelf(root: Root, settings: Settings) -> UseCases | None:
         provision=None,
         write_report=lambda data: write_report(root, data),
         backup=_refuse,
+        ask_gateway=ask_left_gateway(root),
     )
     return App(bench, app_options(settings, root))
+
+
+def ask_left_gateway(root: Root) -> Callable[[str, dict[str, Any]], Awaitable[Any]]:
+    """Returns what asks a gateway that goes on without a coordinator, as its agents do; it raises PortFailed where none does."""
+
+    async def ask(method: str, params: dict[str, Any]) -> Any:
+        return await ask_admin(root.gateway / "books" / "admin.sock", method, params)
+
+    return ask
 
 
 def _refuse(*ignored: object) -> Never:

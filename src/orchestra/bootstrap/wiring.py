@@ -8,6 +8,7 @@ import shlex
 import socket
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -29,6 +30,7 @@ from orchestra.node import Node
 from orchestra.nodes.tmux import TmuxOptions
 from orchestra.nodes.tmux_node import NodeOptions, TmuxNode
 from orchestra.nodes.transport import PASS_ENVIRONMENT, LocalTransport, Transport
+from orchestra.quantity import usd_micros
 from orchestra.root import Root
 from orchestra.scheduling.admission import AdmissionOptions
 from orchestra.settings import Settings
@@ -270,8 +272,15 @@ def task_defaults(settings: Settings) -> TaskDefaults:
     )
 
 
+def gateway_file(settings: Settings, root: Root) -> Path:
+    """Returns the gateway's own file that the settings name; a relative path counts from the root."""
+    return root.path / Path(settings.gateway.file).expanduser()
+
+
 def app_options(settings: Settings, root: Root) -> AppOptions:
     """Returns what the use cases take from the settings."""
+    cost = settings.cost
+    daily = usd_micros(cost.daily_budget_usd, field="cost.daily_budget_usd") if cost.tracking_enabled else 0
     return AppOptions(
         name=settings.name,
         nodes=node_specs(settings),
@@ -281,6 +290,9 @@ def app_options(settings: Settings, root: Root) -> AppOptions:
         root=str(root.path),
         task_defaults=task_defaults(settings),
         rehearsal=settings.rehearsal,
+        models={kind: model for kind, values in kind_settings(settings).items() if (model := values.get("model", "").strip())},
+        day_budget_usd_micros=daily or -1,
+        gateway_file=str(gateway_file(settings, root)) if settings.gateway.file else "",
     )
 
 

@@ -6,11 +6,9 @@ Methods: `issue_token`, `revoke`, `usage`, `limits`, `budgets`, `set_budget`, `e
 from __future__ import annotations
 
 import asyncio
-import calendar
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -20,10 +18,10 @@ from msgspec import Meta
 
 from orchestra.errors import FACES, BadInput, OrchestraError, PortFailed, ProtocolBroken
 from orchestra.files import private_server, socket_address
-from orchestra.gateway.desk import day_name
+from orchestra.gateway.reading import budget_rows, day_number, usage_rows
 from orchestra.intake.document import show_path
 from orchestra.intake.shape import convert
-from orchestra.metering.books import BUDGETED, Totals, Who
+from orchestra.metering.books import BUDGETED, Who
 
 if TYPE_CHECKING:
     from orchestra.gateway.service import Gateway
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LINE_BYTES_MAX: Final = 16 << 20
+ANSWER_BYTES_MAX: Final = 64 << 20
+"""The usage of a hundred thousand tasks is half of that."""
 WAIT_MS_MAX: Final = 60_000
 CONNECTIONS_MAX: Final = 64
 Text = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -91,14 +91,6 @@ class EventsAfter(Params, frozen=True, kw_only=True):
 
 class Nothing(Params, frozen=True, kw_only=True):
     """No parameters."""
-
-
-def day_number(name: str, field: str) -> str:
-    """Returns the day that people wrote as days since 1970."""
-    try:
-        return str(calendar.timegm(time.strptime(name, "%Y-%m-%d")) // 86_400)
-    except ValueError as exc:
-        raise BadInput(f"{name[:20]!r} is no day", field=field, hint="write 2026-01-31") from exc
 
 
 class AdminServer:
@@ -206,16 +198,7 @@ class AdminServer:
         return {"revoked": self._gateway.desk.revoke(params.attempt, params.token)}
 
     def _usage(self, params: UsageOf) -> Any:
-        books = self._gateway.desk.journal.books
-        if params.by != "all" and params.by not in ("attempt", "task", "agent", "plan", "day", "model"):
-            hint = "use all, attempt, task, agent, plan, day or model"
-            raise BadInput(f"nothing is counted by {params.by[:40]!r}", field="by", hint=hint)
-        wanted = day_number(params.name, "name") if params.by == "day" and params.name else params.name
-        names = books.state.totals.get(params.by, {})
-        reserved = books.state.reserved.get(params.by, {})
-        chosen = [wanted] if params.by == "all" or wanted else list(dict.fromkeys([*names, *reserved]))
-        show = day_name if params.by == "day" else str
-        rows = {show(name): {**_plain(names.get(name, Totals())), "reserved_usd_micros": reserved.get(name, 0)} for name in chosen}
+        rows = usage_rows(self._gateway.desk.journal.books, params.by, params.name)
         return {"by": params.by, "usage": rows, "prices_made": self._gateway.desk.prices.made}
 
     def _limits(self, _: Nothing) -> Any:
@@ -238,22 +221,8 @@ class AdminServer:
         return {"lanes": lanes, "upstreams_down": [name for name, breaker in desk.breakers.items() if breaker.is_open]}
 
     def _budgets(self, _: Nothing) -> Any:
-        books = self._gateway.desk.journal.books
-        today = str(self._gateway.desk.clock.wall_ms() // 86_400_000)
-        named = [(scope, name) for scope in BUDGETED for name in books.state.budgets.get(scope, {})]
-        if books.budget_of("day", today) >= 0 and ("day", today) not in named:
-            named.insert(0, ("day", today))
-        rows = [
-            {
-                "scope": scope,
-                "name": day_name(name) if scope == "day" else name,
-                "budget_usd_micros": books.budget_of(scope, name),
-                "settled_usd_micros": books.settled(scope, name),
-                "reserved_usd_micros": books.reserved(scope, name),
-            }
-            for scope, name in named
-        ]
-        return {"budgets": rows}
+        desk = self._gateway.desk
+        return {"budgets": budget_rows(desk.journal.books, desk.clock.wall_ms())}
 
     def _set_budget(self, params: SetBudget) -> Any:
         if params.scope not in BUDGETED or not params.name:
@@ -310,11 +279,6 @@ class AdminServer:
         return {}
 
 
-def _plain(totals: Totals) -> dict[str, int]:
-    found: dict[str, int] = msgspec.to_builtins(totals)
-    return found
-
-
 def parsed(values: object, kind: type[P]) -> P:
     """Returns a method's parameters.
 
@@ -335,7 +299,7 @@ async def ask_admin(path: Path, method: str, params: dict[str, Any] | None = Non
         OrchestraError: What it refused with.
     """
     try:
-        reader, writer = await asyncio.open_unix_connection(socket_address(path), limit=LINE_BYTES_MAX)
+        reader, writer = await asyncio.open_unix_connection(socket_address(path), limit=ANSWER_BYTES_MAX)
     except OSError as exc:
         raise PortFailed(f"no gateway answers at {path}", hint="start one with `orchestra gateway run`") from exc
     try:

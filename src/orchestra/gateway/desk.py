@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import logging
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from orchestra.gateway.config import GatewayConfig
 from orchestra.gateway.journal import Journal
 from orchestra.gateway.limiter import Limiter, Place
 from orchestra.gateway.notices import Notices
+from orchestra.gateway.reading import day_name
 from orchestra.gateway.upstream import TOKEN_PREFIX
 from orchestra.metering.books import BUDGETED, BudgetSet, Closed, Grown, Issued, Opened, Overspent, Revoked, Who, day_of
 from orchestra.metering.breaker import Breaker
@@ -36,11 +36,6 @@ PARK_MS: Final = 300_000
 PARK_MS_MAX: Final = 8 * 86_400_000
 OWN_HEADER: Final = "x-orchestra-token"
 ANONYMOUS: Final = Who("anonymous", priority=3)
-
-
-def day_name(number: str) -> str:
-    """Returns days since 1970 as people write a day."""
-    return time.strftime("%Y-%m-%d", time.gmtime(int(number) * 86_400))
 
 
 def _as_told(overspent: Overspent) -> dict[str, Any]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.resources
 import logging
 import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
-
-import msgspec
 
 from orchestra.clock import Clock
 from orchestra.errors import PortFailed
@@ -21,22 +18,14 @@ from orchestra.gateway.desk import Desk
 from orchestra.gateway.front import BoundedServer, Front, make_server
 from orchestra.gateway.journal import Journal
 from orchestra.gateway.limiter import Limiter
+from orchestra.gateway.pricing import load_prices
 from orchestra.gateway.upstream import Upstreams
 from orchestra.metering.books import Books
 from orchestra.metering.breaker import Breaker
-from orchestra.metering.prices import Prices, Table
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 1_024
-
-
-def load_prices(config: GatewayConfig) -> Prices:
-    """Returns the shipped table with what the configuration puts before it."""
-    text = importlib.resources.files("orchestra.gateway").joinpath("prices.json").read_bytes()
-    overrides = {name: part.price(f"prices.models.{name}") for name, part in config.prices.models.items()}
-    unknown = None if config.prices.unknown is None else config.prices.unknown.price("prices.unknown")
-    return Prices(msgspec.json.decode(text, type=Table), overrides, unknown)
 
 
 class Gateway:

@@ -40,6 +40,8 @@ class Figures(msgspec.Struct, frozen=True):
     failed_attempts: int
     tokens: int
     cost_usd_micros: int
+    settled: int
+    """Attempts of which both are as the gateway settled them; of the others as their programs said."""
 
 
 class ChainStep(msgspec.Struct, frozen=True):
@@ -110,6 +112,7 @@ def figures(data: ReportData) -> Figures:
         failed_attempts=sum(attempt.outcome not in WELL for attempt in attempts),
         tokens=sum(attempt.tokens for attempt in attempts),
         cost_usd_micros=sum(attempt.cost_usd_micros for attempt in attempts),
+        settled=sum(attempt.settled for attempt in attempts),
     )
 
 

@@ -107,6 +107,7 @@ def _head(book: _Book) -> Values:
 def tiles(sums: fig.Figures) -> list[dict[str, str]]:
     """Returns the summary figures: label, value and a note each."""
     done = dict(sums.by_status).get("completed", 0)
+    source = "as the gateway settled it" if sums.settled else "as agents reported it"
     speed = f"{sums.speed_up:.1f}×" if sums.speed_up is not None else "-"  # noqa: RUF001
     return [
         {"label": "Tasks completed", "value": f"{done} / {sums.tasks}", "note": ""},
@@ -115,8 +116,8 @@ def tiles(sums: fig.Figures) -> list[dict[str, str]]:
         {"label": "Speed-up", "value": speed, "note": "sum / wall time"},
         {"label": "Agents used", "value": str(sums.agents_used), "note": f"of {sums.agents_total}"},
         {"label": "Attempts", "value": str(sums.attempts), "note": f"retries: {sums.retries}, failed: {sums.failed_attempts}"},
-        {"label": "Model cost", "value": show_usd(sums.cost_usd_micros), "note": "as agents reported it"},
-        {"label": "Tokens", "value": f"{sums.tokens:,}", "note": "as agents reported them"},
+        {"label": "Model cost", "value": show_usd(sums.cost_usd_micros), "note": source},
+        {"label": "Tokens", "value": f"{sums.tokens:,}", "note": source},
     ]
 
 

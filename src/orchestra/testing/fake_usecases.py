@@ -19,6 +19,7 @@ from orchestra.bootstrap.nodes import NodeCheck
 from orchestra.bootstrap.trust import KeyOffer
 from orchestra.core import events as e
 from orchestra.core.model import NodeSpec
+from orchestra.costviews import BudgetsReply, CostReply, CostRow
 from orchestra.errors import CoordinatorUnreachable, HostKeyRefused
 from orchestra.ids import NodeId
 from orchestra.intake.request import InitParams
@@ -26,6 +27,7 @@ from orchestra.ledgers.care import RepairPlan, VerifyReport
 from orchestra.ledgers.marks import Mark
 from orchestra.nodes.probe import Finding
 from orchestra.settings import Settings
+from orchestra.spending import total_of
 from orchestra.usecases import (
     METHODS,
     AttachReply,
@@ -157,6 +159,18 @@ def make_watch(seq: int, *events: e.Event) -> WatchReply:
     return WatchReply(seq, tuple(views))
 
 
+def make_cost(by: str = "task", *rows: CostRow, source: str = "gateway", live: bool = True, now_ms: int = MOMENT_MS) -> CostReply:
+    """Returns what was spent, with a total that adds up."""
+    total = total_of(rows, counted=source != "agents")
+    return CostReply(by, source, f"from {source}", live, now_ms, rows, total, prices_made="2026-11-21")
+
+
+def make_cost_row(name: str, settled: int | None = 1_500_000, **changes: Any) -> CostRow:
+    """Returns a row of ten requests of which the programs said as much as was settled."""
+    row = CostRow(name, 10, 100, 200, 3000, 400, settled, settled, 0, compared_attempts=1)
+    return msgspec.structs.replace(row, **changes)
+
+
 DEFAULTS: Final[Mapping[str, object]] = {
     "status": make_status(),
     "init": InitReply("initialized", {"local": "s"}, {"total": 2, "local": 2}, 2, "healthy"),
@@ -168,6 +182,8 @@ DEFAULTS: Final[Mapping[str, object]] = {
     "attach": AttachReply(("tmux", "attach")),
     "type_text": DoneReply(),
     "restart_agent": DoneReply(),
+    "cost": make_cost(),
+    "budgets": BudgetsReply("gateway", "from gateway", ()),
 }
 
 
@@ -316,6 +332,11 @@ class FakeWiring:
         if not self.running:
             raise CoordinatorUnreachable("no orchestra is running for this root", hint="start one: `orchestra up`, or name its --root")
         yield self.fake.use_cases
+
+    def open_blank(self, root: Path, settings: Settings, /) -> UseCases:
+        """Gives the fake, which nobody else runs."""
+        self.log.append(f"blank {root}")
+        return self.fake.use_cases
 
     def coordinator_running(self, root: Path, /) -> bool:
         """Tells what was scripted."""

@@ -41,6 +41,8 @@ COMMANDS: Final = {
     "backup": Entry("backup", "Copy the ledger into one file."),
     "restore": Entry("backup", "Put a backup in the place of the ledger."),
     "config": Entry("config", "Show the settings and what may be set."),
+    "cost": Entry("cost", "Show what was spent, set budgets, and estimate plans."),
+    "limits": Entry("cost", "Show the model APIs' limits as the orchestra's gateway keeps them."),
     "gateway": Entry("gateway", "Run the proxy to the model APIs: keys, limits, cost and budgets."),
     "sim": Entry("sim", "Play seeds in a simulated world."),
     "coordinator": Entry("coordinator", "Run the coordinator in this terminal.", hidden=True),

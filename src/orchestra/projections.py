@@ -29,6 +29,9 @@ ERRORS_MAX: Final = 50
 DIFF_FILE: Final = "diff.patch"
 TEST_REPORT_FILE: Final = "test_report.html"
 LOG_FILE: Final = "execution.log"
+RESULT_FILE: Final = "result.json"
+JUNIT_FILE: Final = "junit.xml"
+TRANSCRIPT_FILE: Final = "transcript.jsonl"
 
 QUEUE_STATUS: Final = {
     TaskStatus.PENDING: "PENDING",
@@ -264,7 +267,13 @@ def _share(name: str, current: int | None, most: int | None) -> Json:
 
 
 def result(
-    task: TaskState, folder: str, present: Collection[str] | None = None, settled: Settled | None = None, *, rehearsal: bool = False
+    task: TaskState,
+    folder: str,
+    present: Collection[str] | None = None,
+    settled: Settled | None = None,
+    *,
+    created: Sequence[str] = (),
+    rehearsal: bool = False,
 ) -> Json:
     """Returns the result document of one task.
 
@@ -273,6 +282,7 @@ def result(
         folder: Where its artifacts are, as the reader is to see it: `.codex/results/<task>`.
         present: Names of the files that exist there. None if nobody looked: then the log is named for every task that was tried, as it is
             written together with this document, and the others are null.
+        created: Files that its patch makes; the agent may have named further ones.
         rehearsal: No model was asked; said in a field of its own, which is there only then.
         settled: What the gateway settled for the task; None if none counted, and then what its agents' programs said is taken.
     """
@@ -290,7 +300,7 @@ def result(
         "result": {
             "success": task.status is TaskStatus.COMPLETED,
             "output": {
-                "files_created": list(outcome.output_files) if outcome else [],
+                "files_created": list(dict.fromkeys((*(outcome.output_files if outcome else ()), *created))),
                 "tests_passed": _count(metrics.get("tests_passed")),
                 "tests_failed": _count(metrics.get("tests_failed")),
                 "coverage_percent": metrics.get("coverage_percent"),

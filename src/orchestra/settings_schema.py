@@ -195,9 +195,30 @@ class Limits(Section, frozen=True, kw_only=True):
         65_536
     )
     agent_memory_mb: Annotated[Count, Meta(description="MiB a process of an agent may use unless its task says; 0 means no limit.")] = 0
+    result_file_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1_073_741_824,
+            description="Bytes of output and of test results kept with a task's results, fetched from its node; people read no more.",
+        ),
+    ] = 4_194_304
     attempts_keep: Annotated[
         Count, Meta(description="Folders of attempts kept on the nodes, newest tasks first; 0 keeps all. Results stay.")
     ] = 10_000
+
+
+class Verification(Section, frozen=True, kw_only=True):
+    tests_command: Annotated[
+        Line, Meta(description="Shell command for `All tests pass`; empty finds the project's own runners by its files.")
+    ] = ""
+    coverage_command: Annotated[
+        Line, Meta(description="Shell command for `Code coverage > N%`; the last percentage of a total it prints counts.")
+    ] = ""
+    linter_command: Annotated[
+        Line, Meta(description="Shell command for `Linter passes`; empty finds the linter by the project's files.")
+    ] = ""
+    build_command: Annotated[Line, Meta(description="Shell command for `Builds`; empty finds the build tool by the project's files.")] = ""
 
 
 class Tmux(Section, frozen=True, kw_only=True):
@@ -240,6 +261,7 @@ class Sections(Section, frozen=True, kw_only=True):
     )
     tasks: Tasks = Tasks()
     limits: Limits = Limits()
+    verification: Verification = Verification()
     tmux: Tmux = Tmux()
     marker: Marker = Marker()
     rehearsal: Annotated[

@@ -274,6 +274,7 @@ def attempt_view(task: TaskState, attempt: AttemptState, lens: Lens) -> AttemptV
         cost_usd_micros=0 if usage is None else usage.cost_usd_micros,
         rss_bytes_max=0 if outcome is None else outcome.rss_bytes_max,
         folder=lens.attempt_folder(attempt.node, AttemptId(task.id, attempt.number)),
+        kept=attempt.kept or "",
     )
 
 
@@ -288,6 +289,8 @@ def task_detail(state: State, task: TaskState, lens: Lens) -> TaskDetail:
         retries=task.spec.retries,
         files=task.spec.files,
         results=lens.result_folder(task.id),
+        replicas=task.spec.replicas,
+        isolated=task.spec.isolated,
     )
 
 

@@ -134,6 +134,8 @@ class AttemptView(View, frozen=True):
     """Where the attempt's files are on its node."""
     settled: bool = False
     """`tokens` and the cost are what the gateway settled; else what the agent's program said."""
+    kept: str = ""
+    """Ref (of a copy: folder) with what an isolated attempt did that was not merged; empty: there was nothing, or it still has its place."""
 
 
 class TaskView(View, frozen=True):
@@ -173,7 +175,10 @@ class TaskDetail(View, frozen=True):
     retries: int
     files: tuple[str, ...]
     results: str
-    """Folder with result.json and execution.log."""
+    """Folder with result.json, execution.log and what else `orchestra task artifacts` lists."""
+    replicas: int = 1
+    """Agents that try it side by side."""
+    isolated: bool = False
 
 
 class PlanView(View, frozen=True):

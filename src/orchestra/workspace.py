@@ -112,6 +112,8 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a person should know, one sentence each."""
     salvaged: str = ""
     """Ref that keeps history of the agent's that does not descend from the base."""
+    brought: str = ""
+    """Ref of the control machine under which it is there, if the workspace is on another."""
 
     @property
     def files(self) -> frozenset[str]:

@@ -75,6 +75,26 @@ async def test_work_of_several_machines_comes_into_the_plans_branch(lab: Lab, re
     git(repo, "fsck", "--strict")
 
 
+async def test_what_tasks_left_on_their_machines_comes_home(lab: Lab, repo: Path, tmp_path: Path) -> None:
+    tests = '<testsuite><testcase name=\\"one\\"/></testsuite>'
+    tasks = f"""\
+  - {{id: a, node: mugen, retries: 0, run: "echo half > half; echo sk-ant-api03-Zx81Zx81Zx81Zx81; exit 1"}}
+  - {{id: b, node: majin, run: "echo b > b", success_criteria: [{{run: "echo '{tests}' > $ORCHESTRA_REPORTS_DIR/junit.xml", name: tests}}]}}
+"""
+    async with fleet(lab, tmp_path, agents=2) as it:
+        plan = await it.stage.submit(HEAD + tasks, repo)
+        await it.stage.wait_plan(plan)
+        kept = await it.stage.wait(lambda state: state.tasks[TaskId("p/a")].attempts[0].kept)
+        folders = [it.stage.root.results_of(TaskId(name)) for name in ("p/a", "p/b")]
+        await wait_until(lambda: all((folder / "result.json").exists() for folder in folders))
+        await wait_until((folders[0] / "diff.patch").exists)
+    assert (folders[0] / "execution.log").read_text() == "********\n"
+    assert "+half" in (folders[0] / "diff.patch").read_text()
+    assert kept == "refs/orchestra/results/p/a.1"
+    assert file_at(repo, "half", kept) == "half"
+    assert "<td>one</td>" in (folders[1] / "test_report.html").read_text()
+
+
 async def test_work_of_two_machines_that_conflicts_is_done_again_on_top_of_the_other(lab: Lab, repo: Path, tmp_path: Path) -> None:
     change = 'until [ -e ~/gate ]; do sleep 0.05; done; sed -i "1s|.*|from $ORCHESTRA_TASK after $(head -1 f.txt)|" f.txt'
     async with fleet(lab, tmp_path, agents=2) as it:

@@ -11,6 +11,7 @@ import pytest
 from orchestra.core.state import State
 from orchestra.ids import TaskId
 from orchestra.testing.hosted import hosted, wait_until
+from orchestra.usecases import TaskParams
 
 IDENTITY = {"GIT_AUTHOR_NAME": "u", "GIT_AUTHOR_EMAIL": "u@x", "GIT_COMMITTER_NAME": "u", "GIT_COMMITTER_EMAIL": "u@x"}
 HEAD = "name: p\ndefaults: {isolation: worktree, retry_backoff_seconds: 0.01}\ntasks:\n"
@@ -135,3 +136,39 @@ async def test_the_end_of_an_orchestra_leaves_no_worktree(repo: Path, tmp_path: 
         await stage.wait(_completed)
     await wait_until(lambda: git(repo, "worktree", "list").count("\n") == 0)
     assert {file_at(repo, f"f{n}") for n in range(6)} == set("012345")
+
+
+async def test_of_several_that_try_the_best_is_merged_and_what_the_others_did_is_kept_and_named(repo: Path, tmp_path: Path) -> None:
+    script = "echo by $ORCHESTRA_ATTEMPT > by.txt; test $ORCHESTRA_ATTEMPT != 2"
+    check = 'n=$(cut -d" " -f2 by.txt); echo "$n failed, 3 passed"'
+    task = f"""\
+  - id: a
+    run: {script}
+    target_agents: {{count: 3}}
+    retries: 0
+    success_criteria: [{{run: '{check}', name: tests}}]
+"""
+    async with hosted(tmp_path / "root", agents=3) as stage:
+        plan = await stage.submit(HEAD + task, repo)
+        assert await stage.wait_plan(plan) == "completed"
+        await stage.wait(lambda state: True if all(attempt.kept is not None for attempt in state.tasks[TaskId("p/a")].attempts) else None)
+        found = await stage.app.task(TaskParams("p/a"))
+        folder = stage.root.results_of(TaskId("p/a"))
+        assert (found.primary_attempt, found.replicas) == (1, 3), "verified, and the fewest failed tests"
+        kept = [attempt.kept for attempt in found.attempts]
+        assert [(folder / f"diff.{number}.patch").read_text().count(f"+by {number}") for number in (1, 2, 3)] == [1, 1, 1]
+        assert (folder / "diff.patch").read_bytes() == (folder / "diff.1.patch").read_bytes()
+    assert file_at(repo, "by.txt") == "by 1"
+    assert kept == ["", "refs/orchestra/salvage/p/a.2", "refs/orchestra/salvage/p/a.3"]
+    assert [file_at(repo, "by.txt", ref) for ref in kept[1:]] == ["by 2", "by 3"]
+
+
+async def test_what_a_dead_coordinator_did_not_let_go_of_is_let_go_by_the_next(repo: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    async with hosted(root, agents=1, end=False) as stage:
+        await stage.submit(HEAD + "  - {id: a, retries: 0, run: 'echo half > half.txt; exit 1'}\n", repo)
+        await stage.wait_status("p/a", "failed")
+        await stage.crash()
+    async with hosted(root) as stage:
+        kept = await stage.wait(lambda state: state.tasks[TaskId("p/a")].attempts[0].kept)
+    assert file_at(repo, "half.txt", kept) == "half"

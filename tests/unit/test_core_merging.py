@@ -7,6 +7,7 @@ from typing import Any
 from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.effects import DropWork, MergeWork
+from orchestra.core.merging import unwanted_work
 from orchestra.core.model import AgentSpec, NodeSpec, OutcomeKind, TaskStatus, Worker
 from orchestra.ids import AgentId, NodeId, TaskId
 from orchestra.testing.builders import Bench, make_agents, make_task
@@ -138,3 +139,32 @@ def test_a_restart_in_the_middle_of_a_merge_finds_it() -> None:
     assert list(bench.state.merging) == [A]
     assert bench.task("p/a").status is TaskStatus.MERGING
     assert any(isinstance(event, e.TaskCompleted) for event in bench.do(done()))
+
+
+def test_the_best_is_merged_and_the_others_are_let_go_once() -> None:
+    bench = Bench(make_agents(3))
+    bench.submit(make_task("a", isolated=True, replicas=3))
+    for number in (1, 2, 3):
+        bench.begin("p/a", number)
+    bench.finish("p/a", 2, OutcomeKind.FAILED)
+    bench.finish("p/a", 1)
+    bench.effects.clear()
+    bench.finish("p/a", 3)
+    assert [type(each).__name__ + str(each.attempt) for each in bench.effects if isinstance(each, MergeWork | DropWork)] == [
+        "MergeWork1",
+        "DropWork3",
+    ]
+    assert unwanted_work(bench.task("p/a")) == [2, 3]
+    kept = bench.do(c.NoteLetGo(A, 3, "refs/orchestra/salvage/p/a.3"))
+    assert kept == [e.WorkLetGo(A, 3, "refs/orchestra/salvage/p/a.3")]
+    assert bench.do(c.NoteLetGo(A, 3, "again")) == []
+    assert bench.do(c.NoteLetGo(TaskId("p/gone"), 1)) == []
+    bench.do(done())
+    assert unwanted_work(bench.task("p/a")) == [1, 2], "a coordinator that dies now leaves these to the next"
+
+
+def test_what_succeeded_for_a_task_that_is_cancelled_is_let_go() -> None:
+    bench = merging()
+    bench.effects.clear()
+    bench.do(c.CancelTask(A, "no"))
+    assert [each.attempt for each in bench.effects if isinstance(each, DropWork)] == ([1] if bench.status("p/a") == "cancelled" else [])

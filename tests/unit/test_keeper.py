@@ -36,7 +36,9 @@ async def test_a_result_from_before_a_retry_is_written_again_at_the_next_start(t
         await loop.report([c.AttemptFinished(TASK, 1, Outcome(OutcomeKind.DONE))])
         file.parent.mkdir(parents=True)
         file.write_text("{}")
-        os.utime(file, (4_000_000_000, 4_000_000_000))
+        (file.parent / "execution.log").touch()
+        for each in file.parent.iterdir():
+            os.utime(each, (4_000_000_000, 4_000_000_000))
         await keeper.catch_up()
         await keeper.wait_written()
         assert file.read_text() == "{}", "it is newer than the end of the task"
@@ -44,6 +46,12 @@ async def test_a_result_from_before_a_retry_is_written_again_at_the_next_start(t
         await keeper.catch_up()
         await keeper.wait_written()
         assert msgspec.json.decode(file.read_bytes())["task_id"] == TASK
+        assert not (file.parent / "execution.log").exists(), "it is an earlier attempt's; this one's is owed until its node is back"
+        os.utime(file, (4_000_000_000, 4_000_000_000))
+        file.write_text("{}")
+        await keeper.catch_up()
+        await keeper.wait_written()
+        assert file.read_text() != "{}", "without its log a result is not complete"
     finally:
         for service in services:
             service.cancel()

@@ -38,6 +38,7 @@ LAYERS: Final = (
     ("projections", "spending"),
     ("reporting",),
     ("viewing",),
+    ("artifacts",),
     ("keeper", "projector", "gatekeeper"),
     ("usecases",),
     ("answers",),

@@ -77,23 +77,47 @@ def outcome(verdict: Verdict, end: Exit, checks: Sequence[CheckResult]) -> Outco
 
 _PASSED: Final = re.compile(r"\b(\d{1,9}) passed\b")
 _FAILED: Final = re.compile(r"\b(\d{1,9}) (?:failed|errors?)\b")
-_COVERAGE: Final = re.compile(r"\b(?:TOTAL|coverage)\b.{0,120}?(\d{1,3}(?:\.\d{1,4})?)\s?%", re.IGNORECASE)
+_COVERAGE: Final = re.compile(r"\b(?:TOTAL|coverage)\b.{0,120}?(?<![\d.])(\d{1,3}(?:\.\d{1,20})?)\s?%", re.IGNORECASE)
 _LINT: Final = re.compile(r"\bFound (\d{1,9}) errors?\b")
+_TESTS_TOLD: Final = re.compile(r"^tests: (\d{1,9}) passed, (\d{1,9}) failed$", re.MULTILINE)
+_LINT_TOLD: Final = re.compile(r"^linter: (\d{1,9}) errors$", re.MULTILINE)
+_COVERAGE_TOLD: Final = re.compile(r"^coverage: (\d{1,3}(?:\.\d{1,20})?)% \(wanted ", re.MULTILINE)
 
 
 def metrics_of(checks: Sequence[CheckResult]) -> dict[str, float]:
-    """Returns the figures that test runners and linters print at their end, read from the checks' last lines."""
+    """Returns the figures of tests, coverage and linters, read from the checks' last lines.
+
+    The fixed scripts say them in a form of their own. Where no check does, they are looked for in what test runners and linters print at their end.
+    """
     found: dict[str, float] = {}
-    for check in checks:
-        text = "\n".join(check.tail)
-        if "lint" in check.name:
-            found["linter_errors"] = float((_LINT.findall(text) or ["0" if check.passed else "1"])[-1])
+    texts = [(check, "\n".join(check.tail)) for check in checks]
+    told = [_TESTS_TOLD.findall(text)[-1] for _, text in texts if _TESTS_TOLD.search(text)]
+    if told:
+        found["tests_passed"] = float(sum(int(passed) for passed, _ in told))
+        found["tests_failed"] = float(sum(int(failed) for _, failed in told))
+    else:
+        # Coverage is measured by running the tests again: they count only where nothing else ran them.
+        plain = [(check, text) for check, text in texts if not _COVERAGE_TOLD.search(text)]
+        found |= _printed(plain) or _printed(texts)
+    for check, text in texts:
+        if lint := _LINT_TOLD.findall(text):
+            found["linter_errors"] = found.get("linter_errors", 0.0) + float(lint[-1])
+        elif "lint" in check.name.lower():
+            found["linter_errors"] = found.get("linter_errors", 0.0) + float((_LINT.findall(text) or ["0" if check.passed else "1"])[-1])
+        if coverage := _COVERAGE_TOLD.findall(text) or _COVERAGE.findall(text):
+            found["coverage_percent"] = round(float(coverage[-1]), 2)
+    return found
+
+
+def _printed(texts: Sequence[tuple[CheckResult, str]]) -> dict[str, float]:
+    """Returns the counts that test runners print; nothing where none does."""
+    found: dict[str, float] = {}
+    for check, text in texts:
+        if "lint" in check.name.lower():
             continue
         if passed := _PASSED.findall(text):
             found["tests_passed"] = found.get("tests_passed", 0.0) + float(passed[-1])
             found["tests_failed"] = found.get("tests_failed", 0.0) + float((_FAILED.findall(text) or ["0"])[-1])
         elif failed := _FAILED.findall(text):
             found["tests_failed"] = found.get("tests_failed", 0.0) + float(failed[-1])
-        if coverage := _COVERAGE.findall(text):
-            found["coverage_percent"] = float(coverage[-1])
     return found

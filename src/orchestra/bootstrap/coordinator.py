@@ -28,6 +28,7 @@ from orchestra.bootstrap.wiring import (
     attempt_place,
     driver_options,
     fallback_options,
+    keeper_options,
     ledger_options,
     make_node,
     make_transport,
@@ -141,14 +142,7 @@ class Coordinator:
         self._translator = Translator(lambda: self.loop.state, adapter_for, None if self._gatekeeper is None else self._gatekeeper.excuse)
         self._orders = OrderMaker(adapter_for, order_options(self._settings, {} if plan is None else plan.options.kinds))
         self.app = App(self._bench(), app_options(self._settings, self.root))
-        self._keeper = Keeper(
-            self.loop,
-            self.root,
-            self._drivers.get,
-            self.app.costs.settled_of,
-            attempts_keep=self._settings.limits.attempts_keep,
-            rehearsal=self._settings.rehearsal,
-        )
+        self._keeper = Keeper(self.loop, self.root, self._drivers.get, self.app.costs.settled_of, keeper_options(self._settings))
         self._merger = Merger(self.loop, self._clock, self._workspaces_of, self._keeper.keep_work)
         self._projector = Projector(self.loop, self.root, self._clock, self._lens, self._facts_now)
         self._parent_events = EventFiles(self.loop, self.root, self._clock)

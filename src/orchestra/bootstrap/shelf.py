@@ -133,10 +133,10 @@ class _StillDriver:
     facts = None
 
     def __init__(self, folder: Path) -> None:
-        self.node = _StillNode(folder)
+        self.node = StillNode(folder)
 
 
-class _StillNode:
+class StillNode:
     """Reads files; everything else needs a coordinator."""
 
     def __init__(self, folder: Path) -> None:

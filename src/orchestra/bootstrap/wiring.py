@@ -25,11 +25,14 @@ from orchestra.engine.orders import OrderOptions
 from orchestra.errors import SettingsInvalid
 from orchestra.fallback import FallbackOptions
 from orchestra.ids import AttemptId, NodeId
+from orchestra.intake import check_scripts
+from orchestra.keeper import KeeperOptions
 from orchestra.ledgers.sqlite import SqliteOptions
 from orchestra.node import Node
 from orchestra.nodes.tmux import TmuxOptions
 from orchestra.nodes.tmux_node import NodeOptions, TmuxNode
 from orchestra.nodes.transport import PASS_ENVIRONMENT, LocalTransport, Transport
+from orchestra.protocol.masking import secret_values
 from orchestra.quantity import usd_micros
 from orchestra.root import Root
 from orchestra.scheduling.admission import AdmissionOptions
@@ -125,9 +128,22 @@ def order_options(settings: Settings, gateway_kinds: Mapping[str, tuple[str, ...
         limits=Limits(memory_bytes=settings.limits.agent_memory_mb << 20),
         kinds=kind_settings(settings),
         gateway_kinds=gateway_kinds or {},
+        checks={
+            check_scripts.TESTS_NAME: settings.verification.tests_command,
+            check_scripts.COVERAGE_NAME: settings.verification.coverage_command,
+            check_scripts.LINTER_NAME: settings.verification.linter_command,
+            check_scripts.BUILD_NAME: settings.verification.build_command,
+        },
         fence=settings.recovery.fence_seconds > 0,
         rehearsal=settings.rehearsal,
     )
+
+
+def keeper_options(settings: Settings) -> KeeperOptions:
+    """Returns how results are kept: bounded, and without what the environment here holds as a secret."""
+    kinds = (value for values in kind_settings(settings).values() for value in secret_values(values))
+    limits = settings.limits
+    return KeeperOptions(limits.attempts_keep, limits.result_file_bytes, (*secret_values(os.environ), *kinds), settings.rehearsal)
 
 
 def kind_settings(settings: Settings) -> dict[str, dict[str, str]]:

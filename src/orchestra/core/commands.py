@@ -252,6 +252,14 @@ class NoteApi(Command, frozen=True):
     facts: dict[str, str | int] = {}
 
 
+class NoteLetGo(Command, frozen=True):
+    """An isolated attempt's place is gone. `kept`: where what was not merged is."""
+
+    task: TaskId
+    attempt: int
+    kept: str = ""
+
+
 class Tick(Command, frozen=True):
     """Time has passed; whatever was due is due."""
 

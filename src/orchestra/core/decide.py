@@ -29,7 +29,7 @@ from orchestra.core.fleet import (
     suits,
 )
 from orchestra.core.graph import topological_order
-from orchestra.core.merging import merge_conflicted, merge_done, merge_failed, merges_given_up, requeue_now
+from orchestra.core.merging import merge_conflicted, merge_done, merge_failed, merges_given_up, note_let_go, requeue_now
 from orchestra.core.model import (
     AgentStatus,
     Lifecycle,
@@ -541,6 +541,7 @@ DECISIONS: Final[dict[type[c.Command], Decision]] = {
     c.MergeDone: merge_done,
     c.MergeConflicted: merge_conflicted,
     c.MergeFailed: merge_failed,
+    c.NoteLetGo: note_let_go,
     c.Tick: _tick,
 }
 

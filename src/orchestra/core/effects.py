@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestra.core import events as e
+from orchestra.core.merging import unwanted_work
 from orchestra.core.model import AgentStatus, NodeStatus, OutcomeKind, Worker
 from orchestra.core.state import State
 from orchestra.ids import AgentId, NodeId, TaskId
@@ -118,12 +119,14 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
             node = _node_of(state, task, attempt)
             return (ReapAttempt(seq, node, task, attempt),) if may_act(state, node) else ()
         case e.TaskMerging(task, attempt):
-            return (MergeWork(seq, task, attempt),)
+            return (MergeWork(seq, task, attempt), *_drops(state, seq, task))
         case e.AttemptEnded(task, attempt, outcome):
             unwanted = state.tasks[task].spec.isolated and outcome.kind is not OutcomeKind.DONE
             return (DropWork(seq, task, attempt),) if unwanted else ()
-        case e.TaskCompleted(task) | e.TaskFailed(task) | e.TaskCancelled(task):
+        case e.TaskCompleted(task) | e.TaskFailed(task):
             return (KeepResult(seq, task),)
+        case e.TaskCancelled(task):
+            return (*_drops(state, seq, task), KeepResult(seq, task))
         case e.AgentAdded(agent):
             return (
                 (OpenAgents(seq, agent.node, (agent.id,)),) if agent.id in state.agents and state.nodes[agent.node].breaker is None else ()
@@ -155,6 +158,13 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
             return (Finish(seq),)
         case _:
             return ()
+
+
+def _drops(state: State, seq: int, task: TaskId) -> tuple[DropWork, ...]:
+    """What succeeded and is not wanted; what did not was let go when it ended."""
+    found = state.tasks[task]
+    done = [number for number in unwanted_work(found) if (end := found.attempts[number - 1].outcome) and end.kind is OutcomeKind.DONE]
+    return tuple(DropWork(seq, task, number) for number in done)
 
 
 def may_act(state: State, node: NodeId) -> bool:

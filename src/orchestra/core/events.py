@@ -283,6 +283,15 @@ class WorkConflicted(Event, frozen=True):
     """Both sides, for the next attempt."""
 
 
+class WorkLetGo(Event, frozen=True):
+    """The place where an isolated attempt worked is gone; what it held is merged or kept."""
+
+    task: TaskId
+    attempt: int
+    kept: str = ""
+    """Ref (of a copy: folder) that holds what was not merged; empty: there was nothing."""
+
+
 class TaskCompleted(Event, frozen=True):
     task: TaskId
     attempt: int
@@ -424,6 +433,7 @@ AnyEvent = (
     | TaskMerging
     | WorkMerged
     | WorkConflicted
+    | WorkLetGo
     | TaskCompleted
     | TaskFailed
     | TaskCancelRequested

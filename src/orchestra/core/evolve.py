@@ -332,6 +332,10 @@ def _work_conflicted(s: State, ev: e.WorkConflicted, at: int) -> None:
     task.feedback = ev.text
 
 
+def _work_let_go(s: State, ev: e.WorkLetGo, at: int) -> None:
+    s.tasks[ev.task].attempts[ev.attempt - 1].kept = ev.kept
+
+
 def _close(s: State, task: TaskState, ev: e.Event, at: int) -> None:
     task.status = t.move(t.TASK, task.status, ev)
     task.ended_ms = at
@@ -543,6 +547,7 @@ FOLDS: Final[dict[type[e.Event], Callable[[State, Any, int], None]]] = {
     e.TaskMerging: _task_merging,
     e.WorkMerged: _work_merged,
     e.WorkConflicted: _work_conflicted,
+    e.WorkLetGo: _work_let_go,
     e.TaskCompleted: _task_completed,
     e.TaskFailed: _task_failed,
     e.TaskCancelRequested: _task_cancel_requested,

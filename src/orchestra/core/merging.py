@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import Lifecycle, NodeStatus, TaskStatus
+from orchestra.core.model import Lifecycle, NodeStatus, OutcomeKind, TaskStatus
 from orchestra.core.state import State, TaskState
 from orchestra.ids import TaskId
 
@@ -55,6 +55,27 @@ def merge_failed(s: State, cmd: c.MergeFailed, now: int, policy: c.Policy) -> Ev
     if not cmd.again:
         return [e.TaskFailed(cmd.task, cmd.reason)]
     return [e.TaskRetryScheduled(cmd.task, now, cmd.reason), *requeue_now(s, task)]
+
+
+def note_let_go(s: State, cmd: c.NoteLetGo, now: int, policy: c.Policy) -> Events:
+    task = s.tasks.get(cmd.task)
+    attempt = None if task is None else task.attempt(cmd.attempt)
+    return [] if attempt is None or attempt.kept is not None else [e.WorkLetGo(cmd.task, cmd.attempt, cmd.kept)]
+
+
+def unwanted_work(task: TaskState) -> list[int]:
+    """Returns the attempts of an isolated task whose places may go: what did not pass, what is merged, and what was not chosen or not wanted any more."""
+    if not task.spec.isolated:
+        return []
+    chosen = task.primary or task.merging
+    return [
+        attempt.number
+        for attempt in task.attempts
+        if attempt.outcome is not None
+        and attempt.kept is None
+        and attempt.number != task.merging
+        and (attempt.outcome.kind is not OutcomeKind.DONE or chosen or task.status is TaskStatus.CANCELLED)
+    ]
 
 
 def merges_given_up(s: State, now: int, policy: c.Policy) -> Iterator[e.Event]:

@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 5
+STATE_FORMAT = 6
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -50,6 +50,8 @@ class AttemptState(msgspec.Struct, omit_defaults=True):
     start: int = 0
     stop_reason: str = ""
     outcome: Outcome | None = None
+    kept: str | None = None
+    """Of an isolated attempt whose place is gone: where what was not merged is, empty if there was nothing."""
 
     @property
     def live(self) -> bool:
@@ -307,7 +309,8 @@ class State(msgspec.Struct, omit_defaults=True):
         """Returns the task. Raises NotFound."""
         found = self.tasks.get(task)
         if found is None:
-            raise NotFound(f"there is no task {task!r}", field="task_id", hint="`orchestra task list` lists them")
+            hint = neighbour_hint(task, self.tasks, "`orchestra task list` lists them")
+            raise NotFound(f"there is no task {task!r}", field="task_id", hint=hint)
         return found
 
     def plan(self, plan: PlanId) -> PlanState:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 from orchestra.clock import Clock
 from orchestra.core import commands as c
 from orchestra.core.effects import DropWork, Effect, MergeWork
+from orchestra.core.merging import unwanted_work
 from orchestra.core.model import TaskSpec, TaskStatus
 from orchestra.core.state import State
 from orchestra.engine.loop import Loop
-from orchestra.errors import NodeFailed, OrchestraError
+from orchestra.errors import NodeFailed, NodeUnreachable, OrchestraError
 from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.workspace import Collected, MergeRequest, MergeResult, WorkFailure, WorkRequest, Workspace, Workspaces
 from orchestra.workspaces.conflicts import conflict_prompt
@@ -49,7 +50,11 @@ class Merger:
     """
 
     def __init__(
-        self, loop: Loop, clock: Clock, workspaces: Callable[[NodeId], Workspaces | None], keep: Callable[[TaskId, Collected], None]
+        self,
+        loop: Loop,
+        clock: Clock,
+        workspaces: Callable[[NodeId], Workspaces | None],
+        keep: Callable[[TaskId, int, Collected], Awaitable[None]],
     ) -> None:
         self._loop = loop
         self._clock = clock
@@ -67,6 +72,8 @@ class Merger:
         """Works until cancelled."""
         for task, attempt in await self._loop.ask(lambda state: [(name, state.tasks[name].merging) for name in state.merging]):
             self._queue.put_nowait(MergeWork(0, task, attempt))
+        for task, attempt in await self._loop.ask(_left_over):
+            self._queue.put_nowait(DropWork(0, task, attempt))
         while True:
             effect = await self._queue.get()
             try:
@@ -104,13 +111,13 @@ class Merger:
             await self._loop.report([c.MergeFailed(task, number, place.message, again=False)])
             return
         if place.fresh:
-            await spaces.discard(attempt)
+            await self._let_go(spaces, attempt)
             await self._loop.report([c.MergeFailed(task, number, "what it did is gone from its node", again=True)])
             return
         collected = await spaces.collect(place, message_of(work.spec, number))
-        self._keep(task, collected)
+        await self._keep(task, number, collected)
         await self._loop.report([await self._merged(spaces, work.spec, place, collected)])
-        await spaces.discard(attempt)  # what is merged is in the branch; what conflicts is kept under a salvage ref
+        await self._let_go(spaces, attempt, collected)  # what is merged is in the branch; what conflicts is kept under a salvage ref
 
     async def _merged(self, spaces: Workspaces, spec: TaskSpec, place: Workspace, collected: Collected) -> c.Command:
         task, number = place.attempt
@@ -126,10 +133,32 @@ class Merger:
         return c.MergeFailed(task, number, "somebody else moves the plan's branch all the time", again=True)
 
     async def _drop(self, effect: DropWork) -> None:
-        node = await self._loop.ask(lambda state: _node_of(state, effect.task, effect.attempt))
-        spaces = None if node is None else self._workspaces(node)
-        if spaces is not None:  # else it stays on its machine; the guide to workspaces says where
-            await spaces.discard(AttemptId(effect.task, effect.attempt))
+        work = await self._loop.ask(lambda state: _unwanted(state, effect.task, effect.attempt))
+        spaces = None if work is None else self._workspaces(work.node)
+        if work is None or spaces is None:
+            return  # it is gone, or stays on its machine until that is back; the guide to workspaces says where
+        attempt = AttemptId(effect.task, effect.attempt)
+        await self._let_go(spaces, attempt, await self._collected(spaces, work.spec, attempt))
+
+    async def _collected(self, spaces: Workspaces, spec: TaskSpec, attempt: AttemptId) -> Collected | None:
+        """Keeps what an attempt that is not wanted did for people to look at. Where that cannot be done, it is under its salvage ref all the same."""
+        try:
+            place = (await spaces.prepare([WorkRequest(repo=spec.workspace, attempt=attempt, here=spec.workspace_here)]))[0]
+            if isinstance(place, WorkFailure) or place.fresh:
+                return None
+            collected = await spaces.collect(place, message_of(spec, attempt.number))
+        except NodeUnreachable:
+            raise
+        except OrchestraError as error:
+            log.info("work-not-collected", extra={"task": attempt.task, "attempt": attempt.number, "reason": str(error)})
+            return None
+        await self._keep(attempt.task, attempt.number, collected)
+        return collected
+
+    async def _let_go(self, spaces: Workspaces, attempt: AttemptId, collected: Collected | None = None) -> None:
+        gone = await spaces.discard(attempt)
+        kept = (collected.brought if collected is not None and gone.kept else "") or gone.kept
+        await self._loop.report([c.NoteLetGo(attempt.task, attempt.number, kept)])
 
     def _spaces(self, node: NodeId) -> Workspaces:
         spaces = self._workspaces(node)
@@ -153,10 +182,14 @@ def _wanted(state: State, task: TaskId, number: int) -> _Work | None:
     return _Work(found.spec, found.attempts[number - 1].node)
 
 
-def _node_of(state: State, task: TaskId, number: int) -> NodeId | None:
+def _unwanted(state: State, task: TaskId, number: int) -> _Work | None:
     found = state.tasks.get(task)
-    attempt = None if found is None else found.attempt(number)
-    return None if attempt is None else attempt.node
+    return None if found is None or number not in unwanted_work(found) else _Work(found.spec, found.attempts[number - 1].node)
+
+
+def _left_over(state: State) -> list[tuple[TaskId, int]]:
+    """What an earlier coordinator did not come to."""
+    return [(task.id, number) for task in state.tasks.values() for number in unwanted_work(task)]
 
 
 def message_of(spec: TaskSpec, number: int) -> str:

@@ -10,12 +10,13 @@ from typing import Any, Final
 import msgspec
 
 from orchestra.agents.access import Access, keys_of
-from orchestra.agents.adapter import SPACE_DIR, Context, Launch
+from orchestra.agents.adapter import ATTEMPT_DIR, SPACE_DIR, STAGE_DIR, Context, Launch
 from orchestra.core.model import AgentSpec, Check, Limits, OutcomeKind, TaskSpec
 from orchestra.core.state import TaskState
 from orchestra.engine.translate import KIND_ERRORS, Finder
 from orchestra.errors import BadInput
 from orchestra.ids import AttemptId
+from orchestra.intake.check_scripts import with_command
 from orchestra.node import AttemptOrder
 from orchestra.views import REHEARSAL
 from orchestra.workspace import Workspace
@@ -23,6 +24,8 @@ from orchestra.workspace import Workspace
 SPEC_VERSION: Final = 1
 TITLE_CHARACTERS_MAX: Final = 100
 FEEDBACK_CHARACTERS_MAX: Final = 70_000
+REPORTS: Final = {"ORCHESTRA_REPORTER": f"{STAGE_DIR}reporter.py", "ORCHESTRA_REPORTS_DIR": f"{ATTEMPT_DIR}reports"}
+"""What counts the tests that a check runs, and where it leaves them as JUnit XML, beside what the worker keeps of the attempt."""
 
 
 class OrderOptions(msgspec.Struct, frozen=True):
@@ -41,6 +44,8 @@ class OrderOptions(msgspec.Struct, frozen=True):
     """Settings of each agent kind."""
     gateway_kinds: Mapping[str, tuple[str, ...]] = {}
     """Kinds whose attempts go through the gateway -> the APIs they reach there."""
+    checks: Mapping[str, str] = {}
+    """Commands that take the place of what is found in a task's folder, by the name of the check's script."""
     fence: bool = False
     """The node stops an attempt when it has not heard of the coordinator for too long."""
     rehearsal: bool = False
@@ -120,7 +125,7 @@ class OrderMaker:
             "attempt": attempt.number,
             "agent": slot.id,
             "argv": list(launch.argv),
-            "env": {**launch.env, **spec.env},
+            "env": {**launch.env, **spec.env, **(REPORTS if spec.checks else {})},
             "env_pass": list(launch.env_pass),
             "cwd": spec.workspace or None,
             "stdin": launch.stdin,
@@ -131,7 +136,7 @@ class OrderMaker:
             "output": {"file_bytes_max": options.output_file_bytes, "line_bytes_max": options.line_bytes, "view": launch.view},
             "signals": list(launch.signals),
             "success": success,
-            "checks": [_check(check) for check in spec.checks],
+            "checks": [_check(check, options.checks) for check in spec.checks],
             "marker": f"{options.marker_prefix}{uuid.uuid4()}{options.marker_suffix}",
             "title": f"{REHEARSAL} {title(spec)}" if options.rehearsal else title(spec),
             **({"fence": True} if options.fence else {}),
@@ -194,5 +199,5 @@ def _limits(*levels: Limits) -> dict[str, int]:
     return {name: value for name, value in chosen.items() if value}
 
 
-def _check(check: Check) -> dict[str, Any]:
-    return {"name": check.name, "argv": list(check.argv), "timeout_ms": check.timeout_ms}
+def _check(check: Check, commands: Mapping[str, str]) -> dict[str, Any]:
+    return {"name": check.name, "argv": list(with_command(check.argv, commands)), "timeout_ms": check.timeout_ms}

@@ -81,15 +81,15 @@ def _known(text: str, field: str) -> tuple[str, ...] | None:
         return ("test", "-e", _inside(match[1].strip().strip("`\"'"), field))
     words = re.sub(r"\s+", " ", text.lower()).rstrip(".! ")
     if _TESTS.fullmatch(words):
-        return (SHELL, "-c", check_scripts.TESTS, "orchestra-tests")
+        return (SHELL, "-c", check_scripts.TESTS, check_scripts.TESTS_NAME)
     if _LINTER.fullmatch(words):
-        return (SHELL, "-c", check_scripts.LINTER, "orchestra-linter")
+        return (SHELL, "-c", check_scripts.LINTER, check_scripts.LINTER_NAME)
     if _BUILD.fullmatch(words):
-        return (SHELL, "-c", check_scripts.BUILD, "orchestra-build")
+        return (SHELL, "-c", check_scripts.BUILD, check_scripts.BUILD_NAME)
     if match := _COVERAGE.fullmatch(words):
         if float(match[2]) > 100:
             raise BadInput(f"a coverage of {match[2]} % cannot be reached", field=field, hint="use 0 to 100")
-        return (SHELL, "-c", check_scripts.COVERAGE, "orchestra-coverage", ">" if match[1] in _STRICT else ">=", match[2])
+        return (SHELL, "-c", check_scripts.COVERAGE, check_scripts.COVERAGE_NAME, ">" if match[1] in _STRICT else ">=", match[2])
     return None
 
 

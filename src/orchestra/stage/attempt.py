@@ -161,6 +161,10 @@ class Attempt:
 
     def _run_checks(self) -> list[dict[str, Any]]:
         results = []
+        try:
+            os.mkdir(self.folder + "/reports", 0o700)
+        except OSError:
+            pass  # it is there, or the disk is full: then a check that wants it says so
         for check in self.spec["checks"]:
             if self._not_to_run():
                 break

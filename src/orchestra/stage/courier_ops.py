@@ -10,6 +10,7 @@ from typing import Any, Callable
 from .claim import is_claimed
 from .codec import dumps, read_json
 from .folder import Folder, Refused, asked, attempt_parts, parts_of, remove_tree
+from .hiding import read_hidden, secrets_of
 from .lease import write_lease
 from .live_workers import Workers
 from .machine import Facts
@@ -26,6 +27,7 @@ class Operations:
 
     def __init__(self, base: str, workers: Workers, facts: Facts, tail: Tail, reaping: Reaping) -> None:
         self.base, self.workers, self.tail, self.facts = base, workers, tail, facts
+        self.secrets = secrets_of(os.environ)
         self.ops: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
             "slots": self.op_slots,
             "start": self.op_start,
@@ -206,7 +208,7 @@ class Operations:
             if not stat.S_ISREG(facts.st_mode):
                 raise Refused("bad-path", "%s is not a file" % name)
             offset = max(0, facts.st_size + offset) if offset < 0 else offset
-            data = os.pread(fd, length, offset)
+            data = read_hidden(fd, offset, length, self.secrets)
         finally:
             os.close(fd)
         return {"text": data.decode("utf-8", "replace"), "offset": offset, "size": facts.st_size}

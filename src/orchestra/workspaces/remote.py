@@ -243,17 +243,20 @@ class RemoteWorkspaces:
     async def collect(self, workspace: Workspace, message: str) -> Collected:
         found = await self._there.collect(workspace, message)
         if workspace.here and found.head != workspace.base:
-            await self._bring_back(await self._origin(workspace.repo), workspace.attempt, found.head)
+            brought = await self._bring_back(await self._origin(workspace.repo), workspace.attempt, found.head)
+            return msgspec.structs.replace(found, brought=brought)
         return found
 
-    async def _bring_back(self, origin: _Origin, attempt: AttemptId, head: str) -> None:
-        """Brings an attempt's commit home. Where another orchestra's result has the name, that one stays and ours is put beside it."""
+    async def _bring_back(self, origin: _Origin, attempt: AttemptId, head: str) -> str:
+        """Brings an attempt's commit home; returns its ref. Where another orchestra's result has the name, that one stays and ours is put beside it."""
         source, target = self._node.end(origin.mirror), self._home.end(origin.repo)
         try:
             await fetch_back(source, target, {attempt: head})
         except Refused:
             beside = f"refs/orchestra/results/{'/'.join(attempt_parts(attempt))}-{head[:SHA_SHOWN]}"
             await send_commits(source, target, {beside: head}, strict=True)
+            return beside
+        return f"refs/orchestra/results/{'/'.join(attempt_parts(attempt))}"
 
     def _forget(self, attempt: AttemptId, gone: LetGo) -> LetGo:
         self._bases.pop(attempt, None)

@@ -1,4 +1,4 @@
-"""`orchestra task`: submit, list, show, logs, cancel, explain, retry."""
+"""`orchestra task`: submit, list, show, logs, cancel, explain, retry; diff, result and artifacts are in `task_files`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 from orchestra.edges.cli import task_text as text
 from orchestra.edges.cli.grammar import Command, Group, session_of
 from orchestra.edges.cli.session import Session
+from orchestra.edges.cli.task_files import artifacts, diff, result
 from orchestra.errors import BadInput
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ FOLLOW_SECONDS: Final = 0.3
 @click.group("task", cls=Group, example="orchestra task list --status running")
 def task() -> None:
     """Submit, watch, stop and retry tasks."""
+
+
+for each in (diff, result, artifacts):
+    task.add_command(each)
 
 
 @task.command(

@@ -12,6 +12,9 @@ from orchestra.views import AttemptView, TaskDetail, TaskView
 TAIL_LINES: Final = 10
 """Last lines of a failed attempt that are shown; the rest is one command away."""
 
+RULE: Final = "best of {}: verified before not, then most checks passed, fewest failed tests, lowest cost, shortest run, first started"
+"""As `core.state.better` has it."""
+
 
 def took(task: TaskView) -> str:
     """Returns how long a task ran, or nothing if it never did."""
@@ -58,6 +61,7 @@ def show_detail(render: Renderer, detail: TaskDetail) -> None:
         ("tries", f"{task.attempts} of at most {detail.retries + 1}"),
         ("criteria", "; ".join(detail.success_criteria)),
         ("files", ", ".join(detail.files)),
+        ("rule", RULE.format(detail.replicas) if detail.replicas > 1 else ""),
         ("results", detail.results),
     ]
     render.fields((name, value) for name, value in rows if value)
@@ -74,6 +78,8 @@ def show_attempt(render: Renderer, attempt: AttemptView) -> None:
     """Writes how an attempt went."""
     if attempt.reason:
         render.line(f"  {attempt.reason}")
+    if attempt.kept:
+        render.line(f"  what it did is kept: {attempt.kept}")
     show_evidence(render, attempt)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
+from orchestra.bootstrap.shelf import StillNode
 from orchestra.clocks.system import SystemClock
 from orchestra.core import commands as c
 from orchestra.core.model import NodeSpec, Outcome, OutcomeKind, Worker
+from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Kernel
 from orchestra.engine.loop import Loop
 from orchestra.ids import AgentId, TaskId
@@ -18,6 +21,7 @@ from orchestra.keeper import Keeper
 from orchestra.ledgers.memory import MemoryLedger
 from orchestra.root import Root
 from orchestra.testing.builders import NODE, make_agents, make_task
+from orchestra.testing.hosted import wait_until
 
 TASK = TaskId("a")
 
@@ -52,6 +56,44 @@ async def test_a_result_from_before_a_retry_is_written_again_at_the_next_start(t
         await keeper.catch_up()
         await keeper.wait_written()
         assert file.read_text() != "{}", "without its log a result is not complete"
+    finally:
+        for service in services:
+            service.cancel()
+        await asyncio.gather(*services, return_exceptions=True)
+
+
+class Line:
+    """A node's driver as far as results need one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.node = StillNode(folder)
+        self.connected = False
+
+
+async def test_the_output_of_a_machine_that_is_out_of_sight_is_written_when_it_is_back(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    loop = Loop(Kernel(c.Policy()), ledger, SystemClock(), term=ledger.claim_term())
+    root, line = Root(tmp_path), Line(tmp_path / "node")
+    keeper = Keeper(loop, root, lambda node: cast("NodeDriver", line))
+    services = [asyncio.create_task(loop.run()), asyncio.create_task(keeper.run())]
+    folder, attempt = root.results_of(TASK), tmp_path / "node" / "attempts" / "a" / "1"
+    attempt.mkdir(parents=True)
+    (attempt / "output.jsonl").write_text('{"t":1,"s":"out","line":"hello"}\n')
+    try:
+        await loop.request(c.Init("t", (NodeSpec(NODE),), make_agents(1)))
+        await loop.report([c.NodeUp(NODE, "boot", "s"), c.WorkerSeen(AgentId(1), Worker(1, 1))])
+        await loop.request(c.Submit((make_task("a", plan=None),)))
+        await loop.report([c.AttemptFinished(TASK, 1, Outcome(OutcomeKind.DONE)), c.NodeDown(NODE, "cut")])
+        await keeper.catch_up()
+        await keeper.wait_written()
+        assert [each.name for each in folder.iterdir()] == ["result.json"]
+        assert msgspec.json.decode((folder / "result.json").read_bytes())["result"]["artifacts"]["logs"] is None
+        line.connected = True
+        await loop.report([c.NodeUp(NODE, "boot", "s")])
+        await wait_until((folder / "execution.log").exists)
+        await keeper.wait_written()
+        assert (folder / "execution.log").read_text() == "hello\n"
+        assert msgspec.json.decode((folder / "result.json").read_bytes())["result"]["artifacts"]["logs"] is not None
     finally:
         for service in services:
             service.cancel()

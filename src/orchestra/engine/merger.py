@@ -13,10 +13,12 @@ from typing import Final, NamedTuple
 
 from orchestra.clock import Clock
 from orchestra.core import commands as c
+from orchestra.core import events as e
 from orchestra.core.effects import DropWork, Effect, MergeWork
 from orchestra.core.merging import unwanted_work
 from orchestra.core.model import TaskSpec, TaskStatus
 from orchestra.core.state import State
+from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
 from orchestra.errors import NodeFailed, NodeUnreachable, OrchestraError
 from orchestra.ids import AttemptId, NodeId, TaskId
@@ -61,6 +63,13 @@ class Merger:
         self._workspaces = workspaces
         self._keep = keep
         self._queue: asyncio.Queue[MergeWork | DropWork] = asyncio.Queue()
+        self._out_of_sight: dict[NodeId, list[DropWork]] = {}
+        loop.listen(self._on_events)
+
+    def _on_events(self, state: State, happened: Sequence[Happened]) -> None:
+        for each in happened:
+            if isinstance(each.event, e.NodeConnected):
+                self.take(self._out_of_sight.pop(each.event.node, ()))
 
     def take(self, effects: Sequence[Effect]) -> None:
         """Takes what concerns it; never blocks."""
@@ -134,9 +143,12 @@ class Merger:
 
     async def _drop(self, effect: DropWork) -> None:
         work = await self._loop.ask(lambda state: _unwanted(state, effect.task, effect.attempt))
-        spaces = None if work is None else self._workspaces(work.node)
-        if work is None or spaces is None:
-            return  # it is gone, or stays on its machine until that is back; the guide to workspaces says where
+        if work is None:
+            return  # it is gone
+        spaces = self._workspaces(work.node)
+        if spaces is None:
+            self._out_of_sight.setdefault(work.node, []).append(effect)
+            return  # it stays on its machine until that is back; nobody else has to wait
         attempt = AttemptId(effect.task, effect.attempt)
         await self._let_go(spaces, attempt, await self._collected(spaces, work.spec, attempt))
 

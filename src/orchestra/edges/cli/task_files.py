@@ -135,7 +135,8 @@ def show_stat(render: Renderer, files: tuple[FilePatch, ...]) -> None:
         added, removed = (-(-number * BAR_COLUMNS // max(most, BAR_COLUMNS)) for number in (file.added, file.removed))
         word = "" if file.change == "changed" else f" ({file.change})"
         render.line(f"{file.path.ljust(widest)} | {count.rjust(6)} ", Styled("+" * added, "green"), Styled("-" * removed, "red"), word)
-    render.line(f"{len(files)} files, {sum(file.added for file in files)} lines added, {sum(file.removed for file in files)} removed")
+    number, added, removed = len(files), sum(file.added for file in files), sum(file.removed for file in files)
+    render.line(f"{number} {'file' if number == 1 else 'files'}, {added} {'line' if added == 1 else 'lines'} added, {removed} removed")
 
 
 # --- result --------------------------------------------------------------------------------------------------------------

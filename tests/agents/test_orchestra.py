@@ -90,3 +90,9 @@ def test_claude_and_codex_work_on_one_repository(desk: tuple[Path, dict[str, str
     assert again, "the second attempt is told why the first was not enough"
     assert result(repo, "never")["status"] == "failed"
     assert os.path.exists(repo / ".codex" / "results" / "poem" / "write" / "diff.patch")
+
+    # Both went through the orchestra's own gateway, which counted them.
+    report = subprocess.run(
+        [str(ORCHESTRA), "cost", "report", "--by", "task", "--json"], cwd=repo, env=env, check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert {"poem/write", "poem/count"} <= set(json.dumps(json.loads(report.stdout)).split('"'))

@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 5
+STATE_FORMAT = 6
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -49,6 +49,13 @@ class AttemptState(msgspec.Struct, omit_defaults=True):
     pid: int = 0
     start: int = 0
     stop_reason: str = ""
+    question: str = ""
+    """What it waits to be answered, or empty."""
+    question_number: int = 0
+    waiting_ms: int = 0
+    """Ledger time since which it waits."""
+    waited_ms: int = 0
+    """How long it has waited before, in all."""
     outcome: Outcome | None = None
 
     @property

@@ -137,6 +137,7 @@ class Duties:
             found = self._translator.signal(record) if record.kind == "signal" else None
             if found is not None:
                 self._board.post(*found)
+                commands += self._translator.waiting(*found)
             told = self._translator.commands(record)
             commands += told
             doubtful = doubtful or (record.kind == "ready" and not told)

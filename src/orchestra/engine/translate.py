@@ -15,7 +15,9 @@ from orchestra.core.state import State, TaskState
 from orchestra.errors import OrchestraError
 from orchestra.ids import AttemptId, TaskId
 from orchestra.node import Record
+from orchestra.protocol.text import printable
 
+QUESTION_CHARACTERS_MAX: Final = 2000
 Finder = Callable[[str], Adapter]
 Excuse = Callable[[TaskSpec, AttemptId, str], str]
 """Says why a failure with such a reason is the model API's and not the task's, or nothing."""
@@ -50,6 +52,12 @@ class Translator:
         except KIND_ERRORS:
             return None
         return None if found is None else (AttemptId(task.id, record.attempt), found)
+
+    def waiting(self, attempt: AttemptId, signal: Signal) -> list[c.Command]:
+        """Returns what the core has to know of a signal: that its agent waits for an answer, or does so no more."""
+        if signal.waiting_for:
+            return [c.AttemptAsks(attempt.task, attempt.number, printable(signal.waiting_for)[:QUESTION_CHARACTERS_MAX], signal.number)]
+        return [c.AttemptGoesOn(attempt.task, attempt.number)]
 
     def finished(self, attempt: AttemptId, done: dict[str, Any]) -> c.Command | None:
         """Returns the end of an attempt from the content of its exit.json (or `done` record), or None for a task we do not know."""

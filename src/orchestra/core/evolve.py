@@ -14,6 +14,7 @@ import msgspec
 from orchestra.core import events as e
 from orchestra.core import transitions as t
 from orchestra.core.model import OutcomeKind, TaskStatus
+from orchestra.core.sessions import note_session
 from orchestra.core.state import (
     AgentState,
     Answer,
@@ -497,6 +498,7 @@ def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
         agent.status = t.move(t.AGENT, agent.status, ev)
         agent.task, agent.attempt, agent.since_ms = None, 0, at
         agent.busy_ms += at - attempt.assigned_ms
+        note_session(agent, task.spec, attempt, ev.outcome)
         if kind is OutcomeKind.DONE:
             agent.completed += 1
         elif kind not in (OutcomeKind.STOPPED, OutcomeKind.DEFERRED):

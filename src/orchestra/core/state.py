@@ -145,6 +145,19 @@ class Breaker(msgspec.Struct, frozen=True):
     """The agent that is tried; None while the trial is an attempt that has not been assigned yet."""
 
 
+class SessionState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A session of an agent's CLI, as far as another task may go on with it."""
+
+    kind: str
+    node: NodeId
+    workspace: str
+    """The folder it worked in; empty if that was one of its own."""
+    affinity: str
+    """Of the tasks it is for; empty if none may go on with it."""
+    usage: Usage
+    """What it has consumed, over all the attempts in it."""
+
+
 class AgentState(msgspec.Struct, omit_defaults=True):
     """One slot."""
 
@@ -166,6 +179,8 @@ class AgentState(msgspec.Struct, omit_defaults=True):
     failed: int = 0
     busy_ms: int = 0
     reason: str = ""
+    sessions: dict[str, SessionState] = {}
+    """By the CLI's id, the one used last at the end."""
 
     @property
     def id(self) -> AgentId:

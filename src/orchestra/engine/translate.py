@@ -69,7 +69,7 @@ class Translator:
         if end is None:
             broken = Outcome(OutcomeKind.FAILED, "the worker's account of the end cannot be read")
             return c.AttemptFinished(attempt.task, attempt.number, broken)
-        verdict = _own_usage(self._verdict(task.spec, end), task, attempt.number)
+        verdict = self._own_usage(self._verdict(task.spec, end), task, attempt.number)
         missing = verdict.kind is OutcomeKind.DONE and len(checks) < len(task.spec.checks)
         result = outcome(verdict, end, checks)
         if self._excuse is not None and verdict.kind in (OutcomeKind.FAILED, OutcomeKind.REFUSED, OutcomeKind.TIMEOUT):
@@ -87,6 +87,21 @@ class Translator:
             return self._find(spec.kind).verdict(spec, end)
         except KIND_ERRORS as error:
             return Verdict(OutcomeKind.FAILED, f"agent kind {spec.kind!r} could not judge the end: {error}")
+
+    def _own_usage(self, verdict: Verdict, task: TaskState, number: int) -> Verdict:
+        """Takes off what was used before, where the agent counts from the beginning of a session that earlier attempts were in too."""
+        attempt = task.attempt(number)
+        agent = None if attempt is None else self._state().agents.get(attempt.agent)
+        if not (verdict.usage_of_session and verdict.session):
+            return verdict
+        known = None if agent is None else agent.sessions.get(verdict.session)
+        if known is not None:
+            return msgspec.structs.replace(verdict, usage=verdict.usage.minus(known.usage))
+        usage = verdict.usage  # its agent is gone, or has forgotten it
+        for each in task.attempts[: number - 1]:
+            if each.outcome is not None and each.outcome.session == verdict.session:
+                usage = usage.minus(each.outcome.usage)
+        return msgspec.structs.replace(verdict, usage=usage)
 
     def _ready(self, record: Record) -> list[c.Command]:
         """Old news must not bring back a worker that is known to be gone, or push out the present one: if it is new, a sweep finds it."""
@@ -129,18 +144,6 @@ class Translator:
         if agent is None or record.worker == agent.fallen or agent.worker not in (None, record.worker):
             return []  # of an earlier worker, or told already by another way
         return [c.AgentClosed(record.agent)]
-
-
-def _own_usage(verdict: Verdict, task: TaskState, number: int) -> Verdict:
-    """Takes off what earlier attempts used, where the agent counts from the beginning of a session they were in too."""
-    if not (verdict.usage_of_session and verdict.session):
-        return verdict
-    before = [attempt.outcome for attempt in task.attempts if attempt.number < number and attempt.outcome is not None]
-    usage = verdict.usage
-    for outcome_ in before:
-        if outcome_.session == verdict.session:
-            usage = usage.minus(outcome_.usage)
-    return msgspec.structs.replace(verdict, usage=usage)
 
 
 def _exit_of(values: object) -> Exit | None:

@@ -64,6 +64,7 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     *tool_scene("SCENE-CLAUDE-WRITE", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CLAUDE-DENIED", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I was not allowed to."),
     calls("SCENE-CLAUDE-TURNS", "Bash", {"command": "echo again", "description": "Say again"}),
+    *tool_scene("SCENE-CLAUDE-READ", "Read", {"file_path": "../prompt.txt"}, "I know what to do."),
     *tool_scene("SCENE-CLAUDE-ASK", "AskUserQuestion", {"questions": COLOUR}, "Thank you."),
     calls("SCENE-CLAUDE-WAIT", "Bash", {"command": WAIT_LOOP, "description": "Wait"}),
     # Codex

@@ -89,6 +89,12 @@ def test_claude_asks_for_permission_and_is_answered(stage: Desk) -> None:
     assert [bool(signal.waiting_for) for signal in run.signals if signal.activity in ("waiting for an answer", "answered")] == [True, False]
 
 
+def test_claude_may_read_what_it_is_to_do_without_asking(stage: Desk) -> None:
+    run = finish(stage, CLAUDE, begin(stage, CLAUDE, "SCENE-CLAUDE-READ", {"permission_mode": "default"}), "read")
+    assert run.verdict.summary == "I know what to do."
+    assert not [signal for signal in run.signals if signal.waiting_for]
+
+
 def test_claude_is_refused_something_and_told_why(stage: Desk) -> None:
     begun = begin(stage, CLAUDE, "SCENE-CLAUDE-WRITE", {"permission_mode": "default"})
     wait_asked(stage, begun[1])

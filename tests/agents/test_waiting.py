@@ -115,3 +115,33 @@ def test_agents_that_ask_are_seen_answered_and_done(orchestra: Orchestra) -> Non
     assert [each["task_id"] for each in asked].count(claude) == 1
     assert {each["task_id"] for each in answered} == {claude, codex}
     assert all(each["waited_seconds"] >= 0 for each in answered)
+
+
+AFFINE = """\
+name: affine
+defaults: {isolation: shared, affinity: parser}
+agents:
+  - {count: 1, kind: claude}
+  - {count: 1, kind: codex}
+tasks:
+  - {id: claude-1, agent: claude, prompt: "SCENE-SAY: the first word is xylophone"}
+  - {id: claude-2, agent: claude, prompt: "SCENE-SAY: what was the first word for claude?", needs: [claude-1]}
+  - {id: codex-1, agent: codex, prompt: "SCENE-SAY: the first word is zeppelin"}
+  - {id: codex-2, agent: codex, prompt: "SCENE-SAY: what was the first word for codex?", needs: [codex-1]}
+"""
+
+
+def test_a_task_with_the_same_affinity_goes_on_with_the_session(orchestra: Orchestra, net: Net) -> None:
+    (orchestra.root / "config" / "orchestra.yaml").write_text(
+        SETTINGS.replace("mode: interactive, permission_mode: default, ", "").replace(
+            "approval_policy: untrusted", "approval_policy: never"
+        )
+    )
+    (orchestra.folder / "plan.yaml").write_text(AFFINE)
+    orchestra.run("run", "plan.yaml")
+    for kind, word in (("claude", "xylophone"), ("codex", "zeppelin")):
+        asked = [json.dumps(request["body"]) for request in net.requests(f"what was the first word for {kind}?")]
+        assert asked
+        assert all(word in body for body in asked)
+        tokens = [orchestra.json("task", "show", f"affine/{kind}-{number}")["attempts"][0]["tokens"] for number in (1, 2)]
+        assert tokens == [1500, 1500], "what the session used before is not used again"

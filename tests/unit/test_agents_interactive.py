@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,46 @@ def test_what_codex_does_is_readable_in_the_window() -> None:
         "? May it?",
         "  (type the answer here, or: orchestra task answer)",
     ]
+
+
+# --- how the prompt gets there ---------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_nobody_confirms_is_pasted_again_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        session = claude_terminal.Session("/attempt", ["claude"], listener.fileno())
+        typed: list[bytes] = []
+        monkeypatch.setattr(session.terminal, "type", typed.append)
+        moment = session.began
+        session.deliver(moment)
+        assert typed == [], "no session has begun"
+        session.session = "s"
+        session.on_drawn(b"\x1b[?20")
+        session.on_drawn(b"04h")
+        paste = claude_terminal.pasted("Read the task file /attempt/prompt.txt and do what it says.")
+        for number in range(claude_terminal.TRIES):
+            session.deliver(moment)
+            session.deliver(moment)
+            assert typed.pop() == (b"" if number == 0 else b"\x15") + paste
+            moment += claude_terminal.PASTE_GAP_S
+            session.deliver(moment)
+            assert typed.pop() == b"\r"
+            assert typed == []
+            moment += claude_terminal.CONFIRM_S
+        session.deliver(moment)
+        assert session.result is not None
+        assert session.result["terminal_reason"] == "not_delivered"
+        session.terminal.listener.close()
+
+
+def test_no_session_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        session = claude_terminal.Session("/attempt", ["claude"], listener.fileno())
+        session.on_drawn(b"\x1b[1mDo you trust\x1b[0m this folder?")
+        session.deliver(session.began + claude_terminal.START_S + 1)
+        assert session.result is not None
+        assert session.result["result"].endswith("its window shows: Do you trust this folder?")
+        session.terminal.listener.close()
 
 
 # --- what a session consumed -----------------------------------------------------------------------------------------

@@ -72,10 +72,10 @@ class Question:
 class Session:
     """One attempt: from the start of Claude Code to its end."""
 
-    def __init__(self, folder: str, argv: list[str]) -> None:
+    def __init__(self, folder: str, argv: list[str], listener: int = 0) -> None:
         self.folder, self.argv = folder, argv
         self.hooks = folder + "/hooks"
-        self.terminal = Terminal()
+        self.terminal = Terminal(listener)
         self.terminal.on_drawn = self.on_drawn
         self.terminal.on_answer = self.on_answer
         self.screen = b""

@@ -61,7 +61,6 @@ class Terminal:
         self.on_drawn: Callable[[bytes], None] = lambda data: None
         self.on_answer: Callable[[int, str], None] = lambda number, text: None
         self.listen(self.listener.fileno(), self._on_window)
-        self._catch_signals()
 
     def _catch_signals(self) -> None:
         read_end, write_end = os.pipe()
@@ -84,6 +83,7 @@ class Terminal:
 
     def start(self, argv: list[str], env: dict[str, str], passed: int = -1) -> None:
         """Starts the program; a file `passed` stays open for it."""
+        self._catch_signals()
         for _ in range(2):
             self.turn(0)  # whoever looks already is taken, and says how large the window is
         self.master, inner = pty.openpty()

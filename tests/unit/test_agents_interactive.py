@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestra.agents.access import Access
 from orchestra.agents.adapter import ATTEMPT_DIR, STAGE_DIR, Adapter, Context, Launch, Signal
 from orchestra.agents.causes import Cause
 from orchestra.agents.claude import ADAPTER as CLAUDE_ADAPTER
@@ -73,6 +74,12 @@ def test_what_would_not_be_heeded_is_refused(adapter: Adapter, settings: dict[st
     with pytest.raises(BadInput) as caught:
         launch(adapter, settings, **more)
     assert caught.value.field == field
+
+
+def test_a_limit_of_cost_is_left_to_the_gateway() -> None:
+    access = Access("http://127.0.0.1:1", "token", ("anthropic",))
+    made = CLAUDE.launch(make_spec("claude", cost_usd_micros_max=1), Context(1, 7, settings={"mode": "interactive"}, access=access))
+    assert "--max-budget-usd" not in made.argv
 
 
 # --- recorded runs ---------------------------------------------------------------------------------------------------

@@ -191,8 +191,8 @@ def waiting(end: Exit) -> Cause | None:
     return named or of_status(last.get("error_status")) or Cause.NETWORK
 
 
-def check_interactive(spec: TaskSpec, settings: KindSettings) -> None:
-    """Refuses what the CLI heeds with `-p` only, as it would say nothing about it.
+def check_interactive(spec: TaskSpec, settings: KindSettings, *, through: bool) -> None:
+    """Refuses what the CLI heeds with `-p` only, as it would say nothing about it. A limit of cost is kept by the gateway, if it goes `through` one.
 
     Raises:
         BadInput: Something of that kind is asked for.
@@ -204,8 +204,8 @@ def check_interactive(spec: TaskSpec, settings: KindSettings) -> None:
                 field=settings.field(name),
                 hint=f"leave it out, or set {settings.field('mode')} to headless",
             )
-    if spec.cost_usd_micros_max:
-        hint = f"set a budget in the gateway, or set {settings.field('mode')} to headless"
+    if spec.cost_usd_micros_max and not through:
+        hint = f"use the gateway, which keeps it, or set {settings.field('mode')} to headless"
         raise BadInput("is not kept by Claude Code in mode interactive", field="constraints.max_cost_dollars", hint=hint)
 
 
@@ -222,12 +222,14 @@ class Claude:
         """Returns the process. The prompt is a file, and a session of an earlier attempt is gone on with if there is one."""
         settings = KindSettings(self.kind, context.settings, SETTINGS)
         interactive = settings.choice("mode", MODES[0], MODES) == "interactive"
+        through = context.access is not None and "anthropic" in context.access.apis
         if interactive:
-            check_interactive(spec, settings)
+            check_interactive(spec, settings, through=through)
         options, files = self._options(spec, settings), {PROMPT_FILE: prompt_of(spec)}
         session = plain_word(context.session, field="session")
         options += ["--resume", session] if session else ["--session-id", session_of(spec, context)]
-        if left := cost_left(spec, context):
+        left = cost_left(spec, context)
+        if left and not interactive:
             options += ["--max-budget-usd", left]  # it counts from its own start, also in a resumed session
         mcp = settings.text("mcp_config")
         if mcp.startswith("{"):
@@ -241,7 +243,7 @@ class Claude:
             argv=stage_program("claude_terminal", ATTEMPT_DIR, "claude", *options) if interactive else headless,
             files=files,
             agent_files={"claude/.claude.json": msgspec.json.encode(SEEDED).decode()},
-            env={**self._env(settings), **spec.env},
+            env={**self._env(settings, through=through), **spec.env},
             env_pass=self.variables,
             stdin="screen" if interactive else "prompt",
             view="json",
@@ -249,9 +251,8 @@ class Claude:
             success=SuccessRule(signal_type="result", signal_fields={"is_error": False}),
         )
 
-    def _env(self, settings: KindSettings) -> dict[str, str]:
+    def _env(self, settings: KindSettings, *, through: bool) -> dict[str, str]:
         env = {**QUIET, "CLAUDE_CONFIG_DIR": f"{AGENT_DIR}claude", "XDG_RUNTIME_DIR": f"{AGENT_DIR}run"}
-        through = context.access is not None and "anthropic" in context.access.apis
         env["CLAUDE_CODE_MAX_RETRIES"] = str(settings.number("max_retries", RETRIES if through else RETRIES_DEFAULT, most=100))
         if (url := settings.text("base_url")) and not through:  # the gateway goes there
             env["ANTHROPIC_BASE_URL"] = url

@@ -31,6 +31,7 @@ from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
 from orchestra.core.state import State, neighbour_hint
+from orchestra.core.waiting import attempt_to_answer
 from orchestra.costdesk import CostDesk, CostOptions, CostUseCases
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
@@ -38,9 +39,11 @@ from orchestra.engine.loop import Loop
 from orchestra.engine.translate import Finder
 from orchestra.errors import BadInput, NotFound, PortFailed, Refused
 from orchestra.fleetdesk import DeskOptions, FleetDesk, Wanted
-from orchestra.ids import AgentId, NodeId, PlanId, TaskId, parse_task_id
+from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId, parse_task_id
 from orchestra.intake.planfile import PlanDocument, parse_plan
 from orchestra.intake.request import (
+    ANSWER_BYTES_MAX,
+    AnswerParams,
     CancelParams,
     InitParams,
     ScaleParams,
@@ -59,6 +62,7 @@ from orchestra.usecases import (
     AgentParams,
     AgentsParams,
     AgentsReply,
+    AnswerReply,
     AttachParams,
     AttachReply,
     BackupParams,
@@ -367,6 +371,15 @@ class App(CostUseCases):
         events = await self._loop.request(c.RetryTask(task))
         revived = tuple(event.task for event in events if isinstance(event, e.TaskRevived))
         return RetryReply(task, await self._loop.ask(lambda state: state.tasks[task].status.value), revived)
+
+    async def answer(self, params: AnswerParams) -> AnswerReply:
+        if len(msgspec.json.encode(params.text)) > ANSWER_BYTES_MAX:
+            raise BadInput("is too long to be handed over", field="text", hint="put it into a file and name that in the answer")
+        task = await self._resolve(params.task_id)
+        asking = await self._loop.ask(lambda state: msgspec.structs.replace(attempt_to_answer(state.task(task), params.question)))
+        node = self._driver(asking.node).node
+        await node.answer(AttemptId(task, asking.number), asking.agent, asking.question_number, params.text)
+        return AnswerReply(task, asking.number, asking.agent, asking.question)
 
     async def _resolve(self, text: str) -> TaskId:
         """Returns the task meant: the full id, or the short name of a plan's task where that is unambiguous (the latest plan wins)."""

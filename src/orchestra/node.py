@@ -183,6 +183,14 @@ class Node(Protocol):
         """Types into windows, as a person would."""
         ...
 
+    async def answer(self, attempt: AttemptId, agent: AgentId, number: int, text: str) -> None:
+        """Gives the attempt the answer to its question of that number. One that waits for another question, or is over, does not take it.
+
+        Raises:
+            NodeFailed: Nobody is there who could take it.
+        """
+        ...
+
     async def attach_argv(self, agent: AgentId | None) -> Sequence[str]:
         """Returns the command that shows the windows (or one of them) in a person's terminal."""
         ...

@@ -36,6 +36,7 @@ QUEUE_STATUS: Final = {
     TaskStatus.RETRY_WAIT: "PENDING",
     TaskStatus.ASSIGNED: "IN_PROGRESS",
     TaskStatus.RUNNING: "IN_PROGRESS",
+    TaskStatus.WAITING: "IN_PROGRESS",
     TaskStatus.VERIFYING: "IN_PROGRESS",
     TaskStatus.MERGING: "IN_PROGRESS",
     TaskStatus.UNKNOWN: "IN_PROGRESS",

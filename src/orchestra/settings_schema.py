@@ -175,6 +175,9 @@ class Tasks(Section, frozen=True, kw_only=True):
     retry_backoff_max_seconds: Annotated[Wait, Meta(description="Longest wait in seconds before a retry.")] = 3600.0
     timeout_seconds: Annotated[Seconds, Meta(description="Seconds an attempt may run when its task does not say.")] = 3600.0
     grace_seconds: Annotated[Wait, Meta(description="Seconds from the request to stop to the kill; time to write files out.")] = 5.0
+    affinity_sessions: Annotated[
+        bool, Meta(description="A task goes on with its agent's session of the last one with the same `affinity`, which knows the matter.")
+    ] = True
 
 
 class Limits(Section, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import msgspec
 
 from orchestra.costviews import BudgetsReply, CostReply, EstimateCostReply, EstimateReply, LimitsReply
 from orchestra.intake.request import (
+    AnswerParams,
     CancelParams,
     EstimateCostParams,
     InitParams,
@@ -100,6 +101,16 @@ class ShutdownReply(Reply, frozen=True):
 class CancelReply(Reply, frozen=True):
     task_id: str
     status: str
+
+
+class AnswerReply(Reply, frozen=True):
+    task_id: str
+    attempt: int
+    agent: int
+    question: str
+    """What was answered."""
+    status: str = "delivered"
+    """The worker has it; `task show` tells when the agent goes on."""
 
 
 class TaskParams(Params, frozen=True):
@@ -351,6 +362,10 @@ class UseCases(Protocol):
         """Revives a failed or cancelled task and what was blocked by it."""
         ...
 
+    async def answer(self, params: AnswerParams) -> AnswerReply:
+        """Answers what a task's agent waits for."""
+        ...
+
     async def explain(self, params: TaskParams) -> ExplainReply:
         """Why is this task not running?"""
         ...
@@ -450,6 +465,7 @@ METHODS: Final[dict[str, Method]] = {
     "shutdown": Method(ShutdownParams, ShutdownReply),
     "cancel": Method(CancelParams, CancelReply),
     "retry": Method(TaskParams, RetryReply),
+    "answer": Method(AnswerParams, AnswerReply),
     "explain": Method(TaskParams, ExplainReply),
     "tasks": Method(TasksParams, TasksReply),
     "task": Method(TaskParams, TaskDetail),

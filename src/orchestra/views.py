@@ -97,6 +97,8 @@ class AgentView(View, frozen=True):
     reason: str = ""
     activity: str = ""
     progress: float | None = None
+    question: str = ""
+    """What its attempt waits to be answered, or empty."""
     category: str = ""
     level: int = 3
     speciality: str = ""
@@ -134,6 +136,12 @@ class AttemptView(View, frozen=True):
     """Where the attempt's files are on its node."""
     settled: bool = False
     """`tokens` and the cost are what the gateway settled; else what the agent's program said."""
+    question: str = ""
+    """What it waits to be answered, or empty."""
+    waiting_ms: int = 0
+    """Since when it waits."""
+    waited_ms: int = 0
+    """How long it has waited for answers before, in all."""
 
 
 class TaskView(View, frozen=True):
@@ -160,6 +168,8 @@ class TaskView(View, frozen=True):
     reason: str = ""
     activity: str = ""
     progress: float | None = None
+    question: str = ""
+    """What it waits to be answered, or empty."""
 
 
 class TaskDetail(View, frozen=True):

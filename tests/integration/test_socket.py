@@ -21,6 +21,7 @@ from orchestra.intake.request import CancelParams, StatusParams, parse_params
 from orchestra.usecases import METHODS, CancelReply, TaskParams, UseCases
 
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "answer": {"task_id": "T1", "text": "yes", "question": 3},
     "init": {"phase": 2, "nodes": ["a"], "agent_count": 60},
     "submit_task": {
         "description": "Write the page",

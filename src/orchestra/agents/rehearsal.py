@@ -280,7 +280,7 @@ class Rehearsal:
                 return Signal(usage=usage_of(line), session=session)
             case "system", "question":
                 question = text_of(line.get("question"), SUMMARY_CHARACTERS_MAX) or "an answer"
-                return Signal("waiting for an answer", session=session, waiting_for=question)
+                return Signal("waiting for an answer", session=session, waiting_for=question, number=count_of(line.get("ask")))
             case "system", "answer":
                 return Signal("answered", session=session)
             case "result", _:

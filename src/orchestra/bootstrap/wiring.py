@@ -125,6 +125,7 @@ def order_options(settings: Settings, gateway_kinds: Mapping[str, tuple[str, ...
         limits=Limits(memory_bytes=settings.limits.agent_memory_mb << 20),
         kinds=kind_settings(settings),
         gateway_kinds=gateway_kinds or {},
+        affinity_sessions=settings.tasks.affinity_sessions,
         fence=settings.recovery.fence_seconds > 0,
         rehearsal=settings.rehearsal,
     )

@@ -205,6 +205,22 @@ class AttemptChecking(Command, frozen=True):
     attempt: int
 
 
+class AttemptAsks(Command, frozen=True):
+    """The agent waits for an answer."""
+
+    task: TaskId
+    attempt: int
+    question: str
+    number: int = 0
+
+
+class AttemptGoesOn(Command, frozen=True):
+    """The agent does something again; if it waited, that is over."""
+
+    task: TaskId
+    attempt: int
+
+
 class AttemptSeen(Command, frozen=True):
     """The attempt was found alive."""
 

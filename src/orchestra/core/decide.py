@@ -60,6 +60,7 @@ from orchestra.core.recovery import (
     worker_seen,
 )
 from orchestra.core.state import AttemptState, State, TaskState, better
+from orchestra.core.waiting import after_attempt_sighted, answered, attempt_asks, attempt_goes_on
 from orchestra.errors import DuplicateId, IllegalMove, InvariantBroken, Refused
 from orchestra.ids import AgentId, TaskId
 
@@ -273,7 +274,7 @@ def _attempt_checking(s: State, cmd: c.AttemptChecking, now: int, policy: c.Poli
     attempt = _current(s, cmd.task, cmd.attempt)
     if attempt is None or not t.may(t.ATTEMPT, attempt.status, e.AttemptVerifying):
         return []
-    return [e.AttemptVerifying(cmd.task, cmd.attempt)]
+    return [*answered(cmd, attempt, now), e.AttemptVerifying(cmd.task, cmd.attempt)]
 
 
 def _attempt_seen(s: State, cmd: c.AttemptSeen, now: int, policy: c.Policy) -> Events:
@@ -289,7 +290,7 @@ def _attempt_finished(s: State, cmd: c.AttemptFinished, now: int, policy: c.Poli
     if attempt is None:
         return []  # of a ledger that is not ours
     if attempt.live:
-        return [e.AttemptEnded(cmd.task, cmd.attempt, cmd.outcome)]
+        return [*answered(cmd, attempt, now), e.AttemptEnded(cmd.task, cmd.attempt, cmd.outcome)]
     known = attempt.outcome
     same = known is not None and (known.kind, known.code, known.signal) == (cmd.outcome.kind, cmd.outcome.code, cmd.outcome.signal)
     return [] if same or cmd.outcome.kind is OutcomeKind.LOST else [e.StaleResultRecorded(cmd.task, cmd.attempt, cmd.outcome)]
@@ -535,6 +536,8 @@ DECISIONS: Final[dict[type[c.Command], Decision]] = {
     c.AgentClosed: agent_closed,
     c.AttemptBegan: _attempt_began,
     c.AttemptChecking: _attempt_checking,
+    c.AttemptAsks: attempt_asks,
+    c.AttemptGoesOn: attempt_goes_on,
     c.AttemptSeen: _attempt_seen,
     c.AttemptFinished: _attempt_finished,
     c.NoteApi: _note_api,
@@ -556,6 +559,7 @@ CONSEQUENCES: Final[dict[type[e.Event], Consequence]] = {
     e.TaskRetryScheduled: _after_retry_scheduled,
     e.AttemptEnded: _after_attempt_ended,
     e.AttemptStarted: after_attempt_started,
+    e.AttemptSighted: after_attempt_sighted,
     e.AgentLost: after_agent_lost,
     e.AgentSuspected: after_agent_suspected,
     e.AgentCleared: after_agent_cleared,

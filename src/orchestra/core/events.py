@@ -328,6 +328,26 @@ class AttemptStarted(Event, frozen=True):
     start: int
 
 
+class AttemptWaiting(Event, frozen=True):
+    """Its agent goes on only when it is answered."""
+
+    task: TaskId
+    attempt: int
+    question: str
+    number: int = 0
+    """Which question of the attempt it is; an answer names it. 0 where they are not counted."""
+    again: bool = False
+    """It is known already: the attempt was out of sight meanwhile."""
+
+
+class AttemptAnswered(Event, frozen=True):
+    """It goes on, whoever answered, or is over."""
+
+    task: TaskId
+    attempt: int
+    waited_ms: int
+
+
 class AttemptVerifying(Event, frozen=True):
     task: TaskId
     attempt: int
@@ -431,6 +451,8 @@ AnyEvent = (
     | TaskRevived
     | AttemptAssigned
     | AttemptStarted
+    | AttemptWaiting
+    | AttemptAnswered
     | AttemptVerifying
     | AttemptLostSight
     | AttemptSighted

@@ -14,6 +14,7 @@ import msgspec
 from orchestra.core import events as e
 from orchestra.core import transitions as t
 from orchestra.core.model import OutcomeKind, TaskStatus
+from orchestra.core.sessions import note_session
 from orchestra.core.state import (
     AgentState,
     Answer,
@@ -431,6 +432,22 @@ def _attempt_started(s: State, ev: e.AttemptStarted, at: int) -> None:
     task.started_ms = task.started_ms or at
 
 
+def _attempt_waiting(s: State, ev: e.AttemptWaiting, at: int) -> None:
+    task, attempt = _attempt(s, ev.task, ev.attempt)
+    task.status = t.move(t.TASK, task.status, ev)
+    attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
+    attempt.waiting_ms = attempt.waiting_ms or at
+    attempt.question, attempt.question_number = ev.question, ev.number
+
+
+def _attempt_answered(s: State, ev: e.AttemptAnswered, at: int) -> None:
+    task, attempt = _attempt(s, ev.task, ev.attempt)
+    task.status = t.move(t.TASK, task.status, ev)
+    attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
+    attempt.question, attempt.question_number, attempt.waiting_ms = "", 0, 0
+    attempt.waited_ms += ev.waited_ms
+
+
 def _attempt_verifying(s: State, ev: e.AttemptVerifying, at: int) -> None:
     task, attempt = _attempt(s, ev.task, ev.attempt)
     task.status = t.move(t.TASK, task.status, ev)
@@ -464,6 +481,7 @@ def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
     task.status = t.move(t.TASK, task.status, ev)
     attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
     attempt.ended_ms, attempt.outcome = at, ev.outcome
+    attempt.question, attempt.question_number, attempt.waiting_ms = "", 0, 0
     kind = ev.outcome.kind
     if kind is OutcomeKind.LOST:
         task.losses += attempt.started_ms > 0
@@ -480,6 +498,7 @@ def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
         agent.status = t.move(t.AGENT, agent.status, ev)
         agent.task, agent.attempt, agent.since_ms = None, 0, at
         agent.busy_ms += at - attempt.assigned_ms
+        note_session(agent, task.spec, attempt, ev.outcome)
         if kind is OutcomeKind.DONE:
             agent.completed += 1
         elif kind not in (OutcomeKind.STOPPED, OutcomeKind.DEFERRED):
@@ -550,6 +569,8 @@ FOLDS: Final[dict[type[e.Event], Callable[[State, Any, int], None]]] = {
     e.TaskRevived: _task_revived,
     e.AttemptAssigned: _attempt_assigned,
     e.AttemptStarted: _attempt_started,
+    e.AttemptWaiting: _attempt_waiting,
+    e.AttemptAnswered: _attempt_answered,
     e.AttemptVerifying: _attempt_verifying,
     e.AttemptLostSight: _attempt_lost_sight,
     e.AttemptSighted: _attempt_sighted,

@@ -85,6 +85,8 @@ class TaskStatus(Enum):
     QUEUED = "queued"
     ASSIGNED = "assigned"
     RUNNING = "running"
+    WAITING = "waiting"
+    """Its agent waits for an answer: a permission, or a question."""
     VERIFYING = "verifying"
     MERGING = "merging"
     """Verified; what it did is on its way into the plan's branch."""
@@ -101,6 +103,7 @@ class AttemptStatus(Enum):
 
     ASSIGNED = "assigned"
     RUNNING = "running"
+    WAITING = "waiting"
     VERIFYING = "verifying"
     UNKNOWN = "unknown"
     ENDED = "ended"
@@ -136,7 +139,7 @@ class OutcomeKind(Enum):
 
 
 TASK_TERMINAL = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
-TASK_LIVE = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.VERIFYING, TaskStatus.UNKNOWN)
+TASK_LIVE = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.WAITING, TaskStatus.VERIFYING, TaskStatus.UNKNOWN)
 
 
 class Payload(msgspec.Struct, frozen=True, omit_defaults=True):

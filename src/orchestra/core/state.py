@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 5
+STATE_FORMAT = 6
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -49,6 +49,13 @@ class AttemptState(msgspec.Struct, omit_defaults=True):
     pid: int = 0
     start: int = 0
     stop_reason: str = ""
+    question: str = ""
+    """What it waits to be answered, or empty."""
+    question_number: int = 0
+    waiting_ms: int = 0
+    """Ledger time since which it waits."""
+    waited_ms: int = 0
+    """How long it has waited before, in all."""
     outcome: Outcome | None = None
 
     @property
@@ -138,6 +145,19 @@ class Breaker(msgspec.Struct, frozen=True):
     """The agent that is tried; None while the trial is an attempt that has not been assigned yet."""
 
 
+class SessionState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A session of an agent's CLI, as far as another task may go on with it."""
+
+    kind: str
+    node: NodeId
+    workspace: str
+    """The folder it worked in; empty if that was one of its own."""
+    affinity: str
+    """Of the tasks it is for; empty if none may go on with it."""
+    usage: Usage
+    """What it has consumed, over all the attempts in it."""
+
+
 class AgentState(msgspec.Struct, omit_defaults=True):
     """One slot."""
 
@@ -159,6 +179,8 @@ class AgentState(msgspec.Struct, omit_defaults=True):
     failed: int = 0
     busy_ms: int = 0
     reason: str = ""
+    sessions: dict[str, SessionState] = {}
+    """By the CLI's id, the one used last at the end."""
 
     @property
     def id(self) -> AgentId:

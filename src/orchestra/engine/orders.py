@@ -12,7 +12,8 @@ import msgspec
 from orchestra.agents.access import Access, keys_of
 from orchestra.agents.adapter import SPACE_DIR, Context, Launch
 from orchestra.core.model import AgentSpec, Check, Limits, OutcomeKind, TaskSpec
-from orchestra.core.state import TaskState
+from orchestra.core.sessions import session_for
+from orchestra.core.state import AgentState, TaskState
 from orchestra.engine.translate import KIND_ERRORS, Finder
 from orchestra.errors import BadInput
 from orchestra.ids import AttemptId
@@ -41,6 +42,8 @@ class OrderOptions(msgspec.Struct, frozen=True):
     """Settings of each agent kind."""
     gateway_kinds: Mapping[str, tuple[str, ...]] = {}
     """Kinds whose attempts go through the gateway -> the APIs they reach there."""
+    affinity_sessions: bool = True
+    """A task goes on with the session of the last one with the same affinity on its agent."""
     fence: bool = False
     """The node stops an attempt when it has not heard of the coordinator for too long."""
     rehearsal: bool = False
@@ -144,19 +147,26 @@ class Earlier(msgspec.Struct, frozen=True):
     cost_usd_micros: int = 0
     feedback: str = ""
     session: str = ""
-    """The CLI's session to go on with: of work that only did not pass its checks, in a folder that is still the same."""
+    """The CLI's session to go on with: of work that only did not pass its checks, or of a task with the same affinity, in a folder that is still the same."""
     agent: int = 0
     """Who has that session; it is of no use to another."""
 
 
-def earlier_of(task: TaskState) -> Earlier:
-    """Returns it from the state: the conflict its work ran into, else why the last attempt was not good enough."""
+def earlier_of(task: TaskState, agent: AgentState | None = None) -> Earlier:
+    """Returns it from the state: the conflict its work ran into, else why the last attempt was not good enough.
+
+    Args:
+        task: What is to be done.
+        agent: Who does it. A first attempt goes on with the session of an earlier task with the same affinity, if it has one.
+    """
     outcomes = [attempt.outcome for attempt in task.attempts if attempt.outcome is not None]
     cost = sum(outcome.usage.cost_usd_micros for outcome in outcomes)
     judged = [outcome for outcome in outcomes if outcome.kind is not OutcomeKind.DEFERRED]
     last = judged[-1] if judged else None
     if task.feedback:
         return Earlier(cost, task.feedback)
+    if last is None and agent is not None:
+        return Earlier(cost, "", session_for(agent, task.spec), agent.id)
     if last is None or last.kind not in (OutcomeKind.UNVERIFIED, OutcomeKind.FAILED):
         return Earlier(cost)
     attempt = task.attempts[-1]

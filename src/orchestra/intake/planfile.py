@@ -75,7 +75,9 @@ class TaskFields(f.Record, frozen=True, kw_only=True):
     files: Annotated[tuple[f.RelativePath, ...], Meta(max_length=10_000, description="Paths it may touch.")] | UnsetType = UNSET
     env: Annotated[dict[f.EnvName, f.EnvValue], Meta(max_length=1000, description="Environment of the agent.")] | UnsetType = UNSET
     stdin: Annotated[Literal["pane", "none"], Meta(description="Whether a person can type into it.")] | UnsetType = UNSET
-    affinity: Annotated[f.Name, Meta(description="Tasks with the same key prefer the same agent.")] | UnsetType = UNSET
+    affinity: (
+        Annotated[f.Name, Meta(description="Tasks with the same key prefer the same agent, and go on with its session.")] | UnsetType
+    ) = UNSET
     node: Annotated[f.Name, Meta(description="Node it has to run on.")] | UnsetType = UNSET
     tags: f.Tags | UnsetType = UNSET
     programs: f.Programs | UnsetType = UNSET

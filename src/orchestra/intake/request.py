@@ -31,6 +31,9 @@ from orchestra.quantity import ms_from_seconds
 T = TypeVar("T")
 
 BATCH_MAX: Final = 10_000
+ANSWER_CHARACTERS_MAX: Final = 3000
+ANSWER_BYTES_MAX: Final = 3500
+"""As JSON: it goes to its worker in one line of at most 4096 bytes."""
 DESCRIPTION_WIDTH_MIN: Final = 10
 DESCRIPTION_WORDS_MIN: Final = 3
 _EMPTY_WORDS: Final = frozenset(
@@ -105,6 +108,14 @@ class ShutdownParams(f.Record, frozen=True, kw_only=True):
     graceful: bool = True
     drain_tasks: bool = True
     timeout_seconds: Annotated[f.Wait, Meta(description="Longest wait for running tasks.")] = 300.0
+
+
+class AnswerParams(f.Record, frozen=True, kw_only=True):
+    """`orchestra.answer`: the reply to what the task's agent waits for."""
+
+    task_id: f.TaskRef
+    text: Annotated[str, Meta(min_length=1, max_length=ANSWER_CHARACTERS_MAX, description="`yes`, `no`, or words.")]
+    question: Annotated[int, Meta(ge=0, description="Number of the question it is for; absent means the present one.")] | None = None
 
 
 class CancelParams(f.Record, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, SPACE_DIR, STAGE_DIR
+from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, PYTHON, SPACE_DIR, STAGE_DIR
 from orchestra.core.model import Worker
 from orchestra.errors import CourierFailed, NodeFailed, NodeUnreachable, NotFound, PaneUnknown, TmuxFailed
 from orchestra.ids import AgentId, AttemptId, NodeId, parse_attempt_id
@@ -344,6 +344,10 @@ class TmuxNode:
         values = {"op": "stop", "task": attempt.task, "attempt": attempt.number, "grace_ms": grace_ms}
         await self._ask("poke", agent=agent, line=msgspec.json.encode(values).decode())
 
+    async def answer(self, attempt: AttemptId, agent: AgentId, number: int, text: str) -> None:
+        values = {"op": "answer", "task": attempt.task, "attempt": attempt.number, "number": number, "text": text}
+        await self._ask("poke", agent=agent, line=msgspec.json.encode(values).decode())
+
     async def reap(self, attempt: AttemptId) -> str:
         try:
             await self._ask("reap", dir=attempt_dir(attempt))
@@ -439,9 +443,6 @@ class TmuxNode:
 
 SIGNED: Final = ("clock_offset_ms",)
 """Figures that may be -1 and be known all the same."""
-PYTHON: Final = "@python"
-"""Stands for the node's interpreter in a launch."""
-
 PUSH_SCRIPT: Final = """
 import json, os, stat, sys
 target, package, runtime = sys.argv[1:4]

@@ -31,6 +31,10 @@ def explain(state: State, task_id: TaskId, now_ms: int, gate: Gate | None = None
             return f"{task_id} is tried again in {wait} ({tries}); the last attempt: {task.reason}."
         case TaskStatus.UNKNOWN:
             return f"{task_id} runs as far as we know, but we lost sight of it: {task.reason}."
+        case TaskStatus.WAITING:
+            asking = next((attempt for attempt in task.live_attempts() if attempt.question), None)
+            who = "" if asking is None else f" of agent #{asking.agent}, {show_ms(max(0, now_ms - asking.waiting_ms))} old"
+            return f'{task_id} waits for an answer to a question{who}: `orchestra task answer {task_id} "..."`.'
         case TaskStatus.ASSIGNED | TaskStatus.RUNNING | TaskStatus.VERIFYING:
             agents = ", ".join(f"#{attempt.agent}" for attempt in task.live_attempts())
             word = {"assigned": "is being started", "running": "is running", "verifying": "is being verified"}[task.status.value]

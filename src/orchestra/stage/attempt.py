@@ -38,6 +38,7 @@ class Attempt:
 
     def __init__(self, slot: Slot, folder: str, spec: dict[str, Any]) -> None:
         self.slot, self.folder, self.spec = slot, folder, spec
+        slot.asked = 0
         self.names = {"task": spec["task"], "attempt": spec["attempt"]}
         self.named = dumps(self.names)[1:-1]
         self.output = Output(slot, folder, spec)
@@ -99,10 +100,12 @@ class Attempt:
         takers = [(lambda found, source=source: self.output.take_agent(source, found), self.output.splitter()) for source in ("out", "err")]
         if self.spec["stdin"] == "pane":
             forget_typed()
-        stdin = {"null": os.devnull, "pane": None, "prompt": self.folder + "/prompt.txt"}[self.spec["stdin"]]
+        stdin = {"null": os.devnull, "pane": None, "prompt": self.folder + "/prompt.txt", "screen": -1}[self.spec["stdin"]]
         if not program.reason:
             try:
                 self._make_work_folder()
+                if stdin == -1:
+                    stdin = program.open_screen(self.folder)
                 program.start(self.env, self.cwd, stdin, takers)
             except (OSError, ValueError) as problem:
                 program.reason = "spawn"

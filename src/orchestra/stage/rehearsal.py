@@ -130,6 +130,7 @@ class Player:
         self.voice, self.speed, self.attempt = voice, speed, attempt
         self.written: dict[str, None] = {}
         self.last_words = ""
+        self.asked = 0
 
     def play(self, steps: list[Any]) -> int:
         """Plays all steps and returns the exit code."""
@@ -258,11 +259,12 @@ class Player:
         self.voice.tool("Bash", {"command": f"sleep {seconds:g} &"}, lambda: (f"started process {detached(seconds, hold)}", False))
 
     def on_ask(self, question: str) -> None:
-        self.voice.system("question", question=question)
+        self.asked += 1
+        self.voice.system("question", question=question, ask=self.asked)
         answer = sys.stdin.buffer.readline().decode("utf-8", "replace")
         if not answer:
             raise Ended(FAILED, f"nobody answered: {question}", is_error=True)
-        self.voice.system("answer", question=question, answer=clipped(answer.rstrip("\r\n")))
+        self.voice.system("answer", question=question, answer=clipped(answer.rstrip("\r\n")), answered=self.asked)
 
     def on_lie(self, text: Any) -> None:
         raise Ended(OK, str(text or "All files are written and every test passes."))

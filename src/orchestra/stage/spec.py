@@ -79,8 +79,8 @@ def _check_start(full: dict[str, Any]) -> None:
         raise ValueError("spec: argv, env, env_pass or signals are not texts") from None
     if cwd is not None and not (isinstance(cwd, str) and cwd.startswith("/")):
         raise ValueError("spec: cwd is not an absolute path")
-    if full["stdin"] not in ("null", "pane", "prompt"):
-        raise ValueError("spec: stdin is not null, pane or prompt")
+    if full["stdin"] not in ("null", "pane", "prompt", "screen"):
+        raise ValueError("spec: stdin is not null, pane, prompt or screen")
     if timeout_ms is not None and not _whole(timeout_ms, 1):
         raise ValueError("spec: timeout_ms is not a number")
     if full["grace_ms"] < 0 or not 0 <= full["umask"] <= 0o777:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from orchestra.edges.cli.render import Part, Renderer, Styled, mark, status_word
+from orchestra.edges.cli.render import Part, Renderer, Styled, mark, one_line, status_word
 from orchestra.quantity import show_ms, show_usd
 from orchestra.usecases import TasksReply
 from orchestra.views import AttemptView, TaskDetail, TaskView
@@ -20,6 +20,8 @@ def took(task: TaskView) -> str:
 
 def doing(task: TaskView) -> str:
     """Returns what a task is doing, with its progress if it says, or why it is where it is."""
+    if task.question:
+        return f"waits for an answer: {one_line(task.question)}"
     percent = "" if task.progress is None else f"{task.progress:.0%} "
     return percent + task.activity if task.activity or percent else task.reason
 
@@ -52,6 +54,7 @@ def show_detail(render: Renderer, detail: TaskDetail) -> None:
         ("what", task.description),
         ("status", status_word(task.status)),
         ("why", detail.explain),
+        ("question", task.question),
         ("kind", f"{task.kind}, {task.category}, priority {task.priority}"),
         ("needs", ", ".join(task.needs)),
         ("time", f"{took(task) or 'not yet'}, estimated {show_ms(task.estimate_ms)}"),
@@ -74,6 +77,8 @@ def show_attempt(render: Renderer, attempt: AttemptView) -> None:
     """Writes how an attempt went."""
     if attempt.reason:
         render.line(f"  {attempt.reason}")
+    if attempt.waited_ms:
+        render.line(f"  waited for answers for {show_ms(attempt.waited_ms)}")
     show_evidence(render, attempt)
 
 

@@ -155,6 +155,12 @@ class Provisioner(Section, frozen=True, kw_only=True):
     timeout_seconds: Annotated[Seconds, Meta(description="Seconds it may take; starting a machine takes minutes.")] = 600.0
 
 
+class Workspaces(Section, frozen=True, kw_only=True):
+    verify_merges: Annotated[
+        bool, Meta(description="Whether a task's checks are run again on a merge that brings together what was only verified apart.")
+    ] = True
+
+
 class Agents(Section, frozen=True, kw_only=True):
     count: Annotated[
         int, Meta(ge=1, le=10_000, description="Agents when neither the plan nor the request says; few enough for a laptop.")
@@ -234,6 +240,7 @@ class Sections(Section, frozen=True, kw_only=True):
     fallback: Fallback = Fallback()
     provisioner: Provisioner = Provisioner()
     cost: Cost = Cost()
+    workspaces: Workspaces = Workspaces()
     agents: Agents = Agents()
     kinds: Annotated[dict[Name, dict[Name, KindValue]], Meta(max_length=1000, description="Settings of agent kinds, by kind and name.")] = (
         msgspec.field(default_factory=dict)

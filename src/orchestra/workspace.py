@@ -148,14 +148,29 @@ class MergeRequest(msgspec.Struct, frozen=True, kw_only=True):
     expected: str | None = None
     """Where the plan's branch must be: a commit, empty for none, None for anywhere."""
     message: str = ""
+    hold: bool = False
+    """Where the result is not what was verified, the branch stays where it is for now."""
+    proven: str = ""
+    """The commit that such a merge was held at, verified now: the branch goes there and nowhere else."""
     here: bool = False
     """The repository is one of the control machine."""
 
 
-class MergeResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What became of it. Only `merged` has changed anything."""
+class CheckoutRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A commit whose checks are to be run."""
 
-    result: Literal["merged", "conflict", "stale", "nothing"]
+    repo: str
+    attempt: AttemptId
+    """Whose work was merged into it."""
+    commit: str
+    here: bool = False
+    """The repository, and the commit, are on the control machine."""
+
+
+class MergeResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of it. Only `merged` has changed anything; `held`: it would be merged at `head`, once that is verified."""
+
+    result: Literal["merged", "held", "conflict", "stale", "nothing"]
     branch: str
     old: str
     """Where the plan's branch was; empty: it was not there."""
@@ -236,6 +251,14 @@ class Workspaces(Protocol):
 
     async def merge(self, request: MergeRequest) -> MergeResult:
         """Brings a commit into its plan's branch, atomically."""
+        ...
+
+    async def checkout(self, request: CheckoutRequest) -> Workspace:
+        """Makes a checkout of a merge that was held, in the task's subfolder of it. One for the same attempt that is there is replaced."""
+        ...
+
+    async def drop_checkout(self, attempt: AttemptId) -> None:
+        """Removes that checkout with all that is in it; it is no place to work in."""
         ...
 
     async def tip(self, repo: str, plan: PlanId) -> str:

@@ -14,7 +14,7 @@ import pytest
 from orchestra.errors import NodeFailed, NotFound, Refused
 from orchestra.ids import AttemptId, PlanId, TaskId
 from orchestra.nodes.transport import LocalTransport
-from orchestra.workspace import Collected, MergeRequest, MergeResult, TidyRequest, WorkFailure, WorkRequest, Workspace
+from orchestra.workspace import CheckoutRequest, Collected, MergeRequest, MergeResult, TidyRequest, WorkFailure, WorkRequest, Workspace
 from orchestra.workspaces.calling import MachineOptions
 from orchestra.workspaces.machine import MachineWorkspaces, WorkspaceOptions
 
@@ -206,6 +206,66 @@ async def test_a_real_merge_is_told_from_a_trivial_one(tmp_path: Path) -> None:
     assert git(repo, "ls-tree", "--name-only", "-r", result.head).split() == ["a.txt", "one.txt", "src/b.txt", "two.txt"]
     assert (await work.release(two.attempt)).removed
     assert git(repo, "for-each-ref", "--format=%(refname)", "refs/heads/orchestra/p/two.1") == ""
+
+
+async def test_a_merge_that_is_held_moves_nothing_until_its_commit_is_proven(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    names = ("p/one", "p/two", "p/three")
+    places = [await made(work, repo, name) for name in names]
+    heads = [(await change(work, place, {f"{number}.txt": "x\n"})).head for number, place in enumerate(places)]
+    asked = [MergeRequest(repo=str(repo), attempt=place.attempt, head=head, hold=True) for place, head in zip(places, heads, strict=True)]
+    assert (await work.merge(asked[0])).result == "merged", "what was verified is not verified again"
+    held = await work.merge(asked[1])
+    assert (held.result, held.old, await work.tip(str(repo), P)) == ("held", heads[0], heads[0])
+    assert (await work.merge(asked[2])).result == "held"
+    proven = msgspec.structs.replace(asked[1], hold=False, expected=held.old, proven=held.head)
+    foreign = msgspec.structs.replace(proven, proven=heads[1])
+    assert ((await work.merge(foreign)).result, await work.tip(str(repo), P)) == ("stale", heads[0]), "only the commit that was held"
+    result = await work.merge(proven)
+    assert (result.result, result.head, await work.tip(str(repo), P)) == ("merged", held.head, held.head)
+    assert (await work.merge(proven)).result == "stale"
+    assert (await work.merge(msgspec.structs.replace(asked[1], hold=True))).result == "nothing", "asked again after a crash"
+
+
+async def test_a_merge_whose_files_are_those_that_were_verified_is_trivial(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    one, two = await made(work, repo, "p/one"), await made(work, repo, "p/two")
+    first, second = await change(work, one, {"n": "n\n"}), await change(work, two, {"n": "n\n", "m": "m\n"})
+    await merged(work, one, first.head)
+    assert (await merged(work, two, second.head)).trivial
+
+
+async def test_a_checkout_for_checks_is_made_anew_each_time_and_leaves_nothing(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    space = await made(work, repo / "src")
+    head = (await change(work, space, {"src/c.txt": "c\n"})).head
+    asked = CheckoutRequest(repo=str(repo / "src"), attempt=space.attempt, commit=head)
+    found = await work.checkout(asked)
+    assert (at(found, "src/c.txt").read_text(), found.cwd, found.path != space.path) == ("c\n", f"{found.path}/src", True)
+    at(found, "left").write_text("by a check")
+    again = await work.checkout(asked)
+    assert (again.path, at(again, "left").exists()) == (found.path, False)
+    at(again, "left").write_text("by a check")
+    report = await work.tidy(TidyRequest(quota_bytes=0, age_ms=FOREVER_MS, live=(space.attempt,), dry_run=False))
+    assert [entry.action for entry in report.entries] == ["keep", "keep"], "its attempt is not over"
+    await work.drop_checkout(space.attempt)
+    await work.drop_checkout(space.attempt)
+    assert not at(found).exists()
+    assert git(repo, "for-each-ref", "--format=%(refname)", "refs/heads/orchestra", "refs/orchestra") == space.branch
+    assert git(repo, "worktree", "list", "--porcelain").count("worktree ") == 2
+
+
+async def test_tidying_removes_a_checkout_that_was_left(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    found = await work.checkout(CheckoutRequest(repo=str(repo), attempt=attempt(), commit=git(repo, "rev-parse", "HEAD")))
+    at(found, "left").write_text("by a check")
+    (entry,) = (await work.tidy(TidyRequest(quota_bytes=FOREVER_MS, age_ms=0, dry_run=False))).entries
+    assert (entry.action, entry.kept, at(found).exists()) == ("remove", "", False)
+    assert git(repo, "for-each-ref", "--format=%(refname)", "refs/heads/orchestra", "refs/orchestra") == ""
 
 
 async def test_a_conflict_shows_both_sides_and_changes_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from orchestra.errors import BadInput, NodeUnreachable, OrchestraError
 from orchestra.ids import AttemptId, PlanId
 from orchestra.nodes.transport import Transport
 from orchestra.workspace import (
+    CheckoutRequest,
     Collected,
     LetGo,
     MergeRequest,
@@ -148,10 +149,26 @@ class MachineWorkspaces:
             "head": request.head,
             "expected": request.expected,
             "message": request.message or f"Merge {request.attempt}",
+            "hold": request.hold,
+            "proven": request.proven,
             "conflict_files_max": self._options.conflict_files_max,
             "conflict_bytes_max": self._options.conflict_bytes_max,
         }
         return await self._call("merge", arguments, MergeResult)
+
+    async def checkout(self, request: CheckoutRequest) -> Workspace:
+        arguments = {
+            **self._place(request.attempt),
+            "repo": request.repo,
+            "owner": self._options.owner,
+            "prefix": self._prefix,
+            "commit": request.commit,
+            "disk_free_bytes_min": self._options.disk_free_bytes_min,
+        }
+        return _workspace(request.attempt, await self._call("checkout", arguments, _Record))
+
+    async def drop_checkout(self, attempt: AttemptId) -> None:
+        await self._let_go("drop_checkout", attempt)
 
     async def tip(self, repo: str, plan: PlanId) -> str:
         arguments = {"repo": repo, "owner": self._options.owner, "prefix": self._prefix, "plan": plan_part(plan)}
@@ -188,7 +205,10 @@ def _outcome(request: WorkRequest, found: dict[str, Any]) -> Workspace | WorkFai
     if "failed" in found:
         failure = msgspec.convert(found, _Failed)
         return WorkFailure(request.attempt, failure.failed, failure.message, failure.hint)
-    record = msgspec.convert(found, _Record)
+    return _workspace(request.attempt, msgspec.convert(found, _Record))
+
+
+def _workspace(attempt: AttemptId, record: _Record) -> Workspace:
     cwd = f"{record.path}/{record.prefix}" if record.prefix else record.path
     workspace = {
         "kind": record.kind,
@@ -198,4 +218,4 @@ def _outcome(request: WorkRequest, found: dict[str, Any]) -> Workspace | WorkFai
         "branch": record.branch,
         "fresh": record.fresh,
     }
-    return msgspec.convert({"attempt": tuple(request.attempt), "cwd": cwd, **workspace}, Workspace)
+    return msgspec.convert({"attempt": tuple(attempt), "cwd": cwd, **workspace}, Workspace)

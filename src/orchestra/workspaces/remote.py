@@ -17,6 +17,7 @@ from orchestra.errors import NodeFailed, NodeUnreachable, NotFound, OrchestraErr
 from orchestra.ids import AttemptId, PlanId
 from orchestra.nodes.transport import Transport
 from orchestra.workspace import (
+    CheckoutRequest,
     Collected,
     LetGo,
     MergeRequest,
@@ -102,6 +103,20 @@ class RemoteWorkspaces:
             return await self._there.merge(request)
         origin = await self._origin(request.repo)
         return await self._at_home.merge(msgspec.structs.replace(request, repo=origin.repo))
+
+    async def checkout(self, request: CheckoutRequest) -> Workspace:
+        if not request.here:
+            return await self._there.checkout(request)
+        origin = await self._origin(request.repo)
+        await self._send(origin, attempt_parts(request.attempt)[0], request.commit)
+        found = await self._there.checkout(msgspec.structs.replace(request, repo=origin.mirror))
+        cwd = f"{found.path}/{origin.prefix}" if origin.prefix else found.path
+        if origin.prefix and (trouble := await self._make_folder(cwd)):
+            raise NodeFailed(trouble)
+        return msgspec.structs.replace(found, repo=request.repo, cwd=cwd, here=True)
+
+    async def drop_checkout(self, attempt: AttemptId) -> None:
+        await self._there.drop_checkout(attempt)
 
     async def release(self, attempt: AttemptId) -> LetGo:
         return self._forget(attempt, await self._there.release(attempt))

@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import Any
 
-from orchestra.workspaces.onsite import bundles, ending, merging, worktrees
+from orchestra.workspaces.onsite import bundles, ending, merging, proofs, worktrees
 from orchestra.workspaces.onsite.ground import Problem
 
 OPERATIONS = {
@@ -19,6 +19,8 @@ OPERATIONS = {
     "collect": worktrees.collect,
     "merge": merging.merge,
     "tip": merging.branch_tip,
+    "checkout": proofs.checkout,
+    "drop_checkout": proofs.drop,
     "salvage": ending.salvage,
     "release": ending.release,
     "discard": ending.discard,

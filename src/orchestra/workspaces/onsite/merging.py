@@ -10,7 +10,10 @@ from orchestra.workspaces.onsite.worktrees import checked_out, merged_branch
 
 
 def merge(git: Git, request: dict[str, Any]) -> dict[str, Any]:
-    """Merges one commit. Nothing has changed unless `result` is `merged`."""
+    """Merges one commit. Nothing has changed unless `result` is `merged`.
+
+    `hold`: where the result is not what was verified, its commit is made and the branch stays. `proven`: that commit, for the branch to move to.
+    """
     source = expand(request["repo"])
     repo = find(git, source)
     if repo is None:
@@ -29,6 +32,8 @@ def merge(git: Git, request: dict[str, Any]) -> dict[str, Any]:
             raise Problem("refused", "%s is checked out in %s" % (target, there), "`git switch --detach` there, so that it can move")
         with repo.private(expand(request["folder"]), attributes=old) as private:
             facts.update(_join(private, old, new, request))
+        if facts["result"] == "merged" and not facts["trivial"] and request["hold"]:
+            return dict(facts, result="held")
         if facts["result"] == "merged":
             try:
                 repo.update_ref(target, facts["head"], old, "orchestra: merge %s" % request["task"])
@@ -36,6 +41,8 @@ def merge(git: Git, request: dict[str, Any]) -> dict[str, Any]:
                 if problem.code != "stale":
                     raise
                 facts.update(result="stale", head=old, trivial=True)
+        elif facts["result"] == "stale":
+            facts.update(head=old)
         return facts
 
 
@@ -44,6 +51,10 @@ def _join(private: Private, old: str, new: str, request: dict[str, Any]) -> dict
         return {"result": "nothing"}
     if not old or private.is_ancestor(old, new):
         return {"result": "merged", "head": new}
+    if request["proven"]:
+        proven = check_sha(request["proven"])
+        parents = private.git("rev-list", "--parents", "--max-count=1", proven).decode().split()
+        return {"result": "merged" if parents == [proven, old, new] else "stale", "head": proven, "trivial": False}
     arguments = ("merge-tree", "--write-tree", "-z", "--messages", old, new)
     code, out, err = private.ask(*arguments)
     if code not in (0, 1) or not out:
@@ -54,7 +65,8 @@ def _join(private: Private, old: str, new: str, request: dict[str, Any]) -> dict
         raise Problem("failed", "git merge-tree failed: %s" % err.strip()[-500:])
     tree, entries, messages = parse_merge_tree(out)
     if code == 0:
-        return {"result": "merged", "head": private.commit(tree, [old, new], request["message"]), "trivial": False, "messages": messages}
+        trivial = tree == private.tree(new)  # the others' changes are all in it too
+        return {"result": "merged", "head": private.commit(tree, [old, new], request["message"]), "trivial": trivial, "messages": messages}
     conflicts = [_conflict(private, tree, path, entries[path], request) for path in list(entries)[: request["conflict_files_max"]]]
     return {"result": "conflict", "conflicts": conflicts, "conflict_files": len(entries), "trivial": False, "messages": messages}
 

@@ -219,7 +219,34 @@ class TidyRequest(msgspec.Struct, frozen=True, kw_only=True):
     age_ms: int
     live: tuple[AttemptId, ...] = ()
     """Attempts that are not over; theirs stay."""
+    fresh_ms: int = 0
+    """What was made within this time stays: somebody may have asked for it who is not among `live` yet."""
     dry_run: bool = True
+
+
+class PruneRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which refs that keep unmerged work may go: those of our plans in these repositories that are older."""
+
+    repos: tuple[tuple[str, bool], ...]
+    """Folder, and whether it is one of the control machine."""
+    age_ms: int
+    live: tuple[PlanId, ...] = ()
+    """Plans that are not over; theirs stay."""
+    dry_run: bool = True
+
+
+class KeptRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A ref that pruning looked at. With its commit it can be made again until git itself forgets that."""
+
+    repo: str
+    """Git directory."""
+    ref: str
+    commit: str
+    age_ms: int
+    action: Literal["keep", "remove"]
+    why: str
+    here: bool = False
+    """The repository is on the control machine, the node is another."""
 
 
 class Workspaces(Protocol):
@@ -283,4 +310,8 @@ class Workspaces(Protocol):
 
     async def tidy(self, request: TidyRequest) -> TidyReport:
         """Lets go of what is old or over the quota; unmerged work is kept."""
+        ...
+
+    async def prune(self, request: PruneRequest) -> tuple[KeptRef, ...]:
+        """Forgets salvage and result refs that are old. The only operation by which work can be lost."""
         ...

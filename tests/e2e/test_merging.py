@@ -72,3 +72,29 @@ def test_work_that_breaks_only_together_goes_back_once_and_the_branch_always_wor
         git(repo, "checkout", "-q", "--detach", commit)
         subprocess.run(["python3", "-B", "shop.py"], cwd=repo, check=True)
     assert "gross(net)" in git(repo, "show", "orchestra/shop/merged:cart.py")
+
+
+FAILS = """\
+name: trial
+workspace: repo
+agents: {count: 1}
+defaults: {isolation: worktree, retries: 0}
+tasks:
+  - {id: try, run: "echo half > half.txt; exit 1"}
+"""
+
+
+def test_what_a_run_left_is_listed_and_forgotten_after_it_too(sh: Shell, repo: Path) -> None:
+    assert sh.run("run", sh.plan(FAILS)).returncode == 1
+    ref = "refs/orchestra/salvage/trial/try.1"
+    assert git(repo, "show", f"{ref}:half.txt") == "half"
+    assert sh.json("workspace", "list")["nodes"][0].get("workspaces", []) == [], "work that came to nothing is let go at once"
+    dry = sh.run("workspace", "gc", "--refs", "--older-than", "0")
+    assert "salvage/trial/try.1" in dry.stdout
+    assert "1 refs would go; `--yes` does it" in dry.stdout
+    assert git(repo, "rev-parse", ref)
+    assert "0 refs would go" in sh.run("workspace", "gc", "--refs").stdout, "it is too young for the settings"
+    done = sh.json("workspace", "gc", "--refs", "--older-than", "0", "--yes")
+    assert [each["action"] for each in done["nodes"][0]["refs"]] == ["remove"]
+    assert git(repo, "for-each-ref", "refs/orchestra") == ""
+    assert sh.run("workspace", "gc", "--node", "nowhere").returncode == 2

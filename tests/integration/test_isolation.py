@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestra.bootstrap.wiring import make_workspaces
 from orchestra.core.state import State
-from orchestra.ids import TaskId
+from orchestra.ids import AttemptId, TaskId
 from orchestra.intake.request import CancelParams
+from orchestra.nodes.transport import LocalTransport
 from orchestra.testing.hosted import Stage, hosted, is_gone, wait_until
+from orchestra.usecases import WorkspacesParams
+from orchestra.workspace import WorkRequest, Workspace
 
 IDENTITY = {"GIT_AUTHOR_NAME": "u", "GIT_AUTHOR_EMAIL": "u@x", "GIT_COMMITTER_NAME": "u", "GIT_COMMITTER_EMAIL": "u@x"}
 HEAD = "name: p\ndefaults: {isolation: worktree, retry_backoff_seconds: 0.01}\ntasks:\n"
@@ -221,3 +225,38 @@ async def test_the_end_of_an_orchestra_leaves_no_worktree(repo: Path, tmp_path: 
         await stage.wait(_completed)
     await wait_until(lambda: git(repo, "worktree", "list").count("\n") == 0)
     assert {file_at(repo, f"f{n}") for n in range(6)} == set("012345")
+
+
+async def test_tidying_lets_go_of_what_was_left_and_of_nothing_that_is_wanted(repo: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    tasks = f'  - {{id: a, run: "echo a > a"}}\n  - {{id: b, needs: [a], run: "until [ -e {gate} ]; do sleep 0.02; done; echo b > b"}}\n'
+    async with hosted(tmp_path / "root", agents=1) as stage:
+        plan = await stage.submit(HEAD + tasks, repo)
+        await stage.wait_status("p/b", "running")
+        spaces = stage.app.spaces
+        everything = WorkspacesParams(older_than_ms=0, remove=True)
+        (look,) = (await spaces.workspaces(everything)).nodes
+        assert [(each.task, each.action, each.why) for each in look.workspaces] == [("b.1", "keep", "its attempt is not over")]
+        open_gate(gate)
+        assert await stage.wait_plan(plan) == "completed"
+        await wait_until(lambda: git(repo, "worktree", "list").count("\n") == 0)
+        (node,) = stage.coordinator.loop.state.nodes.values()
+        places = make_workspaces(node.spec, stage.root, LocalTransport())
+        (left,) = await places.prepare([WorkRequest(repo=str(repo), attempt=AttemptId(TaskId("p/b"), 9))])
+        assert isinstance(left, Workspace)
+        write(left.path, "c")
+        (dry,) = (await spaces.workspaces(WorkspacesParams(older_than_ms=0))).nodes
+        assert [(each.task, each.action) for each in dry.workspaces] == [("b.9", "remove")]
+        assert "uncommitted work is kept" in dry.workspaces[0].why
+        (young,) = (await spaces.workspaces(WorkspacesParams(remove=True))).nodes
+        assert [each.action for each in young.workspaces] == ["keep"]
+        (done,) = (await spaces.workspaces(everything)).nodes
+        (gone,) = done.workspaces
+        assert git(repo, "show", f"{gone.kept}:c") == "left"
+        (refs,) = (await spaces.workspaces(WorkspacesParams(refs=True, older_than_ms=0, remove=True))).nodes
+        assert [(each.ref, each.action) for each in refs.refs] == [(gone.kept, "remove")]
+    assert git(repo, "for-each-ref", "refs/orchestra") == ""
+
+
+def write(folder: str, name: str) -> None:
+    Path(folder, name).write_text("left\n")

@@ -14,7 +14,17 @@ import pytest
 from orchestra.errors import NodeFailed, NotFound, Refused
 from orchestra.ids import AttemptId, PlanId, TaskId
 from orchestra.nodes.transport import LocalTransport
-from orchestra.workspace import CheckoutRequest, Collected, MergeRequest, MergeResult, TidyRequest, WorkFailure, WorkRequest, Workspace
+from orchestra.workspace import (
+    CheckoutRequest,
+    Collected,
+    MergeRequest,
+    MergeResult,
+    PruneRequest,
+    TidyRequest,
+    WorkFailure,
+    WorkRequest,
+    Workspace,
+)
 from orchestra.workspaces.calling import MachineOptions
 from orchestra.workspaces.machine import MachineWorkspaces, WorkspaceOptions
 
@@ -371,6 +381,39 @@ async def test_tidying_looks_first_and_keeps_what_is_not_merged(tmp_path: Path) 
 
 
 # --- several at one repository ------------------------------------------------------------------------------------------
+
+
+async def test_what_was_made_just_now_stays(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    await made(work, repo)
+    (entry,) = (await work.tidy(TidyRequest(quota_bytes=0, age_ms=0, fresh_ms=FOREVER_MS, dry_run=False))).entries
+    assert (entry.action, entry.why) == ("keep", "it was made just now")
+
+
+async def test_refs_of_unmerged_work_are_forgotten_by_age_when_asked_and_only_our_own(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work, other = spaces(tmp_path), spaces(tmp_path, owner="ba9876543210", folder="other")
+    for owner, task in ((work, "p/t"), (work, "q/t"), (other, "r/t")):
+        space = await made(owner, repo, task)
+        at(space, "n").write_text("not merged\n")
+        assert (await owner.discard(space.attempt)).kept
+    refs = [f"refs/orchestra/salvage/{plan}/t.1" for plan in "pqr"]
+    commits = {ref: git(repo, "rev-parse", ref) for ref in refs}
+    asked = PruneRequest(repos=((str(repo), False), (str(repo / "src"), False), (str(tmp_path / "gone"), False)), age_ms=FOREVER_MS)
+    assert {(each.ref, each.action) for each in await work.prune(asked)} == {(ref, "keep") for ref in refs}
+    old = msgspec.structs.replace(asked, age_ms=0, live=(PlanId("q"),))
+    dry = await work.prune(old)
+    assert [(each.ref, each.action, each.why) for each in dry] == [
+        (refs[0], "remove", "old"),
+        (refs[1], "keep", "its plan is not over"),
+        (refs[2], "keep", "another orchestra may have put it there"),
+    ]
+    assert {each.ref: each.commit for each in dry} == commits
+    assert git(repo, "for-each-ref", "--format=%(refname)", "refs/orchestra").splitlines() == refs
+    assert [each.action for each in await work.prune(msgspec.structs.replace(old, dry_run=False))] == ["remove", "keep", "keep"]
+    assert git(repo, "for-each-ref", "--format=%(refname)", "refs/orchestra").splitlines() == refs[1:]
+    git(repo, "update-ref", refs[0], commits[refs[0]])  # as long as git has it, it can be had back
 
 
 async def test_two_orchestras_with_the_same_plan_do_not_meet(tmp_path: Path) -> None:

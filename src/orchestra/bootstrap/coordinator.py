@@ -174,6 +174,8 @@ class Coordinator:
         )
         if self._gatekeeper is not None:
             self._services.add(Service("gateway", self._gatekeeper.run))
+        if self._settings.workspaces.tidy_minutes:
+            self._services.add(Service("tidier", lambda: self.app.spaces.run(self._clock)))
         fallback = fallback_options(self._settings)
         if fallback.agents:
             keeper = LocalFallback(self.loop, self._clock, self._add_driver, self._remove_driver, fallback)
@@ -191,6 +193,7 @@ class Coordinator:
             write_report=lambda data: write_report(self.root, data),
             backup=self._backup,
             ask_gateway=None if self._gatekeeper is None else self._gatekeeper.ask,
+            spaces=lambda: {node: self._workspaces_of(node) for node in self._drivers},
         )
 
     def _lens(self) -> Lens:

@@ -15,9 +15,11 @@ from orchestra.nodes.transport import Transport
 from orchestra.workspace import (
     CheckoutRequest,
     Collected,
+    KeptRef,
     LetGo,
     MergeRequest,
     MergeResult,
+    PruneRequest,
     RepoFacts,
     TidyReport,
     TidyRequest,
@@ -186,7 +188,18 @@ class MachineWorkspaces:
     async def tidy(self, request: TidyRequest) -> TidyReport:
         live = [attempt_parts(attempt) for attempt in request.live]
         arguments = {"quota_bytes": request.quota_bytes, "age_ms": request.age_ms, "live": live, "dry_run": request.dry_run}
-        return await self._call("gc", arguments, TidyReport)
+        return await self._call("gc", {**arguments, "fresh_ms": request.fresh_ms}, TidyReport)
+
+    async def prune(self, request: PruneRequest) -> tuple[KeptRef, ...]:
+        arguments = {
+            "repos": [folder for folder, _ in request.repos],
+            "age_ms": request.age_ms,
+            "live": [plan_part(plan) for plan in request.live],
+            "owner": self._options.owner,
+            "prefix": self._prefix,
+            "dry_run": request.dry_run,
+        }
+        return await self._call("prune", arguments, tuple[KeptRef, ...])
 
     async def _let_go(self, operation: str, attempt: AttemptId) -> LetGo:
         found = await self._call(operation, self._place(attempt), _LetGo)

@@ -19,9 +19,11 @@ from orchestra.nodes.transport import Transport
 from orchestra.workspace import (
     CheckoutRequest,
     Collected,
+    KeptRef,
     LetGo,
     MergeRequest,
     MergeResult,
+    PruneRequest,
     RepoFacts,
     TidyReport,
     TidyRequest,
@@ -130,6 +132,18 @@ class RemoteWorkspaces:
 
     async def tidy(self, request: TidyRequest) -> TidyReport:
         return await self._there.tidy(request)
+
+    async def prune(self, request: PruneRequest) -> tuple[KeptRef, ...]:
+        """Looks at the refs on the node, and at what came back from it to the control machine."""
+        here, there = [folder for folder, here in request.repos if here], [repo for repo in request.repos if not repo[1]]
+        for folder in here:
+            try:
+                there.append(((await self._origin(folder)).mirror, False))
+            except (NotFound, Refused):
+                continue  # no repository any more: nothing of ours is in it
+        found = await self._there.prune(msgspec.structs.replace(request, repos=tuple(there)))
+        at_home = await self._at_home.prune(msgspec.structs.replace(request, repos=tuple((folder, True) for folder in here)))
+        return (*found, *(msgspec.structs.replace(each, here=True) for each in at_home))
 
     # --- making ------------------------------------------------------------------------------------------------------
 

@@ -189,6 +189,8 @@ def gc(git: Git, request: dict[str, Any]) -> dict[str, Any]:
         }
         if (place.plan, proofs.attempt_of(place.task)) in live:
             entry.update(action="keep", why="its attempt is not over")
+        elif (now - made) * 1000 < request["fresh_ms"]:
+            entry.update(action="keep", why="it was made just now")
         elif busy(place.work):
             entry.update(action="keep", why="process %d works in it" % busy(place.work)[0])
         elif not old and total - freed <= request["quota_bytes"]:

@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import Any
 
-from orchestra.workspaces.onsite import bundles, ending, merging, proofs, worktrees
+from orchestra.workspaces.onsite import bundles, ending, merging, proofs, pruning, worktrees
 from orchestra.workspaces.onsite.ground import Problem
 
 OPERATIONS = {
@@ -25,6 +25,7 @@ OPERATIONS = {
     "release": ending.release,
     "discard": ending.discard,
     "gc": ending.gc,
+    "prune": pruning.prune,
     "receive_facts": bundles.receive_facts,
     "send_facts": bundles.send_facts,
 }
@@ -39,7 +40,7 @@ def main(request: dict[str, Any]) -> None:
     data, out = bundles.streams()
     try:
         if request["op"] == "send":
-            found = bundles.send(git, request, out)
+            found: Any = bundles.send(git, request, out)
         elif request["op"] == "receive":
             found = bundles.receive(git, request, data)
         else:

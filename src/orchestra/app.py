@@ -384,9 +384,13 @@ class App(CostUseCases):
     async def explain(self, params: TaskParams) -> ExplainReply:
         task = await self._resolve(params.task_id)
         now = self._loop.now_ms()
-        return await self._loop.ask(
-            lambda state: ExplainReply(task, state.task(task).status.value, explain(state, task, now, self._bench.lens().gate))
-        )
+
+        def answer(state: State) -> ExplainReply:
+            lens = self._bench.lens()
+            why = explain(state, task, now, lens.gate, serialised=lens.serialised)
+            return ExplainReply(task, state.task(task).status.value, why)
+
+        return await self._loop.ask(answer)
 
     async def tasks(self, params: TasksParams) -> TasksReply:
         def answer(state: State) -> TasksReply:

@@ -160,6 +160,12 @@ class Workspaces(Section, frozen=True, kw_only=True):
     verify_merges: Annotated[
         bool, Meta(description="Whether a task's checks are run again on a merge that brings together what was only verified apart.")
     ] = True
+    serialise_overlaps: Annotated[
+        bool,
+        Meta(
+            description="Whether isolated tasks of a plan whose declared `files` overlap wait for each other; a conflict costs more than a wait."
+        ),
+    ] = True
     keep_days: Annotated[
         Days,
         Meta(description="Days a workspace stays that nobody let go of; long enough to look at what failed before a weekend."),

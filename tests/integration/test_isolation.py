@@ -14,7 +14,7 @@ from orchestra.ids import AttemptId, TaskId
 from orchestra.intake.request import CancelParams
 from orchestra.nodes.transport import LocalTransport
 from orchestra.testing.hosted import Stage, hosted, is_gone, wait_until
-from orchestra.usecases import WorkspacesParams
+from orchestra.usecases import TaskParams, WorkspacesParams
 from orchestra.workspace import WorkRequest, Workspace
 
 IDENTITY = {"GIT_AUTHOR_NAME": "u", "GIT_AUTHOR_EMAIL": "u@x", "GIT_COMMITTER_NAME": "u", "GIT_COMMITTER_EMAIL": "u@x"}
@@ -123,6 +123,22 @@ async def test_work_that_merges_cleanly_and_fails_its_check_together_goes_back_o
     assert file_at(repo, "both") == again.id
     assert git(repo, "log", "--format=%s", "--merges", "orchestra/p/merged") == "", "what fails together never was in the branch"
     assert git(repo, "for-each-ref", "refs/orchestra/salvage").count("\n") == 0, "the work that went back is kept"
+
+
+async def test_tasks_that_declare_the_same_file_are_done_one_after_the_other(repo: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    change = f'until [ -e {gate} ]; do sleep 0.02; done; sed -i "1s|.*|$ORCHESTRA_TASK after $(head -1 f.txt)|" f.txt'
+    tasks = both(change).replace("    run:", '    files: ["*.txt"]\n    run:')
+    async with hosted(tmp_path / "root", agents=2) as stage:
+        plan = await stage.submit(HEAD + tasks, repo)
+        first = await stage.wait(lambda state: next((each.task for each, a in state.live_attempts() if a.started_ms), None))
+        second = "p/b" if first == "p/a" else "p/a"
+        told = await stage.app.explain(TaskParams(second))
+        assert told.explanation == f"{second} is ready and waits for {first} to be over, as that one may change '*.txt' too (`files`)."
+        open_gate(gate)
+        assert await stage.wait_plan(plan) == "completed"
+        assert all((len(task.attempts), task.conflicts) == (1, 0) for task in stage.coordinator.loop.state.tasks.values())
+    assert file_at(repo, "f.txt").splitlines()[0] == f"{second} after {first} after line 0"
 
 
 async def test_checks_run_again_on_a_real_merge_and_only_there(repo: Path, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ class Coordinator:
         started = time.monotonic()
         kernel = restore_kernel(self._ledger, limits)
         kernel.admission = admission_options(self._settings)
+        kernel.scheduler.serialise_overlaps = self._settings.workspaces.serialise_overlaps
         log.info("ledger-folded", extra={"events": kernel.state.seq, "ms": int((time.monotonic() - started) * 1000)})
         self.loop = Loop(
             kernel,
@@ -213,6 +214,7 @@ class Coordinator:
             rehearsal=self._settings.rehearsal,
             loads=self.app.costs.loads,
             settled=self.app.costs.whole,
+            serialised=self._settings.workspaces.serialise_overlaps,
         )
 
     def _attempt_place(self, node: NodeId, attempt: AttemptId) -> str:

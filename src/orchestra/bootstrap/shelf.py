@@ -76,6 +76,7 @@ def _shelf(root: Root, settings: Settings, kernel: Kernel) -> Shelf:
             result_folder=lambda task: str(root.results_of(task)),
             rpm_limit=settings.api.rate_limits.rpm,
             tpm_limit=settings.api.rate_limits.tpm,
+            serialised=settings.workspaces.serialise_overlaps,
             absent=NOTICE,
             rehearsal=settings.rehearsal,
         )

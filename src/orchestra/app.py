@@ -72,6 +72,8 @@ from orchestra.usecases import (
     InitReply,
     LogsParams,
     LogsReply,
+    MergePlanParams,
+    MergePlanReply,
     NodeAddParams,
     NodeDrainParams,
     NodeParams,
@@ -522,6 +524,9 @@ class App(CostUseCases):
 
     async def workspaces(self, params: WorkspacesParams) -> WorkspacesReply:
         return await self.spaces.workspaces(params)
+
+    async def merge_plan(self, params: MergePlanParams) -> MergePlanReply:
+        return await self.spaces.merge_plan(params)
 
     async def health(self, params: Empty) -> HealthView:
         facts = {node: driver.facts for node, driver in self._bench.drivers.items()}

@@ -12,14 +12,15 @@ from typing import Final
 
 import msgspec
 
+from orchestra.answers import find_plan
 from orchestra.clock import Clock
 from orchestra.core.model import PlanStatus
 from orchestra.core.state import State
 from orchestra.engine.loop import Loop
-from orchestra.errors import NodeUnreachable, NotFound, OrchestraError
+from orchestra.errors import NodeUnreachable, NotFound, OrchestraError, Refused
 from orchestra.ids import AttemptId, NodeId, PlanId
-from orchestra.usecases import NodeSpaces, WorkspacesParams, WorkspacesReply
-from orchestra.workspace import KeptRef, PruneRequest, TidyRequest, Workspaces
+from orchestra.usecases import MergePlanParams, MergePlanReply, NodeSpaces, WorkspacesParams, WorkspacesReply
+from orchestra.workspace import BringRequest, Brought, KeptRef, PruneRequest, TidyRequest, Workspaces
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,24 @@ class SpaceDesk:
         looks = [self._look(node, found, known, params) for node, found in chosen.items()]
         return WorkspacesReply(_once(await asyncio.gather(*looks)), params.remove)
 
+    async def merge_plan(self, params: MergePlanParams) -> MergePlanReply:
+        """Brings a completed plan into a branch of the user's.
+
+        Raises:
+            Refused: It is not completed, or worked in no repository; or a checkout of the branch is in the way.
+        """
+        plan, places = await self._loop.ask(lambda state: _worked_in(state, params.plan))
+        found: list[Brought] = []
+        for (repo, here), node in places.items():
+            spaces = self._spaces().get(node)
+            if spaces is None:
+                raise NodeUnreachable(f"node {node} is not connected", hint="`orchestra node list` says why")
+            found.append(await spaces.bring(BringRequest(repo=repo, plan=plan, branch=params.branch, here=here)))
+        once = {
+            (each.repo, each.head or each.old): each for each in reversed(found)
+        }  # of several folders in one repository the first tells
+        return MergePlanReply(plan, tuple(reversed(once.values())))
+
     async def _look(self, node: NodeId, spaces: Workspaces | None, known: _Known, params: WorkspacesParams) -> NodeSpaces:
         try:
             if spaces is None:
@@ -122,6 +141,20 @@ def _known(state: State) -> _Known:
     specs = (task.spec for task in state.tasks.values() if task.spec.isolated and task.spec.workspace)
     working = bool(live or state.queued or state.waiting)
     return _Known(tuple(live), working, plans, tuple(dict.fromkeys((spec.workspace, spec.workspace_here) for spec in specs)))
+
+
+def _worked_in(state: State, name: str | None) -> tuple[PlanId, dict[tuple[str, bool], NodeId]]:
+    """Returns a completed plan, the folders its isolated tasks worked on, and a node that each can be reached from."""
+    plan = find_plan(state, name)
+    if plan.status is not PlanStatus.COMPLETED:
+        raise Refused(f"plan {plan.id} is {plan.status.value}", field="plan", hint="only a completed plan is merged into a branch of yours")
+    places: dict[tuple[str, bool], NodeId] = {}
+    for task in (state.tasks[name] for name in plan.tasks):
+        if task.commit:  # a copy of a folder that is no repository has none
+            places.setdefault((task.spec.workspace, task.spec.workspace_here), task.attempts[task.primary - 1].node)
+    if not places:
+        raise Refused(f"plan {plan.id} has no branch: none of its tasks worked in a worktree", field="plan", hint="`isolation: worktree`")
+    return plan.id, places
 
 
 def _once(found: list[NodeSpaces]) -> tuple[NodeSpaces, ...]:

@@ -33,7 +33,7 @@ from orchestra.views import (
     TaskDetail,
     TaskView,
 )
-from orchestra.workspace import KeptRef, Tidied
+from orchestra.workspace import Brought, KeptRef, Tidied
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -333,6 +333,18 @@ class NodeSpaces(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why it could not be looked at."""
 
 
+class MergePlanParams(Params, frozen=True):
+    """A plan that is completed, and the branch of the user's that its work is to come into."""
+
+    plan: str | None
+    branch: str
+
+
+class MergePlanReply(Reply, frozen=True):
+    plan: str
+    repos: tuple[Brought, ...]
+
+
 class WorkspacesReply(Reply, frozen=True):
     nodes: tuple[NodeSpaces, ...]
     removed: bool
@@ -432,6 +444,10 @@ class UseCases(Protocol):
         """Looks at the places where attempts worked, and lets go of what is old or too much if told to."""
         ...
 
+    async def merge_plan(self, params: MergePlanParams) -> MergePlanReply:
+        """Merges a completed plan's branch into a branch of the user's, in each repository it worked in. A conflict changes nothing there."""
+        ...
+
     async def health(self, params: Empty) -> HealthView: ...
 
     async def watch(self, params: WatchParams) -> WatchReply: ...
@@ -502,6 +518,7 @@ METHODS: Final[dict[str, Method]] = {
     "node_resume": Method(NodeParams, NodeReply),
     "node_remove": Method(NodeRemoveParams, NodeReply),
     "workspaces": Method(WorkspacesParams, WorkspacesReply),
+    "merge_plan": Method(MergePlanParams, MergePlanReply),
     "health": Method(Empty, HealthView),
     "watch": Method(WatchParams, WatchReply),
     "report": Method(PlanNameParams, ReportReply),

@@ -1,8 +1,8 @@
 """PORT: where attempts work on one machine, and how what they did comes out again.
 
 An attempt on a git repository gets a worktree and a branch of its own; on any other folder, a private copy. What it did is collected as a commit (or, from a
-copy, as a patch), and merged into the plan's branch once it is verified. The user's branches, index and files are never touched, and nothing is removed
-that is not in the plan's branch or under a salvage ref. Every operation may be asked for again after it failed.
+copy, as a patch), and merged into the plan's branch once it is verified. The user's branches, index and files are touched by `bring` alone, and nothing is
+removed that is not in the plan's branch or under a salvage ref; `prune` alone forgets such refs. Every operation may be asked for again after it failed.
 """
 
 from __future__ import annotations
@@ -184,6 +184,34 @@ class MergeResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     messages: tuple[str, ...] = ()
 
 
+class BringRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan's branch that is to come into a branch of the user's."""
+
+    repo: str
+    plan: PlanId
+    branch: str
+    """Its short name. It has to be there."""
+    here: bool = False
+    """The repository is one of the control machine."""
+
+
+class Brought(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of it. Only `merged` has changed anything."""
+
+    result: Literal["merged", "nothing", "conflict"]
+    repo: str
+    """Top of the checkout, or git directory."""
+    branch: str
+    old: str = ""
+    head: str = ""
+    forward: bool = False
+    """The branch only went forward to the plan's: nothing was merged with it that was not verified together."""
+    files: tuple[str, ...] = ()
+    """Those in conflict."""
+    checkout: str = ""
+    """Folder in which the branch is checked out, whose files followed it."""
+
+
 class LetGo(msgspec.Struct, frozen=True):
     """What became of a workspace that is no longer wanted."""
 
@@ -290,6 +318,15 @@ class Workspaces(Protocol):
 
     async def tip(self, repo: str, plan: PlanId) -> str:
         """Returns where a plan's branch is, empty: it is not there."""
+        ...
+
+    async def bring(self, request: BringRequest) -> Brought:
+        """Merges a plan's branch into a branch of the user's, if that goes without a conflict; a clean checkout of it follows.
+
+        Raises:
+            Refused: The branch is checked out with changes in it, or is one of ours.
+            NotFound: There is no such branch.
+        """
         ...
 
     async def release(self, attempt: AttemptId) -> LetGo:

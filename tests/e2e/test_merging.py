@@ -98,3 +98,37 @@ def test_what_a_run_left_is_listed_and_forgotten_after_it_too(sh: Shell, repo: P
     assert [each["action"] for each in done["nodes"][0]["refs"]] == ["remove"]
     assert git(repo, "for-each-ref", "refs/orchestra") == ""
     assert sh.run("workspace", "gc", "--node", "nowhere").returncode == 2
+
+
+ADDS = """\
+name: add
+workspace: repo
+agents: {count: 1}
+defaults: {isolation: worktree, retries: 0}
+tasks:
+  - {id: a, run: "echo 'SHIPPING = 5' >> prices.py"}
+"""
+
+
+def test_a_completed_plan_comes_into_the_branch_that_was_named(sh: Shell, repo: Path) -> None:
+    done = sh.run("run", sh.plan(ADDS), "--merge-into", "main")
+    assert done.returncode == 0, done.stderr
+    assert f"merged: main in {repo} went forward" in done.stdout
+    assert git(repo, "rev-parse", "main") == git(repo, "rev-parse", "orchestra/add/merged")
+    assert git(repo, "status", "--short") == ""
+    assert "SHIPPING" in (repo / "prices.py").read_text()
+
+
+def test_a_conflict_with_the_named_branch_leaves_it_as_it_is_and_is_told(sh: Shell, repo: Path) -> None:
+    git(repo, "branch", "next")
+    git(repo, "switch", "-q", "next")
+    (repo / "prices.py").write_text("TAX = 20\n")
+    git(repo, "commit", "-qam", "all new")
+    git(repo, "switch", "-q", "main")
+    before = git(repo, "rev-parse", "next")
+    done = sh.run("run", sh.plan(ADDS), "--merge-into", "next")
+    assert done.returncode == 1
+    assert "changed the same lines in prices.py; nothing was changed" in done.stderr
+    assert git(repo, "rev-parse", "next") == before
+    assert sh.run("workspace", "merge", "next").returncode == 1
+    assert sh.json("workspace", "merge", "main")["repos"][0]["result"] == "merged", "also when the orchestra has ended"

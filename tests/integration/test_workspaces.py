@@ -15,6 +15,7 @@ from orchestra.errors import NodeFailed, NotFound, Refused
 from orchestra.ids import AttemptId, PlanId, TaskId
 from orchestra.nodes.transport import LocalTransport
 from orchestra.workspace import (
+    BringRequest,
     CheckoutRequest,
     Collected,
     MergeRequest,
@@ -324,6 +325,100 @@ async def test_a_plan_branch_that_somebody_looks_at_is_not_moved_under_them(tmp_
     with pytest.raises(Refused, match="is checked out in") as caught:
         await merged(work, space, found.head)
     assert "git switch --detach" in caught.value.hint
+
+
+# --- into a branch of the user's ----------------------------------------------------------------------------------------
+
+
+async def planned(work: MachineWorkspaces, repo: Path, files: dict[str, str]) -> str:
+    """Returns the head of a plan's branch with these files."""
+    space = await made(work, repo)
+    head = (await change(work, space, files)).head
+    await merged(work, space, head)
+    return head
+
+
+def into(repo: Path, branch: str = "main") -> BringRequest:
+    return BringRequest(repo=str(repo), plan=P, branch=branch)
+
+
+async def test_a_plan_comes_into_a_branch_that_is_not_checked_out(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    git(repo, "branch", "next")
+    work = spaces(tmp_path)
+    head = await planned(work, repo, {"n.txt": "n\n"})
+    (repo / "a.txt").write_text("the user's change\n")
+    before = fingerprint(repo)
+    found = await work.bring(into(repo, "next"))
+    assert (found.result, found.forward, found.head, found.checkout) == ("merged", True, head, "")
+    assert git(repo, "rev-parse", "next") == head
+    git(repo, "branch", "-f", "next", "main")
+    assert fingerprint(repo) == before
+    assert (await work.bring(into(repo, "next"))).result == "merged"
+    assert (await work.bring(into(repo, "next"))).result == "nothing"
+
+
+async def test_a_clean_checkout_of_the_branch_follows(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    head = await planned(work, repo, {"n.txt": "n\n", "src/b.txt": "changed\n"})
+    (repo / "mine.txt").write_text("mine\n")
+    git(repo, "add", "mine.txt")
+    git(repo, "commit", "-qm", "meanwhile")
+    old = git(repo, "rev-parse", "HEAD")
+    (repo / "untracked").write_text("stays\n")
+    found = await work.bring(into(repo))
+    assert (found.result, found.forward, found.checkout) == ("merged", False, str(repo))
+    assert git(repo, "show", "-s", "--format=%P", "main").split() == [old, head]
+    assert git(repo, "status", "--porcelain") == "?? untracked"
+    assert [(repo / name).read_text() for name in ("n.txt", "src/b.txt", "mine.txt")] == ["n\n", "changed\n", "mine\n"]
+
+
+@pytest.mark.parametrize("trouble", ["changed", "staged", "in the way", "ours", "none", "merging", "conflict"])
+async def test_what_stands_against_it_leaves_everything_as_it_is(tmp_path: Path, trouble: str) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    await planned(work, repo, {"n.txt": "n\n", "a.txt": "the plan's\n"})
+    branch, expected = "main", Refused
+    if trouble in ("changed", "staged", "conflict"):
+        (repo / ("a.txt" if trouble == "conflict" else "src/b.txt")).write_text("the user's\n")
+    if trouble == "staged":
+        git(repo, "add", "-A")
+    elif trouble == "conflict":
+        git(repo, "commit", "-qam", "meanwhile")
+    elif trouble == "in the way":
+        (repo / "n.txt").write_text("the user's\n")
+    elif trouble == "ours":
+        branch = "orchestra/p/merged"
+    elif trouble == "none":
+        branch, expected = "nowhere", NotFound
+    elif trouble == "merging":
+        (repo / ".git" / "MERGE_HEAD").write_text(git(repo, "rev-parse", "HEAD"))
+    before = fingerprint(repo)
+    if trouble == "conflict":
+        found = await work.bring(into(repo))
+        assert (found.result, found.files) == ("conflict", ("a.txt",))
+    else:
+        with pytest.raises(expected) as caught:
+            await work.bring(into(repo, branch))
+        assert caught.value.hint
+    assert {name: text.split(" ")[0] for name, text in fingerprint(repo).items() if not name.endswith("/index")} == {
+        name: text.split(" ")[0] for name, text in before.items() if not name.endswith("/index")
+    }
+
+
+async def test_a_checkout_goes_back_when_the_branch_cannot_move(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path, lock_ms=100)
+    await planned(work, repo, {"n.txt": "n\n", "a.txt": "the plan's\n"})
+    lock = repo / ".git" / "refs" / "heads" / "main.lock"
+    lock.write_text("")
+    with pytest.raises(NodeFailed, match="lock"):
+        await work.bring(into(repo))
+    lock.unlink()
+    assert git(repo, "status", "--porcelain") == ""
+    assert ((repo / "a.txt").read_text(), (repo / "n.txt").exists()) == ("one\n", False)
+    assert (await work.bring(into(repo))).result == "merged"
 
 
 # --- letting go ---------------------------------------------------------------------------------------------------------

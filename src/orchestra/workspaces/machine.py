@@ -13,6 +13,8 @@ from orchestra.errors import BadInput, NodeUnreachable, OrchestraError
 from orchestra.ids import AttemptId, PlanId
 from orchestra.nodes.transport import Transport
 from orchestra.workspace import (
+    BringRequest,
+    Brought,
     CheckoutRequest,
     Collected,
     KeptRef,
@@ -175,6 +177,10 @@ class MachineWorkspaces:
     async def tip(self, repo: str, plan: PlanId) -> str:
         arguments = {"repo": repo, "owner": self._options.owner, "prefix": self._prefix, "plan": plan_part(plan)}
         return (await self._call("tip", arguments, _Tip)).head
+
+    async def bring(self, request: BringRequest) -> Brought:
+        arguments = {"repo": request.repo, "owner": self._options.owner, "prefix": self._prefix, "plan": plan_part(request.plan)}
+        return await self._call("bring", {**arguments, "branch": request.branch}, Brought)
 
     async def release(self, attempt: AttemptId) -> LetGo:
         return await self._let_go("release", attempt)

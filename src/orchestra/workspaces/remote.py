@@ -17,6 +17,8 @@ from orchestra.errors import NodeFailed, NodeUnreachable, NotFound, OrchestraErr
 from orchestra.ids import AttemptId, PlanId
 from orchestra.nodes.transport import Transport
 from orchestra.workspace import (
+    BringRequest,
+    Brought,
     CheckoutRequest,
     Collected,
     KeptRef,
@@ -119,6 +121,9 @@ class RemoteWorkspaces:
 
     async def drop_checkout(self, attempt: AttemptId) -> None:
         await self._there.drop_checkout(attempt)
+
+    async def bring(self, request: BringRequest) -> Brought:
+        return await (self._at_home if request.here else self._there).bring(request)
 
     async def release(self, attempt: AttemptId) -> LetGo:
         return self._forget(attempt, await self._there.release(attempt))

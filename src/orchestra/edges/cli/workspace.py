@@ -67,6 +67,23 @@ def gc(context: click.Context, yes: bool, dry_run: bool, older_than: float | Non
     _do(session_of(context), WorkspacesParams(node, age_ms, quota_bytes, refs, remove=yes and not dry_run), only_gone=True)
 
 
+@workspace.command("merge", cls=Command, example="orchestra workspace merge main\norchestra workspace merge main --plan shop.2")
+@click.argument("branch")
+@click.option("--plan", metavar="ID", help="The plan; default is the latest.")
+@click.pass_context
+def merge(context: click.Context, branch: str, plan: str | None) -> int:
+    """Merge a completed plan's work into BRANCH, one of yours.
+
+    If there is a conflict, or the branch is checked out with changes that are not committed, nothing changes and it ends with 1.
+    """
+    from orchestra.edges.cli.brought import show_brought
+    from orchestra.usecases import MergePlanParams
+
+    session = session_of(context)
+    reply = session.ask(lambda use_cases: use_cases.merge_plan(MergePlanParams(plan, branch)))
+    return 0 if show_brought(session.render, reply, as_result=True) else 1
+
+
 def _do(session: Session, params: WorkspacesParams, *, only_gone: bool) -> None:
     reply: WorkspacesReply = session.ask(lambda use_cases: use_cases.workspaces(params))
 

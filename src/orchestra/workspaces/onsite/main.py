@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import Any
 
-from orchestra.workspaces.onsite import bundles, ending, merging, proofs, pruning, worktrees
+from orchestra.workspaces.onsite import bringing, bundles, ending, merging, proofs, pruning, worktrees
 from orchestra.workspaces.onsite.ground import Problem
 
 OPERATIONS = {
@@ -18,6 +18,7 @@ OPERATIONS = {
     "prepare": worktrees.prepare,
     "collect": worktrees.collect,
     "merge": merging.merge,
+    "bring": bringing.bring,
     "tip": merging.branch_tip,
     "checkout": proofs.checkout,
     "drop_checkout": proofs.drop,

@@ -55,20 +55,24 @@ def _join(private: Private, old: str, new: str, request: dict[str, Any]) -> dict
         proven = check_sha(request["proven"])
         parents = private.git("rev-list", "--parents", "--max-count=1", proven).decode().split()
         return {"result": "merged" if parents == [proven, old, new] else "stale", "head": proven, "trivial": False}
-    arguments = ("merge-tree", "--write-tree", "-z", "--messages", old, new)
-    code, out, err = private.ask(*arguments)
+    tree, entries, messages, clean = merged_tree(private, old, new)
+    if clean:
+        trivial = tree == private.tree(new)  # the others' changes are all in it too
+        return {"result": "merged", "head": private.commit(tree, [old, new], request["message"]), "trivial": trivial, "messages": messages}
+    conflicts = [_conflict(private, tree, path, entries[path], request) for path in list(entries)[: request["conflict_files_max"]]]
+    return {"result": "conflict", "conflicts": conflicts, "conflict_files": len(entries), "trivial": False, "messages": messages}
+
+
+def merged_tree(private: Private, old: str, new: str) -> tuple[str, dict[bytes, dict[str, tuple[str, str]]], list[str], bool]:
+    """Returns what `parse_merge_tree` does for a merge of two commits, and whether it is clean."""
+    code, out, err = private.ask("merge-tree", "--write-tree", "-z", "--messages", old, new)
     if code not in (0, 1) or not out:
         if "unknown option" in err or "usage:" in err:
             raise Problem(
                 "refused", "git there is older than 2.38 and cannot merge without a checkout", "install a newer git on that machine"
             )
         raise Problem("failed", "git merge-tree failed: %s" % err.strip()[-500:])
-    tree, entries, messages = parse_merge_tree(out)
-    if code == 0:
-        trivial = tree == private.tree(new)  # the others' changes are all in it too
-        return {"result": "merged", "head": private.commit(tree, [old, new], request["message"]), "trivial": trivial, "messages": messages}
-    conflicts = [_conflict(private, tree, path, entries[path], request) for path in list(entries)[: request["conflict_files_max"]]]
-    return {"result": "conflict", "conflicts": conflicts, "conflict_files": len(entries), "trivial": False, "messages": messages}
+    return (*parse_merge_tree(out), code == 0)
 
 
 def parse_merge_tree(out: bytes) -> tuple[str, dict[bytes, dict[str, tuple[str, str]]], list[str]]:
@@ -123,4 +127,4 @@ def branch_tip(git: Git, request: dict[str, Any]) -> dict[str, Any]:
     return {"branch": target, "head": repo.ref(target)}
 
 
-__all__ = ["Repository", "branch_tip", "merge", "parse_merge_tree"]
+__all__ = ["Repository", "branch_tip", "merge", "merged_tree", "parse_merge_tree"]

@@ -243,6 +243,19 @@ async def test_the_end_of_an_orchestra_leaves_no_worktree(repo: Path, tmp_path: 
     assert {file_at(repo, f"f{n}") for n in range(6)} == set("012345")
 
 
+async def test_an_end_without_grace_leaves_merges_that_are_checked_to_the_next_start(repo: Path, tmp_path: Path) -> None:
+    gate, pid, done = tmp_path / "gate", tmp_path / "pid", tmp_path / "done"
+    change = f"until [ -e {gate} ]; do sleep 0.02; done; touch $(echo $ORCHESTRA_TASK | tr / .)"
+    async with hosted(tmp_path / "root", agents=2) as stage:
+        plan = await side_by_side(stage, repo, both(change, HANGS.format(done=done, pid=pid)), gate)
+        await wait_until(pid.exists)
+    assert is_gone(int(pid.read_text()))
+    open_gate(done)
+    async with hosted(tmp_path / "root", agents=2) as again:
+        assert await again.wait_plan(plan) == "completed"
+        assert all(len(task.attempts) == 1 for task in again.coordinator.loop.state.tasks.values())
+
+
 async def test_tidying_lets_go_of_what_was_left_and_of_nothing_that_is_wanted(repo: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     tasks = f'  - {{id: a, run: "echo a > a"}}\n  - {{id: b, needs: [a], run: "until [ -e {gate} ]; do sleep 0.02; done; echo b > b"}}\n'

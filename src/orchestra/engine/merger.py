@@ -90,9 +90,9 @@ class Merger:
         await self._lanes.run()
 
     async def wait_done(self) -> None:
-        """Waits until everything taken so far is done. Checks that still run are not waited for: the next start runs them again."""
+        """Waits until everything taken so far is done. The checks of merges are not waited for, and no more are begun: the next start does that."""
         if self._prover is not None:
-            self._prover.stop()
+            self._prover.close()
         await self._lanes.wait_done()
 
     async def _do(self, effect: MergeWork | DropWork) -> None:

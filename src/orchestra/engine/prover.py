@@ -41,12 +41,18 @@ class Prover:
         self._nodes = nodes
         self._orders = orders
         self._running: dict[AttemptId, asyncio.Event] = {}
+        self._closed = False
 
-    def stop(self, attempt: AttemptId | None = None) -> None:
-        """Ends the proof of an attempt's work, or all that run."""
-        for running, stopped in self._running.items():
-            if attempt in (None, running):
-                stopped.set()
+    def stop(self, attempt: AttemptId) -> None:
+        """Ends the proof of an attempt's work, if it runs."""
+        if attempt in self._running:
+            self._running[attempt].set()
+
+    def close(self) -> None:
+        """Ends all proofs; none is begun any more."""
+        self._closed = True
+        for stopped in self._running.values():
+            stopped.set()
 
     async def prove(self, spaces: Workspaces, case: Case, commit: str) -> Sequence[CheckResult] | None:
         """Returns what the checks came to, None if they were stopped.
@@ -54,6 +60,8 @@ class Prover:
         Raises:
             OrchestraError: They could not be run.
         """
+        if self._closed:
+            return None
         stopped = self._running[case.attempt] = asyncio.Event()
         proof = asyncio.create_task(self._prove(spaces, case, commit), name=f"proof-{case.attempt}")
         stop = asyncio.create_task(stopped.wait())

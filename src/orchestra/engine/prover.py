@@ -81,7 +81,7 @@ class Prover:
         request = CheckoutRequest(repo=case.spec.workspace, attempt=case.attempt, commit=commit, here=case.spec.workspace_here)
         try:
             place = await spaces.checkout(request)
-            order = self._orders.make(case.spec, case.attempt, case.slot, remote=case.remote, place=place)
+            order = self._orders.make_checks(case.spec, case.attempt, case.slot, remote=case.remote, place=place)
             return await node.check(order)
         finally:
             with contextlib.suppress(OrchestraError):  # else the next one, or tidying, removes it

@@ -57,6 +57,7 @@ from orchestra.intake.roster import chosen_roster, lay_out, size_of
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
 from orchestra.scheduling.scheduler import eta_ms, work_by_priority
+from orchestra.spacedesk import SpaceDesk, SpaceOptions
 from orchestra.spending import attempts_of, with_settled
 from orchestra.usecases import (
     AgentParams,
@@ -75,6 +76,8 @@ from orchestra.usecases import (
     InitReply,
     LogsParams,
     LogsReply,
+    MergePlanParams,
+    MergePlanReply,
     NodeAddParams,
     NodeDrainParams,
     NodeParams,
@@ -98,6 +101,8 @@ from orchestra.usecases import (
     TypeParams,
     WatchParams,
     WatchReply,
+    WorkspacesParams,
+    WorkspacesReply,
 )
 from orchestra.viewing import (
     Lens,
@@ -113,6 +118,7 @@ from orchestra.viewing import (
     uptime_ms,
 )
 from orchestra.views import EventView, HealthView, PlanView, ReportData, StatusView, TaskDetail
+from orchestra.workspace import Workspaces
 
 T = TypeVar("T")
 
@@ -138,6 +144,7 @@ class AppOptions(msgspec.Struct, frozen=True):
     """What a day may cost by the settings; negative is no budget."""
     gateway_file: str = ""
     """The gateway's own file, if the settings name one."""
+    spaces: SpaceOptions = SpaceOptions()
 
 
 class Workbench(msgspec.Struct, frozen=True):
@@ -154,6 +161,8 @@ class Workbench(msgspec.Struct, frozen=True):
     backup: Callable[[Path], Awaitable[int]]
     ask_gateway: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
     """Asks the orchestra's own gateway; None where there is none."""
+    spaces: Callable[[], Mapping[NodeId, Workspaces | None]] = dict
+    """The places where attempts work, by node; None for one that is not connected."""
 
 
 class App(CostUseCases):
@@ -175,6 +184,7 @@ class App(CostUseCases):
             options.gateway_file,
         )
         self.costs = CostDesk(bench.loop, lambda: not bench.lens().absent, bench.ask_gateway, money)
+        self.spaces = SpaceDesk(bench.loop, bench.spaces, options.spaces)
         self._recent: deque[Happened] = deque(maxlen=EVENTS_KEPT)
         self._news = asyncio.Event()
         bench.loop.listen(self._on_events)
@@ -389,9 +399,13 @@ class App(CostUseCases):
     async def explain(self, params: TaskParams) -> ExplainReply:
         task = await self._resolve(params.task_id)
         now = self._loop.now_ms()
-        return await self._loop.ask(
-            lambda state: ExplainReply(task, state.task(task).status.value, explain(state, task, now, self._bench.lens().gate))
-        )
+
+        def answer(state: State) -> ExplainReply:
+            lens = self._bench.lens()
+            why = explain(state, task, now, lens.gate, serialised=lens.serialised)
+            return ExplainReply(task, state.task(task).status.value, why)
+
+        return await self._loop.ask(answer)
 
     async def tasks(self, params: TasksParams) -> TasksReply:
         def answer(state: State) -> TasksReply:
@@ -520,6 +534,12 @@ class App(CostUseCases):
     async def _look(self, question: Callable[[State], T]) -> T:
         """Answers also while nothing can be made durable, when questions wait for the append that hangs. The state may then be one turn ahead of the ledger."""
         return question(self._loop.state) if self._loop.ledger_trouble else await self._loop.ask(question)
+
+    async def workspaces(self, params: WorkspacesParams) -> WorkspacesReply:
+        return await self.spaces.workspaces(params)
+
+    async def merge_plan(self, params: MergePlanParams) -> MergePlanReply:
+        return await self.spaces.merge_plan(params)
 
     async def health(self, params: Empty) -> HealthView:
         facts = {node: driver.facts for node, driver in self._bench.drivers.items()}

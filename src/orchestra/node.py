@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from orchestra.core.model import Worker
+from orchestra.core.model import CheckResult, Worker
 from orchestra.ids import AgentId, AttemptId, NodeId
 
 Spec = dict[str, Any]
@@ -165,6 +165,14 @@ class Node(Protocol):
 
     async def stop_attempt(self, attempt: AttemptId, agent: AgentId, grace_ms: int) -> None:
         """Asks the worker to end the attempt: TERM, `grace_ms`, KILL."""
+        ...
+
+    async def check(self, order: AttemptOrder) -> Sequence[CheckResult]:
+        """Runs an order's checks, without its agent, in the order's folder and under its limits. Cancelled, it ends what runs of them.
+
+        Raises:
+            NodeFailed: They did not come to their end, through no fault of theirs.
+        """
         ...
 
     async def reap(self, attempt: AttemptId) -> str:

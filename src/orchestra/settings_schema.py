@@ -26,6 +26,7 @@ Host = Annotated[
 ]
 Seconds = Annotated[float, Meta(ge=0.001, le=YEAR_SECONDS)]
 Wait = Annotated[float, Meta(ge=0, le=YEAR_SECONDS)]
+Days = Annotated[float, Meta(ge=0, le=3650)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Dollars = Annotated[float, Meta(ge=0, le=10_000_000)]
@@ -155,6 +156,32 @@ class Provisioner(Section, frozen=True, kw_only=True):
     timeout_seconds: Annotated[Seconds, Meta(description="Seconds it may take; starting a machine takes minutes.")] = 600.0
 
 
+class Workspaces(Section, frozen=True, kw_only=True):
+    verify_merges: Annotated[
+        bool, Meta(description="Whether a task's checks are run again on a merge that brings together what was only verified apart.")
+    ] = True
+    serialise_overlaps: Annotated[
+        bool,
+        Meta(
+            description="Whether isolated tasks of a plan whose declared `files` overlap wait for each other; a conflict costs more than a wait."
+        ),
+    ] = True
+    keep_days: Annotated[
+        Days,
+        Meta(description="Days a workspace stays that nobody let go of; long enough to look at what failed before a weekend."),
+    ] = 7.0
+    disk_quota_mb: Annotated[
+        Count, Meta(description="MiB that workspaces may take on a machine before the oldest that are not in use go; 0 means no limit.")
+    ] = 20_480
+    tidy_minutes: Annotated[
+        Wait,
+        Meta(description="Minutes between two looks for workspaces to let go of; 0 means only `orchestra workspace gc` does."),
+    ] = 60.0
+    refs_keep_days: Annotated[
+        Days, Meta(description="Age in days from which `orchestra workspace gc --refs` forgets unmerged work; nothing else does.")
+    ] = 30.0
+
+
 class Agents(Section, frozen=True, kw_only=True):
     count: Annotated[
         int, Meta(ge=1, le=10_000, description="Agents when neither the plan nor the request says; few enough for a laptop.")
@@ -237,6 +264,7 @@ class Sections(Section, frozen=True, kw_only=True):
     fallback: Fallback = Fallback()
     provisioner: Provisioner = Provisioner()
     cost: Cost = Cost()
+    workspaces: Workspaces = Workspaces()
     agents: Agents = Agents()
     kinds: Annotated[dict[Name, dict[Name, KindValue]], Meta(max_length=1000, description="Settings of agent kinds, by kind and name.")] = (
         msgspec.field(default_factory=dict)

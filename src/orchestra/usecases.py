@@ -34,6 +34,7 @@ from orchestra.views import (
     TaskDetail,
     TaskView,
 )
+from orchestra.workspace import Brought, KeptRef, Tidied
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -319,6 +320,48 @@ class EstimateParams(Params, frozen=True):
     """With how many agents; 0: those there are, else those the plan asks for."""
 
 
+class WorkspacesParams(Params, frozen=True):
+    """Which workspaces are looked at, and what may go. Ages in milliseconds; None: as the settings say."""
+
+    node: str | None = None
+    older_than_ms: int | None = None
+    quota_bytes: int | None = None
+    refs: bool = False
+    """Not workspaces, but the refs that keep unmerged work."""
+    remove: bool = False
+    """False: nothing changes."""
+
+
+class NodeSpaces(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is on one machine. `total_bytes` is all of it, `freed_bytes` what goes."""
+
+    node: str
+    workspaces: tuple[Tidied, ...] = ()
+    refs: tuple[KeptRef, ...] = ()
+    total_bytes: int = 0
+    freed_bytes: int = 0
+    trouble: str = ""
+    """Why it could not be looked at."""
+
+
+class MergePlanParams(Params, frozen=True):
+    """A plan that is completed, and the branch of the user's that its work is to come into."""
+
+    plan: str | None
+    branch: str
+
+
+class MergePlanReply(Reply, frozen=True):
+    plan: str
+    repos: tuple[Brought, ...]
+
+
+class WorkspacesReply(Reply, frozen=True):
+    nodes: tuple[NodeSpaces, ...]
+    removed: bool
+    """What is said to go has gone; else it would."""
+
+
 class Empty(Params, frozen=True):
     pass
 
@@ -412,6 +455,14 @@ class UseCases(Protocol):
         """Forgets a machine."""
         ...
 
+    async def workspaces(self, params: WorkspacesParams) -> WorkspacesReply:
+        """Looks at the places where attempts worked, and lets go of what is old or too much if told to."""
+        ...
+
+    async def merge_plan(self, params: MergePlanParams) -> MergePlanReply:
+        """Merges a completed plan's branch into a branch of the user's, in each repository it worked in. A conflict changes nothing there."""
+        ...
+
     async def health(self, params: Empty) -> HealthView: ...
 
     async def watch(self, params: WatchParams) -> WatchReply: ...
@@ -482,6 +533,8 @@ METHODS: Final[dict[str, Method]] = {
     "node_drain": Method(NodeDrainParams, DrainReply),
     "node_resume": Method(NodeParams, NodeReply),
     "node_remove": Method(NodeRemoveParams, NodeReply),
+    "workspaces": Method(WorkspacesParams, WorkspacesReply),
+    "merge_plan": Method(MergePlanParams, MergePlanReply),
     "health": Method(Empty, HealthView),
     "watch": Method(WatchParams, WatchReply),
     "report": Method(PlanNameParams, ReportReply),

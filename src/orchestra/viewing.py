@@ -64,6 +64,8 @@ class Lens(msgspec.Struct, frozen=True):
     """How far the limits of each model API are used; empty where no gateway keeps them."""
     settled: Settled | None = None
     """What the gateway settled in all; None where none counted."""
+    serialised: bool = True
+    """Tasks that say they change the same files wait for each other."""
     absent: str = ""
     """Said first if nobody is at work and what is seen is only the ledger."""
 
@@ -295,7 +297,7 @@ def task_detail(state: State, task: TaskState, lens: Lens) -> TaskDetail:
     """Returns everything about one task."""
     return TaskDetail(
         task=task_view(state, task, lens),
-        explain=explain(state, task.id, lens.now_ms, lens.gate),
+        explain=explain(state, task.id, lens.now_ms, lens.gate, serialised=lens.serialised),
         attempts=tuple(attempt_view(task, attempt, lens) for attempt in task.attempts),
         primary_attempt=task.primary,
         success_criteria=task.spec.criteria,

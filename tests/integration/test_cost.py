@@ -233,7 +233,7 @@ async def test_everything_is_known_after_the_end_of_both(root: Path, tmp_path: P
 def shelf_of(root: Path) -> UseCases:
     found = open_shelf(Root(root), load_settings(root, {}))
     assert found is not None
-    return found
+    return found.use_cases
 
 
 async def test_without_a_gateway_there_is_what_programs_said(root: Path, tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "node_drain": {"node": "gamma", "move": True},
     "node_resume": {"node": "gamma"},
     "node_remove": {"node": "gamma", "force": True},
+    "workspaces": {"node": "gamma", "older_than_ms": 5, "quota_bytes": 7, "refs": True, "remove": True},
+    "merge_plan": {"plan": "p", "branch": "main"},
     "health": {},
     "watch": {"after_seq": 9, "wait_ms": 1, "limit": 2},
     "report": {"plan": "p"},

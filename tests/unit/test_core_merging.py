@@ -69,6 +69,17 @@ def test_a_conflict_goes_back_once_with_both_sides_and_then_somebody_has_to_look
     assert bench.task("p/a").conflicts == 0
 
 
+def test_work_that_fails_its_checks_together_with_others_goes_back_once_too() -> None:
+    bench = merging()
+    quarrel = c.MergeConflicted(A, 1, (), "what the check said", ("tests",))
+    bench.do(quarrel)
+    assert (bench.status("p/a"), bench.task("p/a").feedback, bench.task("p/a").conflicts) == ("assigned", "what the check said", 1)
+    bench.begin("p/a", 2)
+    bench.finish("p/a", 2)
+    bench.do(c.MergeConflicted(A, 2, ("f.py",), "both sides"))
+    assert bench.status("p/a") == "failed", "one of either kind is all it gets"
+
+
 def test_what_a_merge_came_to_counts_only_for_the_attempt_that_is_merged() -> None:
     bench = merging()
     for late in (done(2), conflict(2), c.MergeFailed(A, 2, "gone", again=False)):
@@ -90,8 +101,10 @@ def test_a_merge_that_failed_is_tried_with_another_attempt_or_ends_the_task() ->
 
 def test_cancelling_ends_a_merge() -> None:
     bench = merging()
+    bench.effects.clear()
     bench.do(c.CancelTask(A, "not wanted"))
     assert bench.status("p/a") == "cancelled"
+    assert [effect.attempt for effect in bench.effects if isinstance(effect, DropWork)] == [1], "what it did is let go, and kept"
     assert bench.do(done()) == []
 
 
@@ -101,6 +114,27 @@ def test_a_shutdown_waits_for_merges() -> None:
     assert bench.state.lifecycle.value == "draining"
     bench.do(done())
     assert bench.state.lifecycle.value == "terminated"
+
+
+def test_a_shutdown_without_grace_leaves_merges_to_the_next_start() -> None:
+    bench = merging()
+    bench.do(c.CancelTask(B, "no"), c.ShutDown(drain=False, graceful=False, timeout_ms=60_000))
+    assert (bench.state.lifecycle.value, bench.status("p/a")) == ("terminated", "merging")
+    bench.do(done())
+    assert bench.status("p/a") == "completed"
+
+
+def test_what_a_beaten_replica_did_is_let_go() -> None:
+    bench = Bench(make_agents(2))
+    bench.submit(make_task("a", isolated=True, replicas=2))
+    for number in (1, 2):
+        bench.begin("p/a", number)
+    for number in (1, 2):
+        bench.finish("p/a", number)
+    winner = bench.task("p/a").merging
+    bench.effects.clear()
+    bench.do(done(winner))
+    assert [effect.attempt for effect in bench.effects if isinstance(effect, DropWork)] == [3 - winner]
 
 
 def test_work_on_a_machine_that_is_out_of_sight_is_given_up_after_the_grace() -> None:

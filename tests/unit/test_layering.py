@@ -41,7 +41,7 @@ LAYERS: Final = (
     ("keeper", "projector", "gatekeeper"),
     ("usecases",),
     ("answers",),
-    ("fleetdesk", "fallback", "costdesk"),
+    ("fleetdesk", "spacedesk", "costdesk", "fallback"),
     ("app", "client"),
     ("rehearse",),
     ("edges",),

@@ -52,6 +52,7 @@ from orchestra.engine.kernel import Kernel, collection_paused
 from orchestra.engine.loop import Loop
 from orchestra.engine.merger import Merger
 from orchestra.engine.orders import OrderMaker
+from orchestra.engine.prover import Prover
 from orchestra.engine.services import Service, ServiceGroup
 from orchestra.engine.translate import Translator
 from orchestra.errors import OrchestraError
@@ -62,7 +63,7 @@ from orchestra.keeper import Keeper
 from orchestra.ledger import Ledger
 from orchestra.ledgers.care import backup
 from orchestra.ledgers.sqlite import SqliteLedger
-from orchestra.node import NodeFacts
+from orchestra.node import Node, NodeFacts
 from orchestra.projector import Projector
 from orchestra.reporting.html import render_html
 from orchestra.reporting.markdown import render_markdown
@@ -115,6 +116,7 @@ class Coordinator:
         started = time.monotonic()
         kernel = restore_kernel(self._ledger, limits)
         kernel.admission = admission_options(self._settings)
+        kernel.scheduler.serialise_overlaps = self._settings.workspaces.serialise_overlaps
         log.info("ledger-folded", extra={"events": kernel.state.seq, "ms": int((time.monotonic() - started) * 1000)})
         self.loop = Loop(
             kernel,
@@ -149,7 +151,8 @@ class Coordinator:
             attempts_keep=self._settings.limits.attempts_keep,
             rehearsal=self._settings.rehearsal,
         )
-        self._merger = Merger(self.loop, self._clock, self._workspaces_of, self._keeper.keep_work)
+        prover = Prover(self._node_of, self._orders) if self._settings.workspaces.verify_merges else None
+        self._merger = Merger(self.loop, self._clock, self._workspaces_of, self._keeper.keep_work, prover)
         self._projector = Projector(self.loop, self.root, self._clock, self._lens, self._facts_now)
         self._parent_events = EventFiles(self.loop, self.root, self._clock)
         file_rpc = FileRpc(self.app, self.loop, self.root, self._clock, rpc_options(self._settings))
@@ -172,6 +175,8 @@ class Coordinator:
         )
         if self._gatekeeper is not None:
             self._services.add(Service("gateway", self._gatekeeper.run))
+        if self._settings.workspaces.tidy_minutes:
+            self._services.add(Service("tidier", lambda: self.app.spaces.run(self._clock)))
         fallback = fallback_options(self._settings)
         if fallback.agents:
             keeper = LocalFallback(self.loop, self._clock, self._add_driver, self._remove_driver, fallback)
@@ -189,6 +194,7 @@ class Coordinator:
             write_report=lambda data: write_report(self.root, data),
             backup=self._backup,
             ask_gateway=None if self._gatekeeper is None else self._gatekeeper.ask,
+            spaces=lambda: {node: self._workspaces_of(node) for node in self._drivers},
         )
 
     def _lens(self) -> Lens:
@@ -208,6 +214,7 @@ class Coordinator:
             rehearsal=self._settings.rehearsal,
             loads=self.app.costs.loads,
             settled=self.app.costs.whole,
+            serialised=self._settings.workspaces.serialise_overlaps,
         )
 
     def _attempt_place(self, node: NodeId, attempt: AttemptId) -> str:
@@ -217,6 +224,10 @@ class Coordinator:
     def _workspaces_of(self, node: NodeId) -> Workspaces | None:
         driver = self._drivers.get(node)
         return driver.workspaces if driver is not None and driver.connected else None
+
+    def _node_of(self, node: NodeId) -> Node | None:
+        driver = self._drivers.get(node)
+        return driver.node if driver is not None and driver.connected else None
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from orchestra.root import Root
 from orchestra.scheduling.admission import AdmissionOptions
 from orchestra.settings import Settings
 from orchestra.settings_schema import KindValue
+from orchestra.spacedesk import SpaceOptions
 from orchestra.views import REHEARSAL
 from orchestra.workspace import Workspaces
 from orchestra.workspaces.calling import MachineOptions
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 FENCE_LOOK_SECONDS: Final = 2.0
 """A worker looks at its lease each second, and the last renewal may have been on its way for as long."""
+DAY_MS: Final = 86_400_000
 LOCAL: Final = NodeId("local")
 LOCAL_HOSTS: Final = ("", "local", "localhost", "127.0.0.1", "::1")
 TOOLS: Final = frozenset(
@@ -294,6 +296,18 @@ def app_options(settings: Settings, root: Root) -> AppOptions:
         models={kind: model for kind, values in kind_settings(settings).items() if (model := values.get("model", "").strip())},
         day_budget_usd_micros=daily or -1,
         gateway_file=str(gateway_file(settings, root)) if settings.gateway.file else "",
+        spaces=space_options(settings),
+    )
+
+
+def space_options(settings: Settings) -> SpaceOptions:
+    """Returns how long workspaces are kept."""
+    own = settings.workspaces
+    return SpaceOptions(
+        keep_ms=round(own.keep_days * DAY_MS),
+        quota_bytes=own.disk_quota_mb << 20,
+        refs_keep_ms=round(own.refs_keep_days * DAY_MS),
+        tidy_ms=milliseconds(own.tidy_minutes * 60),
     )
 
 

@@ -245,10 +245,13 @@ class MergeDone(Command, frozen=True):
 
 
 class MergeConflicted(Command, frozen=True):
+    """The work does not go with what is in the plan's branch by now: they change the same lines, or fail these checks together."""
+
     task: TaskId
     attempt: int
     files: tuple[str, ...]
     text: str
+    checks: tuple[str, ...] = ()
 
 
 class MergeFailed(Command, frozen=True):

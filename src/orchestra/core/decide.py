@@ -398,8 +398,8 @@ def _after_task_over(s: State, task: TaskState) -> Iterator[e.Event]:
 
 def _maybe_terminated(s: State) -> Events:
     """A shutdown is complete when nothing runs, and nothing will (or, without drain, whatever waits)."""
-    if s.lifecycle is not Lifecycle.DRAINING or s.shutdown is None or s.live or s.merging:
-        return []
+    if s.lifecycle is not Lifecycle.DRAINING or s.shutdown is None or s.live or (s.merging and s.shutdown.graceful):
+        return []  # a merge may run checks for minutes; without grace it is left to the next start
     hope = any(agent.status not in (AgentStatus.ERROR, AgentStatus.DRAINING) for agent in s.agents.values())
     if s.shutdown.drain and s.shutdown.graceful and (s.queued or s.waiting) and hope:
         return []

@@ -123,7 +123,7 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
             unwanted = state.tasks[task].spec.isolated and outcome.kind is not OutcomeKind.DONE
             return (DropWork(seq, task, attempt),) if unwanted else ()
         case e.TaskCompleted(task) | e.TaskFailed(task) | e.TaskCancelled(task):
-            return (KeepResult(seq, task),)
+            return (KeepResult(seq, task), *_unwanted(state, seq, task))
         case e.AgentAdded(agent):
             return (
                 (OpenAgents(seq, agent.node, (agent.id,)),) if agent.id in state.agents and state.nodes[agent.node].breaker is None else ()
@@ -173,6 +173,15 @@ def _step(state: State, seq: int, agent_id: AgentId, step: str) -> tuple[Effect,
     if step == "graceful":
         return (CloseAgent(seq, node, agent_id, now=True),)
     return () if agent.worker is None else (KillWorker(seq, node, agent_id, agent.worker),)
+
+
+def _unwanted(state: State, seq: int, name: TaskId) -> tuple[Effect, ...]:
+    """What verified attempts of the last round did that is not, or no more, to be merged: replicas that were beaten, work of a task that was cancelled."""
+    task = state.tasks[name]
+    if not task.spec.isolated:
+        return ()
+    verified = [each.number for each in task.attempts[task.round_start - 1 :] if each.outcome and each.outcome.kind is OutcomeKind.DONE]
+    return tuple(DropWork(seq, name, number) for number in verified if number != task.primary)
 
 
 def _node_of(state: State, task: TaskId, attempt: int) -> NodeId:

@@ -281,6 +281,8 @@ class WorkConflicted(Event, frozen=True):
     files: tuple[str, ...]
     text: str
     """Both sides, for the next attempt."""
+    checks: tuple[str, ...] = ()
+    """Where no line conflicts: the checks that passed on its work alone and fail on both together."""
 
 
 class TaskCompleted(Event, frozen=True):

@@ -1,7 +1,8 @@
 """What becomes of verified work on its way into the plan's branch.
 
 A task of which each attempt works in a place of its own is not completed when its checks have passed: what it did has to be in the plan's branch first, because
-those that need it start from there. A conflict goes back to an agent once, with both sides, then somebody has to look.
+those that need it start from there. A conflict, of lines or of checks that fail on both together, goes back to an agent once, with both sides; then somebody has
+to look.
 
 The functions here are `decide`'s for these commands, and keep its rules.
 """
@@ -41,8 +42,10 @@ def merge_conflicted(s: State, cmd: c.MergeConflicted, now: int, policy: c.Polic
     task = _merging(s, cmd.task, cmd.attempt)
     if task is None:
         return []
-    conflict = e.WorkConflicted(cmd.task, cmd.attempt, cmd.files, cmd.text)
+    conflict = e.WorkConflicted(cmd.task, cmd.attempt, cmd.files, cmd.text, cmd.checks)
     reason = f"its work conflicts with the plan's branch in {', '.join(cmd.files[:5])}"
+    if cmd.checks:
+        reason = f"merged with the plan's branch, its work fails {', '.join(cmd.checks[:5])}"
     if task.conflicts >= policy.conflicts_max:
         return [conflict, e.TaskFailed(cmd.task, f"{reason}, again")]
     return [conflict, e.TaskRetryScheduled(cmd.task, now, reason), *requeue_now(s, task)]

@@ -112,6 +112,16 @@ class OrderMaker:
             values["cwd"] = SPACE_DIR + space_name(spec.workspace)
         return AttemptOrder(attempt, slot.id, values, launch.files, launch.agent_files)
 
+    def make_checks(self, spec: TaskSpec, attempt: AttemptId, slot: AgentSpec, *, remote: bool, place: Workspace) -> AttemptOrder:
+        """Returns the order once more for its checks alone, in another place. Where a gateway stands before model APIs, its pass has ended with the attempt:
+        they get none, and no key in its stead."""
+        order = self.make(spec, attempt, slot, remote=remote, place=place)
+        if apis := self.apis_for(spec.kind):
+            kept = {*keys_of(apis), self.options.kinds.get(spec.kind, {}).get("api_key_variable", "")}
+            order.spec["env_pass"] = [name for name in order.spec["env_pass"] if name not in kept]
+            order.spec["env"] = {name: value for name, value in order.spec["env"].items() if name not in kept}
+        return order
+
     def _values(self, spec: TaskSpec, attempt: AttemptId, slot: AgentSpec, launch: Launch) -> dict[str, Any]:
         options = self.options
         success: dict[str, Any] = {"codes": list(launch.success.codes), "signal": None}

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 @click.option("--keep", is_flag=True, help="Leave the windows and agents as they are at the end.")
 @click.option("--attach", is_flag=True, help="Show the windows in this terminal; detach with the tmux prefix and d to see the progress.")
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this plan.")
+@click.option("--merge-into", metavar="BRANCH", help="Merge the plan's work into this branch of yours when all of it is completed.")
 @click.pass_context
-def run(context: click.Context, plan: Path, agents: int | None, keep: bool, attach: bool, resume: bool) -> int:
+def run(context: click.Context, plan: Path, agents: int | None, keep: bool, attach: bool, resume: bool, merge_into: str | None) -> int:
     """Run a plan and show its progress.
 
     Ctrl-C once lets running tasks finish, twice stops them; --resume goes on later.
+
+    --merge-into changes nothing if there is a conflict, or the branch is checked out with changes that are not committed; it then ends with 1.
 
     Ends with 0 if all tasks were completed, 1 if some failed, 2 if the plan is not usable (nothing was started), 3 if it is not finished.
     """
@@ -38,7 +41,7 @@ def run(context: click.Context, plan: Path, agents: int | None, keep: bool, atta
     settings = session.wiring.load_settings(session.root, session.flags)  # they may define agent kinds that the plan names
     text, document = read_plan(plan)
     running = session.wiring.coordinator_running(session.root)
-    request = Request(str(plan), text, document, str(plan.parent.absolute()), agents, keep, attach, resume, running)
+    request = Request(str(plan), text, document, str(plan.parent.absolute()), agents, keep, attach, resume, running, merge_into)
     try:
         return asyncio.run(conduct(session, settings, request))
     except KeyboardInterrupt:

@@ -87,6 +87,8 @@ class Exchange:
         self.opened: Opened | None = None
         self.tries = 0
         self._failures = 0
+        self._paced = 0
+        """Refusals for its pace that it waited out by itself."""
         self._pause_ms = 0
         """To be waited before the next try, with nothing held."""
         self._lost = 0
@@ -174,6 +176,9 @@ class Exchange:
         if not await self._breaker_lets_go():
             return unavailable(order.kind, "orchestra: the provider does not answer at present", 30_000)
         place = desk.limiter.place(order.route.upstream, name, self._class)
+        closed_ms = desk.limiter.lane(place).group.closed_until_ms - desk.clock.steady_ms()
+        if closed_ms > self._left_ms():
+            return busy(order.kind, f"orchestra: the provider takes nothing for {closed_ms // 1000} s", closed_ms)
         charge = reserve(FORMULAS[order.kind], self.estimate)
         ticket = Ticket(order.who.agent or order.who.attempt, order.who.priority, charge, self.estimate.weight, self._started_ms)
         try:
@@ -212,16 +217,19 @@ class Exchange:
     async def _try(self, held: Held) -> web.StreamResponse | Reply | None:
         """Sends it once; None means that it is to be sent again."""
         group = self.desk.limiter.lane(held.place).group
-        sent, lost = False, self._lost
+        sent, served, lost = False, True, self._lost
         try:
             if (refused := self._open(held)) is not None:
                 return refused
             breaker = self.desk.breakers[self.order.route.upstream]
             if breaker.wait_ms(self.desk.clock.steady_ms()) > 0:
+                served = False
                 return None
             held.probe, held.sent_ms, sent = breaker.started(), self.desk.clock.steady_ms(), True
             self.tries += 1
-            return await self._send(held)
+            done = await self._send(held)
+            served = done is not None
+            return done
         finally:
             now_ms = self.desk.clock.steady_ms()
             if held.probe:
@@ -232,7 +240,7 @@ class Exchange:
                 group.settle_refused(held.reservation, now_ms)
             else:
                 group.settle_unsent(held.reservation, now_ms)
-            self.desk.limiter.release(held.place, held.ticket)
+            self.desk.limiter.release(held.place, held.ticket, served=served)
 
     def _open(self, held: Held) -> Reply | None:
         if self.opened is not None or not self.order.route.costs:
@@ -318,18 +326,24 @@ class Exchange:
     # ---- verdicts --------------------------------------------------------------------------------------------------------
 
     def _pace(self, held: Held, report: Report) -> Reply | None:
-        """Too fast. The whole group waits, then starts with half of what it had on its way; nobody changes the account."""
+        """Too fast. If the provider says for how long, or refuses nearly everything, the whole group waits, then starts with half of what it had on its way;
+        otherwise this request alone waits. It is no failed try: as long as there is time it comes again. Nobody changes the account."""
         desk = self.desk
         group = desk.limiter.lane(held.place).group
         now_ms = desk.clock.steady_ms()
         told = None if report.retry_after_ms is None else min(report.retry_after_ms, RETRY_AFTER_MS_MAX)
-        if told is None:
-            self._failures += 1
-        wait_ms = group_pause_ms(group.refusals + 1, told, desk.chance(), desk.config.retry.multiplier)
-        if group.closed_until_ms <= now_ms:
-            desk.notices.tell("limited", upstream=held.place.upstream, account=held.place.account, model_class=self._class, wait_ms=wait_ms)
-        group.close_until(now_ms + wait_ms, now_ms)
-        if self._failures >= desk.config.retry.tries or wait_ms > self._left_ms():
+        grows = desk.config.retry.multiplier
+        if not told and not group.ramp.mostly_refused:
+            self._paced += 1
+            wait_ms = self._pause_ms = group_pause_ms(self._paced, told, desk.chance(), grows)
+            group.slow_down()
+        else:
+            wait_ms = group_pause_ms(group.refusals + 1, told, desk.chance(), grows)
+            if group.closed_until_ms <= now_ms:
+                place = {"upstream": held.place.upstream, "account": held.place.account, "model_class": self._class}
+                desk.notices.tell("limited", **place, wait_ms=wait_ms)
+            group.close_until(now_ms + wait_ms, now_ms)
+        if wait_ms > self._left_ms():
             return self._give_up(busy(self.order.kind, "orchestra: the provider's limit is reached", wait_ms))
         return None
 

@@ -103,14 +103,14 @@ class Limiter:
         except BaseException:
             if not lane.withdraw(ticket) and future.done() and not future.cancelled():
                 lane.group.settle_unsent(future.result(), self._clock.steady_ms())
-                self.release(place, ticket)
+                self.release(place, ticket, served=False)
             raise
         finally:
             self._futures.pop(id(ticket), None)
 
-    def release(self, place: Place, ticket: Ticket) -> None:
+    def release(self, place: Place, ticket: Ticket, *, served: bool) -> None:
         """A request has ended and was settled: others may go."""
-        self.lane(place).release(ticket)
+        self.lane(place).release(ticket, served=served)
         self.pump(place)
         for other, lane in self._lanes.items():
             if lane.waiting and other != place:
@@ -124,7 +124,7 @@ class Limiter:
             future = self._futures.get(id(ticket))
             if future is None or future.done():
                 lane.group.settle_unsent(held, now_ms)
-                lane.release(ticket)
+                lane.release(ticket, served=False)
             else:
                 future.set_result(held)
         if (timer := self._timers.pop(place, None)) is not None:

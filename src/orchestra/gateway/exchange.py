@@ -21,9 +21,9 @@ from aiohttp import web
 
 from orchestra.errors import PortFailed
 from orchestra.gateway.accounts import Account, Key, renew
-from orchestra.gateway.desk import Desk
+from orchestra.gateway.desk import ANONYMOUS, Desk
 from orchestra.gateway.limiter import Place, QueueFull
-from orchestra.gateway.relay import Broken, Relay, read_error
+from orchestra.gateway.relay import Broken, Relay, read_error, without_key, words_of
 from orchestra.gateway.replies import NO_RETRY, Reply, busy, reply, spent, unavailable
 from orchestra.gateway.routes import Route
 from orchestra.gateway.upstream import Upstreams, request_headers
@@ -180,7 +180,8 @@ class Exchange:
         if closed_ms > self._left_ms():
             return busy(order.kind, f"orchestra: the provider takes nothing for {closed_ms // 1000} s", closed_ms)
         charge = reserve(FORMULAS[order.kind], self.estimate)
-        ticket = Ticket(order.who.agent or order.who.attempt, order.who.priority, charge, self.estimate.weight, self._started_ms)
+        flow = order.who.agent or (order.who.attempt if order.who is not ANONYMOUS else name)
+        ticket = Ticket(flow, order.who.priority, charge, self.estimate.weight, self._started_ms)
         try:
             reservation = await desk.limiter.acquire(place, ticket, self._left_ms())
         except QueueFull:
@@ -190,7 +191,22 @@ class Exchange:
                 return await self._turn() if self._left_ms() else busy(order.kind, "orchestra: the account has nothing left", 60_000)
             wait_ms = desk.limiter.lane(place).group.wait_ms(charge, desk.clock.steady_ms())
             return busy(order.kind, "orchestra: the turn did not come in time", max(wait_ms, 1_000))
-        return Held(place, ticket, reservation, account, None if account is None else account.next_key())
+        if account is None:
+            return Held(place, ticket, reservation, None, None)
+        held = self._with_key(place, ticket, reservation)
+        return held if held is not None else await self._turn()
+
+    def _with_key(self, place: Place, ticket: Ticket, reservation: Reservation) -> Held | None:
+        """Takes a key for the turn from the accounts as they are now: a reload may have changed keys and the address that they are for meanwhile. None
+        gives the turn back."""
+        accounts = self.desk.accounts.get(place.upstream) if place.upstream in self.desk.config.upstreams else None
+        account = None if accounts is None else accounts.by_name.get(place.account)
+        key = None if account is None else account.next_key()
+        if key is not None:
+            return Held(place, ticket, reservation, account, key)
+        self.desk.limiter.lane(place).group.settle_unsent(reservation, self.desk.clock.steady_ms())
+        self.desk.limiter.release(place, ticket, served=False)
+        return None
 
     def _login(self) -> str:
         """Returns a name for the client's own login that does not tell it."""
@@ -289,7 +305,8 @@ class Exchange:
         if failed is None:
             return await self._relay(held, response)
         self._lost -= 1
-        verdict = verdict_of(response.status, report, failed.body)
+        verdict = verdict_of(response.status, report, words_of(failed))
+        failed = without_key(failed, held.secret)
         if response.status not in UPSTREAM_FAILED:
             self._recovered()
         self._last = failed if verdict is not Verdict.KEY or self._passes else self._last
@@ -362,7 +379,7 @@ class Exchange:
         """The key is not taken. Its place may hold a newer one; if not it is left out, and the client never hears of it."""
         assert held.key is not None
         assert held.secret is not None
-        if not await renew(held.key, held.secret):
+        if await renew(held.key, held.secret, self.desk.clock.steady_ms()) == "left_out":
             where = {"upstream": held.place.upstream, "account": held.place.account, "key": held.key.source.name}
             self.desk.notices.tell("key_quarantined", status=status, **where)
         return None

@@ -126,6 +126,11 @@ class Group:
         self.refusals = 0
         self.ramp.went_well()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is known of it that would be lost with it."""
+        return not self._buckets and not self.refusals
+
     def slow_down(self) -> None:
         """The provider refused one and takes most of the others: fewer at once, and nobody else waits."""
         self.ramp.too_many()
@@ -142,6 +147,8 @@ class Group:
 
     def adopt(self, fresh: Group, now_ms: int) -> None:
         """Takes over the configured limits of another group; what was learned and used stays."""
+        for name in self._configured.keys() - fresh._configured.keys():
+            del self._buckets[name]
         self._configured = fresh._configured
         self.ramp.set_most(fresh.ramp.most)
         for name, limit in self._configured.items():

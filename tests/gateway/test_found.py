@@ -73,6 +73,22 @@ async def test_a_turn_whose_account_was_taken_away_looks_for_another(tmp_path: P
         assert all(lane.group.ramp.in_flight == lane.waiting == 0 for lane in stage.gateway.desk.limiter.lanes.values())
 
 
+def test_an_upstream_that_is_taken_away_while_its_account_is_parked(tmp_path: Path) -> None:
+    async def scene() -> None:
+        spent = refusal(429, "rate_limit_error", ("retry-after", "60"), message="usage limit")
+        async with staged(tmp_path, lambda seen, n: spent, clock=VIRTUAL) as stage:
+            assert (await stage.post())[0] == 429
+            waiting = asyncio.create_task(stage.post())
+            await stage.until(lambda: stage.gateway.desk.open == 1)
+            text = (tmp_path / "gateway.json").read_text()
+            (tmp_path / "gateway.json").write_text(text.replace('"api"', '"other"'))
+            await stage.admin("reload")
+            status, body, _ = await waiting
+            assert (status, b"no longer configured" in body) == (529, True)
+
+    in_virtual_time(scene())
+
+
 def test_a_changed_key_file_is_taken_into_use_without_being_told(tmp_path: Path) -> None:
     """The old key is still good, so that no refusal points at the change; a file that is being written changes nothing."""
     key = put(tmp_path / "key", "sk-old")

@@ -34,6 +34,8 @@ TOKENS_MAX: Final = 100_000
 PARK_MS: Final = 300_000
 """A spent account whose end is not known is asked again after five minutes."""
 PARK_MS_MAX: Final = 8 * 86_400_000
+PARKED_MAX: Final = 1_000
+"""With `pass_through` every login is an account of its own; beyond this those whose time is over are forgotten."""
 OWN_HEADER: Final = "x-orchestra-token"
 ANONYMOUS: Final = Who("anonymous", priority=3)
 
@@ -219,6 +221,9 @@ class Desk:
         wait_ms = min(max(known, 1_000), PARK_MS_MAX)
         if not self.parked_ms(upstream, account):
             self.notices.tell("account_parked", upstream=upstream, account=account, wait_ms=wait_ms, reason=why)
+        if len(self.parked) >= PARKED_MAX:
+            now_ms = self.clock.steady_ms()
+            self.parked = {place: each for place, each in self.parked.items() if each[0] > now_ms}
         self.parked[(upstream, account)] = (self.clock.steady_ms() + wait_ms, why)
         for place in list(self.limiter.lanes):
             if (place.upstream, place.account) == (upstream, account):

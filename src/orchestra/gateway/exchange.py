@@ -175,6 +175,8 @@ class Exchange:
             return refused
         if not await self._breaker_lets_go():
             return unavailable(order.kind, "orchestra: the provider does not answer at present", 30_000)
+        if order.route.upstream not in desk.config.upstreams:
+            return await self._turn()
         place = desk.limiter.place(order.route.upstream, name, self._class)
         closed_ms = desk.limiter.lane(place).group.closed_until_ms - desk.clock.steady_ms()
         if closed_ms > self._left_ms():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 1_024
 LOOK_MS = 2_000
 """Between two looks at the key files."""
+LOOKS_A_REVIVAL = 15
+"""A key that was refused may come from a program, which is not to be run every two seconds."""
 
 
 class Gateway:
@@ -103,12 +106,13 @@ class Gateway:
     async def _look_after_keys(self) -> None:
         """Takes a changed key file into use without being told, and tries keys again that were refused a while ago."""
         desk = self.desk
-        while True:
+        for look in itertools.count(1):
             await self._clock.sleep_ms(LOOK_MS)
             for name, accounts in list(desk.accounts.items()):
                 for key in await accounts.look():
                     desk.notices.tell("key_changed", upstream=name, key=key.source.name)
-                await accounts.revive(self._clock.steady_ms())
+                if look % LOOKS_A_REVIVAL == 0:
+                    await accounts.revive(self._clock.steady_ms())
 
     async def reload(self) -> None:
         """Reads the file and all keys again. What is on its way goes on as it began; address, folder and connection bounds stay until a restart.

@@ -23,7 +23,7 @@ from orchestra.metering.formulas import FORMULAS, REQUESTS
 from orchestra.metering.group import Group
 from orchestra.metering.lane import Crowd, Lane, Ticket
 from orchestra.metering.usage import Usage
-from orchestra.testing.upstream import JSON_TYPE, Answer, Seen, Upstream, anthropic_json, refusal
+from orchestra.testing.upstream import JSON_TYPE, SSE_TYPE, Answer, Seen, Upstream, anthropic_chunks, anthropic_json, refusal
 from tests.gateway.support import CANARY, CLOCK, asking, staged
 from tests.gateway.test_keys import put
 from tests.gateway.virtual import VirtualClock, in_virtual_time
@@ -381,6 +381,30 @@ async def test_books_whose_head_is_damaged_are_refused(tmp_path: Path, damage: i
     assert "move the file away" in str(refused.value.hint)
     path.rename(tmp_path / "damaged")
     await journal_in(tmp_path).close()
+
+
+async def test_a_disk_that_is_full_in_the_middle_of_a_stream_cuts_it_with_words(tmp_path: Path) -> None:
+    """It costs more than was reserved, and that cannot be written down; a second answer into the first would be worse."""
+    kept: list[int | None] = []
+
+    async def fill() -> None:
+        journal = stage.gateway.journal
+        if not kept:
+            kept.append(journal._file)
+            journal._file = os.open("/dev/full", os.O_WRONLY)
+
+    answer = Answer(headers=(SSE_TYPE,), chunks=anthropic_chunks(10, 9_000, ["x" * 800] * 20), after_each=fill)
+    async with staged(tmp_path, lambda seen, n: answer) as stage:
+        status, body, _ = await stage.post(asking(stream=True))
+        full, stage.gateway.journal._file = stage.gateway.journal._file, kept[0]
+        assert full is not None
+        os.close(full)
+        last = body.strip().rpartition(b"\n\n")[2]
+        assert (status, b"the books cannot be written" in last, body.count(b"HTTP/1.1")) == (200, True, 0)
+        assert (await stage.totals())["requests"] == 0
+        assert (await stage.post())[0] == 200
+        totals = await stage.totals()
+        assert (totals["requests"], totals["reserved_usd_micros"]) == (2, 0), "what could not be settled is settled later"
 
 
 async def test_a_disk_that_failed_is_told_by_health(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from orchestra.errors import BadInput
+from orchestra.errors import BadInput, PortFailed
 from orchestra.gateway.replies import SERVER, Reply, cut_event
 from orchestra.gateway.upstream import response_headers
 from orchestra.metering.prices import cost_usd_micros
@@ -166,7 +166,10 @@ class Relay:
         held = self._desk.journal.books.state.open.get(opened.id, opened).reserved_usd_micros
         if cost <= held:
             return None
-        overspent = self._desk.grow(opened, cost, usage.output_tokens)
+        try:
+            overspent = self._desk.grow(opened, cost, usage.output_tokens)
+        except PortFailed as error:
+            return f"orchestra: {error.message}"
         return None if overspent is None else self._desk.tell_overspent(self._order.who, overspent)
 
     def _settle(self, *, whole: bool) -> None:

@@ -83,6 +83,7 @@ async def test_keys_change_under_load_and_no_request_is_lost(tmp_path: Path) -> 
             accepted.add(f"sk-number-{number}")
             if number % 2:
                 await stage.admin("reload")
+        await stage.until(lambda: stage.upstream.seen[-1].header("x-api-key") == "sk-number-5")
         going = False
         await asyncio.gather(*asking)
         assert set(statuses) == {200}

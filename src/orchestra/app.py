@@ -53,6 +53,7 @@ from orchestra.intake.request import (
 from orchestra.intake.roster import chosen_roster, lay_out, size_of
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
+from orchestra.scheduling.routing import RouteOptions, rerouted
 from orchestra.scheduling.scheduler import eta_ms, work_by_priority
 from orchestra.spending import attempts_of, with_settled
 from orchestra.usecases import (
@@ -134,6 +135,7 @@ class AppOptions(msgspec.Struct, frozen=True):
     """What a day may cost by the settings; negative is no budget."""
     gateway_file: str = ""
     """The gateway's own file, if the settings name one."""
+    routes: RouteOptions = RouteOptions()
 
 
 class Workbench(msgspec.Struct, frozen=True):
@@ -293,12 +295,12 @@ class App(CostUseCases):
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def submit_task(self, params: SubmitTaskParams) -> SubmitReply:
-        spec = self._spec(params, "")
+        (spec,) = await self._routed([self._spec(params, "")])
         await self._loop.request(c.Submit((spec,)))
         return await self._loop.ask(lambda state: self._submit_reply(state, spec.id, work_by_priority(state)))
 
     async def submit_batch(self, params: SubmitBatchParams) -> SubmitBatchReply:
-        specs = tuple(self._spec(each, f"tasks[{index}].") for index, each in enumerate(params.tasks))
+        specs = await self._routed([self._spec(each, f"tasks[{index}].") for index, each in enumerate(params.tasks)])
         await self._loop.request(c.Submit(specs))
 
         def answer(state: State) -> SubmitBatchReply:
@@ -314,13 +316,19 @@ class App(CostUseCases):
         check_runnable(spec, where=prefix)
         return spec
 
+    async def _routed(self, specs: Sequence[TaskSpec]) -> tuple[TaskSpec, ...]:
+        """Gives what a kind cannot do that no node has to the kind that stands in for it."""
+        find, routes = self._bench.find_adapter, self.options.routes
+        return await self._loop.ask(lambda state: rerouted(state, specs, routes, lambda kind: find(kind).programs))
+
     def _submit_reply(self, state: State, task_id: TaskId, work: Mapping[int, int]) -> SubmitReply:
         task = state.task(task_id)
         done = self._loop.now_ms() + eta_ms(state, self._loop.kernel.scheduler, task, work)
         return SubmitReply(task_id, "queued", tuple(attempt.agent for attempt in task.live_attempts()), rfc3339(done))
 
     async def submit_plan(self, params: PlanParams) -> PlanReply:
-        document = parse_plan(params.text, source=params.source, directory=params.directory, defaults=self.options.task_defaults)
+        defaults = msgspec.structs.replace(self.options.task_defaults, strict=params.strict)
+        document = parse_plan(params.text, source=params.source, directory=params.directory, defaults=defaults)
         known = await self._loop.ask(lambda state: latest_run(state, document.name))
         if params.resume and known is not None:
             plan, digest, tasks, over = known
@@ -339,12 +347,13 @@ class App(CostUseCases):
 
     async def _start_plan(self, params: PlanParams, document: PlanDocument) -> PlanReply:
         plan = await self._loop.ask(lambda state: free_plan_id(state, document.name))
-        specs = document.specs(plan)
+        specs = await self._routed(document.specs(plan))
         for spec in specs:
             check_runnable(spec)
             make_workspace(spec.workspace, params.directory)
         await self._loop.request(c.Submit(specs, document.head(plan)))
-        return PlanReply(plan, len(specs), False, self.options.rehearsal)
+        warnings = tuple(f"{spec.id} is {warning}" for spec in specs for warning in spec.warnings)
+        return PlanReply(plan, len(specs), False, self.options.rehearsal, warnings)
 
     async def _revive_plan(self, plan: PlanId, tasks: int) -> PlanReply:
         failed = await self._loop.ask(lambda state: [t for t in state.plans[plan].tasks if is_root_failure(state.tasks[t])])

@@ -112,6 +112,32 @@ class CheckView(View, frozen=True):
     tail: tuple[str, ...]
 
 
+class FindingView(View, frozen=True):
+    severity: str
+    file: str
+    line: int
+    text: str
+
+
+class JudgementView(View, frozen=True):
+    """A criterion that no program could check, and what an agent thinks of it."""
+
+    criterion: str
+    met: bool
+    evidence: str
+    by: str
+    """The task that judged it."""
+    kind: str
+    """Agent kind of that task."""
+
+
+class ReviewView(View, frozen=True):
+    verdict: str
+    """`approve` or `refuse`."""
+    summary: str
+    findings: tuple[FindingView, ...] = ()
+
+
 class AttemptView(View, frozen=True):
     number: int
     agent: int
@@ -134,6 +160,8 @@ class AttemptView(View, frozen=True):
     """Where the attempt's files are on its node."""
     settled: bool = False
     """`tokens` and the cost are what the gateway settled; else what the agent's program said."""
+    review: ReviewView | None = None
+    """What it returned, of a task that reviews another."""
 
 
 class TaskView(View, frozen=True):
@@ -160,6 +188,12 @@ class TaskView(View, frozen=True):
     reason: str = ""
     activity: str = ""
     progress: float | None = None
+    origin: str | None = None
+    """The task that planned it."""
+    reviews: str | None = None
+    """The task whose work it judges."""
+    warnings: tuple[str, ...] = ()
+    """What was decided otherwise than it was written."""
 
 
 class TaskDetail(View, frozen=True):
@@ -174,6 +208,14 @@ class TaskDetail(View, frozen=True):
     files: tuple[str, ...]
     results: str
     """Folder with result.json and execution.log."""
+    planned: tuple[str, ...] = ()
+    """The tasks it planned."""
+    reviewed_by: tuple[str, ...] = ()
+    """Reviews whose approval others wait for before they build on it."""
+    sent_back: int = 0
+    """How often it was completed and had to be done again."""
+    judged: tuple[JudgementView, ...] = ()
+    """What agents think of those of its criteria that no program can check; said of its latest work."""
 
 
 class PlanView(View, frozen=True):

@@ -16,6 +16,7 @@ from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, impos
 from orchestra.agents.kindsettings import KindSettings, plain_word
 from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, prompt_of, wish
 from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, SESSION_CHARACTERS_MAX, count_of, exit_without_tail, text_of
+from orchestra.agents.returning import RETURN_FOLDER
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 
 SETTINGS: Final = (
@@ -137,6 +138,7 @@ class Codex:
             options = ["--dangerously-bypass-approvals-and-sandbox"]
         else:
             options = ["-c", f"sandbox_mode={toml_text(sandbox)}", "-c", 'approval_policy="never"']
+            options += ["--add-dir", f"{ATTEMPT_DIR}{RETURN_FOLDER}"] if spec.returns else []
         model = plain_word(wish(spec, "model"), field="requirements.model") or settings.word("model")
         options += ["-m", model] if model else []
         session = plain_word(context.session, field="session")

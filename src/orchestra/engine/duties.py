@@ -30,7 +30,7 @@ from orchestra.core.model import AgentSpec, AgentStatus, Outcome, OutcomeKind, T
 from orchestra.core.state import State
 from orchestra.engine.board import Board
 from orchestra.engine.failpoints import hit
-from orchestra.engine.orders import OrderMaker, earlier_of
+from orchestra.engine.orders import OrderMaker, known_of
 from orchestra.engine.reconcile import BEAT_MISSED_MS, expected, reconcile
 from orchestra.engine.translate import Translator
 from orchestra.errors import BadInput, NodeFailed, PortFailed
@@ -281,7 +281,7 @@ class Duties:
         specs = yield Peek(lambda state: [state.tasks[effect.task].spec for effect in effects])
         workers = yield Peek(lambda state: {each.id: each.worker for effect in effects if (each := state.agents.get(effect.agent))})
         slots = yield Peek(lambda state: {each.id: each.spec for effect in effects if (each := state.agents.get(effect.agent))})
-        earlier = yield Peek(lambda state: {effect.task: earlier_of(state.tasks[effect.task]) for effect in effects})
+        earlier = yield Peek(lambda state: {effect.task: known_of(state, effect.task, self._orders.options) for effect in effects})
         remote = yield Peek(lambda state: self.node in state.nodes and state.nodes[self.node].spec.remote)
         orders: list[AttemptOrder] = []
         places = yield from self._prepare(effects, specs)

@@ -47,6 +47,8 @@ class Request(NamedTuple):
     resume: bool
     running: bool
     """A coordinator runs for the root already."""
+    strict: bool = False
+    """Criteria that no program can check are refused."""
 
 
 class Reached(NamedTuple):
@@ -105,7 +107,10 @@ async def _run(session: Session, request: Request, reached: Reached, stops: Stop
 
 async def _start(session: Session, request: Request, use_cases: UseCases) -> PlanReply:
     await _prepare(session, request, use_cases)
-    return await use_cases.submit_plan(PlanParams(request.text, request.path, request.directory, request.resume))
+    reply = await use_cases.submit_plan(PlanParams(request.text, request.path, request.directory, request.resume, request.strict))
+    for warning in reply.warnings:
+        session.render.note(warning)
+    return reply
 
 
 async def _prepare(session: Session, request: Request, use_cases: UseCases) -> None:

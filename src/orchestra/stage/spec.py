@@ -23,6 +23,7 @@ KINDS: dict[str, type] = {
     "umask": int,
 }
 KINDS.update({"limits": dict, "output": dict, "signals": list, "success": dict, "checks": list, "fence": bool, "marker": str, "title": str})
+KINDS["returns"] = str
 NAMES, EXPECTED = list(KINDS), list(KINDS.values())
 
 OUTPUT = {"file_bytes_max": 16777216, "line_bytes_max": 65536, "view": "lines"}
@@ -32,6 +33,7 @@ SUCCESS = {"codes": [0], "signal": None}
 def _defaults() -> dict[str, Any]:
     full: dict[str, Any] = {"v": 1, "env": {}, "env_pass": [], "cwd": None, "stdin": "null", "timeout_ms": None, "grace_ms": GRACE_MS}
     full.update({"limits": {}, "umask": 0o022, "output": {}, "signals": [], "success": {}, "checks": [], "fence": False, "marker": ""})
+    full["returns"] = ""
     return full
 
 

@@ -31,7 +31,15 @@ ROUNDS: Final = 5
 STREAMS: Final = 200
 CHUNKS: Final = 100
 CHUNK_PAUSE_S: Final = 0.05
-BARS: Final = {"added_p50_ms": 1.0, "added_p99_ms": 5.0, "rss_mib": 150.0, "latency_ratio": 5.0, "throughput_ratio": 5.0}
+NAMES_EVERY: Final = 50
+BARS: Final = {
+    "added_p50_ms": 1.0,
+    "added_p99_ms": 5.0,
+    "rss_mib": 150.0,
+    "soak_mib_per_10000": 1.0,
+    "latency_ratio": 5.0,
+    "throughput_ratio": 5.0,
+}
 
 UPSTREAM: Final = """
 import asyncio, json, sys
@@ -109,8 +117,8 @@ async def process(
 
 
 @asynccontextmanager
-async def gateway(folder: Path, upstream: str) -> AsyncIterator[tuple[str, str, int]]:
-    """Ours: its URL, a token, its pid."""
+async def gateway(folder: Path, upstream: str) -> AsyncIterator[tuple[str, str, int, Path]]:
+    """Ours: its URL, a token, its pid and its administration."""
     port = free_port()
     accounts = {"main": {"keys": [{"env": "BENCH_KEY"}], "concurrency": 10_000}}
     config = {
@@ -124,7 +132,7 @@ async def gateway(folder: Path, upstream: str) -> AsyncIterator[tuple[str, str, 
     async with process(argv, port, folder / "gateway.log", {"BENCH_KEY": KEY}) as pid:
         admin = folder / "books" / "admin.sock"
         token = (await ask_admin(admin, "issue_token", {"attempt": "bench", "agent": "bench"}))["token"]
-        yield f"http://127.0.0.1:{port}", token, pid
+        yield f"http://127.0.0.1:{port}", token, pid, admin
 
 
 @asynccontextmanager
@@ -200,6 +208,30 @@ async def streams(http: aiohttp.ClientSession, url: str, token: str) -> dict[str
     return {"whole": sum(whole), "seconds": round(time.perf_counter() - begun, 3)}
 
 
+async def soak(http: aiohttp.ClientSession, url: str, admin: Path, pid: int, count: int) -> dict[str, float]:
+    """As many requests, by an attempt, task and agent of their own for every fifty; the memory after a tenth, after half, and at the end."""
+    found: dict[str, float] = {"requests": count}
+    marks = {count // 10: "rss_mib_tenth", count // 2: "rss_mib_half", count: "rss_mib_end"}
+    for sent in range(0, count, NAMES_EVERY):
+        who = {"attempt": f"try-{sent}", "task": f"task-{sent}", "agent": f"agent-{sent}"}
+        token = (await ask_admin(admin, "issue_token", {**who, "budgets": {"task": 10**9}}))["token"]
+        await throughput(http, url, token, NAMES_EVERY)
+        await ask_admin(admin, "revoke", {"attempt": who["attempt"]})
+        if (mark := marks.get(sent + NAMES_EVERY)) is not None:
+            found[mark] = round(support.resident_bytes(pid) / 2**20, 1)
+    return found
+
+
+def judge_soak(result: dict[str, Any]) -> None:
+    """Adds whether memory is flat: at most a MiB more for ten thousand requests once a tenth of them is over."""
+    found = result["soak"]
+    found["mib_per_10000"] = round((found["rss_mib_end"] - found["rss_mib_tenth"]) / (found["requests"] * 0.9) * 10_000, 3)
+    result["bars"] |= {
+        "soak_rss": found["rss_mib_end"] <= BARS["rss_mib"],
+        "soak_flat": found["mib_per_10000"] <= BARS["soak_mib_per_10000"],
+    }
+
+
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs all of it."""
     result: dict[str, Any] = {"busy_before": support.wait_quiet()}
@@ -209,12 +241,15 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         script.write_text(UPSTREAM.replace("CHUNKS", str(CHUNKS)).replace("PAUSE", str(CHUNK_PAUSE_S)).replace("PORT", str(port)))
         async with (
             process([sys.executable, str(script)], port, folder / "upstream.log"),
-            gateway(folder, f"http://127.0.0.1:{port}") as (ours, token, pid),
+            gateway(folder, f"http://127.0.0.1:{port}") as (ours, token, pid, admin),
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
         ):
             direct = f"http://127.0.0.1:{port}"
             rivals = {"direct": (direct, KEY), "ours": (ours, token)}
             result["peer"] = await with_peer(folder, direct, options, rivals, http, result, pid)
+            if options.soak:
+                result["soak"] = await soak(http, ours, admin, pid, options.soak)
+                judge_soak(result)
     return result
 
 
@@ -266,15 +301,6 @@ async def figures(
     result["ours_streams"] = await streams(http, *rivals["ours"])
     result["direct_streams"] = await streams(http, *rivals["direct"])
     result["rss_mib"] = support.resident_bytes(pid) / 2**20
-    if options.soak:
-        await throughput(http, *rivals["ours"], options.soak // 2)
-        half = support.resident_bytes(pid)
-        await throughput(http, *rivals["ours"], options.soak // 2)
-        result["soak"] = {
-            "requests": options.soak,
-            "rss_mib_half": round(half / 2**20, 1),
-            "rss_mib": round(support.resident_bytes(pid) / 2**20, 1),
-        }
     judge(result, rivals)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -29,18 +29,19 @@ from orchestra.answers import (
 )
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
+from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskSpec
 from orchestra.core.state import State, neighbour_hint
+from orchestra.core.waiting import attempt_to_answer
 from orchestra.costdesk import CostDesk, CostOptions, CostUseCases
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
-from orchestra.engine.loop import Loop
-from orchestra.engine.translate import Finder
 from orchestra.errors import BadInput, NotFound, PortFailed, Refused
-from orchestra.fleetdesk import DeskOptions, FleetDesk, Wanted
-from orchestra.ids import AgentId, NodeId, PlanId, TaskId, parse_task_id
+from orchestra.fleetdesk import DeskOptions, FleetDesk
+from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId, parse_task_id
 from orchestra.intake.planfile import PlanDocument, parse_plan
 from orchestra.intake.request import (
+    ANSWER_BYTES_MAX,
+    AnswerParams,
     CancelParams,
     InitParams,
     ScaleParams,
@@ -53,12 +54,15 @@ from orchestra.intake.request import (
 from orchestra.intake.roster import chosen_roster, lay_out, size_of
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
+from orchestra.scheduling.routing import rerouted
 from orchestra.scheduling.scheduler import eta_ms, work_by_priority
+from orchestra.spacedesk import SpaceDesk
 from orchestra.spending import attempts_of, with_settled
 from orchestra.usecases import (
     AgentParams,
     AgentsParams,
     AgentsReply,
+    AnswerReply,
     AttachParams,
     AttachReply,
     BackupParams,
@@ -71,6 +75,8 @@ from orchestra.usecases import (
     InitReply,
     LogsParams,
     LogsReply,
+    MergePlanParams,
+    MergePlanReply,
     NodeAddParams,
     NodeDrainParams,
     NodeParams,
@@ -94,9 +100,10 @@ from orchestra.usecases import (
     TypeParams,
     WatchParams,
     WatchReply,
+    WorkspacesParams,
+    WorkspacesReply,
 )
 from orchestra.viewing import (
-    Lens,
     agent_view,
     health_word,
     node_view,
@@ -109,47 +116,13 @@ from orchestra.viewing import (
     uptime_ms,
 )
 from orchestra.views import EventView, HealthView, PlanView, ReportData, StatusView, TaskDetail
+from orchestra.workbench import AppOptions, Workbench
 
 T = TypeVar("T")
 
 EVENTS_KEPT: Final = 20_000
 """Events kept in memory for watchers; one that is further behind starts from the oldest of these."""
 SHUTDOWN_TIMEOUT_MS: Final = 300_000
-
-
-class AppOptions(msgspec.Struct, frozen=True):
-    """What the use cases take from the settings."""
-
-    name: str
-    nodes: tuple[NodeSpec, ...]
-    agents_default: int
-    kind_default: str
-    version: str
-    root: str
-    task_defaults: TaskDefaults
-    rehearsal: bool = False
-    models: Mapping[str, str] = {}
-    """Agent kind -> the model that the settings name for it."""
-    day_budget_usd_micros: int = -1
-    """What a day may cost by the settings; negative is no budget."""
-    gateway_file: str = ""
-    """The gateway's own file, if the settings name one."""
-
-
-class Workbench(msgspec.Struct, frozen=True):
-    """What the use cases work with."""
-
-    loop: Loop
-    lens: Callable[[], Lens]
-    find_adapter: Finder
-    drivers: dict[NodeId, NodeDriver]
-    add_driver: Callable[[NodeSpec], NodeDriver]
-    remove_driver: Callable[[NodeId], Awaitable[None]]
-    provision: Callable[[Wanted], Awaitable[tuple[NodeSpec, ...]]] | None
-    write_report: Callable[[ReportData], tuple[Path, Path]]
-    backup: Callable[[Path], Awaitable[int]]
-    ask_gateway: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
-    """Asks the orchestra's own gateway; None where there is none."""
 
 
 class App(CostUseCases):
@@ -171,6 +144,7 @@ class App(CostUseCases):
             options.gateway_file,
         )
         self.costs = CostDesk(bench.loop, lambda: not bench.lens().absent, bench.ask_gateway, money)
+        self.spaces = SpaceDesk(bench.loop, bench.spaces, options.spaces)
         self._recent: deque[Happened] = deque(maxlen=EVENTS_KEPT)
         self._news = asyncio.Event()
         bench.loop.listen(self._on_events)
@@ -293,12 +267,12 @@ class App(CostUseCases):
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def submit_task(self, params: SubmitTaskParams) -> SubmitReply:
-        spec = self._spec(params, "")
+        (spec,) = await self._routed([self._spec(params, "")])
         await self._loop.request(c.Submit((spec,)))
         return await self._loop.ask(lambda state: self._submit_reply(state, spec.id, work_by_priority(state)))
 
     async def submit_batch(self, params: SubmitBatchParams) -> SubmitBatchReply:
-        specs = tuple(self._spec(each, f"tasks[{index}].") for index, each in enumerate(params.tasks))
+        specs = await self._routed([self._spec(each, f"tasks[{index}].") for index, each in enumerate(params.tasks)])
         await self._loop.request(c.Submit(specs))
 
         def answer(state: State) -> SubmitBatchReply:
@@ -314,13 +288,19 @@ class App(CostUseCases):
         check_runnable(spec, where=prefix)
         return spec
 
+    async def _routed(self, specs: Sequence[TaskSpec]) -> tuple[TaskSpec, ...]:
+        """Gives what a kind cannot do that no node has to the kind that stands in for it."""
+        find, routes = self._bench.find_adapter, self.options.routes
+        return await self._loop.ask(lambda state: rerouted(state, specs, routes, lambda kind: find(kind).programs))
+
     def _submit_reply(self, state: State, task_id: TaskId, work: Mapping[int, int]) -> SubmitReply:
         task = state.task(task_id)
         done = self._loop.now_ms() + eta_ms(state, self._loop.kernel.scheduler, task, work)
         return SubmitReply(task_id, "queued", tuple(attempt.agent for attempt in task.live_attempts()), rfc3339(done))
 
     async def submit_plan(self, params: PlanParams) -> PlanReply:
-        document = parse_plan(params.text, source=params.source, directory=params.directory, defaults=self.options.task_defaults)
+        defaults = msgspec.structs.replace(self.options.task_defaults, strict=params.strict)
+        document = parse_plan(params.text, source=params.source, directory=params.directory, defaults=defaults)
         known = await self._loop.ask(lambda state: latest_run(state, document.name))
         if params.resume and known is not None:
             plan, digest, tasks, over = known
@@ -339,12 +319,13 @@ class App(CostUseCases):
 
     async def _start_plan(self, params: PlanParams, document: PlanDocument) -> PlanReply:
         plan = await self._loop.ask(lambda state: free_plan_id(state, document.name))
-        specs = document.specs(plan)
+        specs = await self._routed(document.specs(plan))
         for spec in specs:
             check_runnable(spec)
             make_workspace(spec.workspace, params.directory)
         await self._loop.request(c.Submit(specs, document.head(plan)))
-        return PlanReply(plan, len(specs), False, self.options.rehearsal)
+        warnings = tuple(f"{spec.id} is {warning}" for spec in specs for warning in spec.warnings)
+        return PlanReply(plan, len(specs), False, self.options.rehearsal, warnings)
 
     async def _revive_plan(self, plan: PlanId, tasks: int) -> PlanReply:
         failed = await self._loop.ask(lambda state: [t for t in state.plans[plan].tasks if is_root_failure(state.tasks[t])])
@@ -368,6 +349,15 @@ class App(CostUseCases):
         revived = tuple(event.task for event in events if isinstance(event, e.TaskRevived))
         return RetryReply(task, await self._loop.ask(lambda state: state.tasks[task].status.value), revived)
 
+    async def answer(self, params: AnswerParams) -> AnswerReply:
+        if len(msgspec.json.encode(params.text)) > ANSWER_BYTES_MAX:
+            raise BadInput("is too long to be handed over", field="text", hint="put it into a file and name that in the answer")
+        task = await self._resolve(params.task_id)
+        asking = await self._loop.ask(lambda state: msgspec.structs.replace(attempt_to_answer(state.task(task), params.question)))
+        node = self._driver(asking.node).node
+        await node.answer(AttemptId(task, asking.number), asking.agent, asking.question_number, params.text)
+        return AnswerReply(task, asking.number, asking.agent, asking.question)
+
     async def _resolve(self, text: str) -> TaskId:
         """Returns the task meant: the full id, or the short name of a plan's task where that is unambiguous (the latest plan wins)."""
         wanted = parse_task_id(text)
@@ -376,9 +366,13 @@ class App(CostUseCases):
     async def explain(self, params: TaskParams) -> ExplainReply:
         task = await self._resolve(params.task_id)
         now = self._loop.now_ms()
-        return await self._loop.ask(
-            lambda state: ExplainReply(task, state.task(task).status.value, explain(state, task, now, self._bench.lens().gate))
-        )
+
+        def answer(state: State) -> ExplainReply:
+            lens = self._bench.lens()
+            why = explain(state, task, now, lens.gate, serialised=lens.serialised)
+            return ExplainReply(task, state.task(task).status.value, why)
+
+        return await self._loop.ask(answer)
 
     async def tasks(self, params: TasksParams) -> TasksReply:
         def answer(state: State) -> TasksReply:
@@ -507,6 +501,12 @@ class App(CostUseCases):
     async def _look(self, question: Callable[[State], T]) -> T:
         """Answers also while nothing can be made durable, when questions wait for the append that hangs. The state may then be one turn ahead of the ledger."""
         return question(self._loop.state) if self._loop.ledger_trouble else await self._loop.ask(question)
+
+    async def workspaces(self, params: WorkspacesParams) -> WorkspacesReply:
+        return await self.spaces.workspaces(params)
+
+    async def merge_plan(self, params: MergePlanParams) -> MergePlanReply:
+        return await self.spaces.merge_plan(params)
 
     async def health(self, params: Empty) -> HealthView:
         facts = {node: driver.facts for node, driver in self._bench.drivers.items()}

@@ -34,6 +34,7 @@ from orchestra.protocol.masking import Masker, secret_values
 from orchestra.protocol.patch import files_of
 from orchestra.reporting.testpage import render_test_page
 from orchestra.root import Root
+from orchestra.viewing import judged_of
 from orchestra.workspace import Collected
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,8 @@ class Keeper:
         settled = None if self._settled is None else await self._settled(task_id)
 
         def document(state: State) -> Json:
-            return result(state.tasks[task_id], relative, present, settled, created=created, rehearsal=self._options.rehearsal)
+            task, rehearsal = state.tasks[task_id], self._options.rehearsal
+            return result(task, relative, present, settled, created=created, rehearsal=rehearsal, judged=judged_of(state, task))
 
         values = Masker(secrets).plain(await self._loop.ask(document))
         write_atomically(folder / RESULT_FILE, msgspec.json.format(msgspec.json.encode(values), indent=2) + b"\n")

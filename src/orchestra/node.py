@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from orchestra.core.model import Worker
+from orchestra.core.model import CheckResult, Worker
 from orchestra.ids import AgentId, AttemptId, NodeId
 
 Spec = dict[str, Any]
@@ -167,6 +167,14 @@ class Node(Protocol):
         """Asks the worker to end the attempt: TERM, `grace_ms`, KILL."""
         ...
 
+    async def check(self, order: AttemptOrder) -> Sequence[CheckResult]:
+        """Runs an order's checks, without its agent, in the order's folder and under its limits. Cancelled, it ends what runs of them.
+
+        Raises:
+            NodeFailed: They did not come to their end, through no fault of theirs.
+        """
+        ...
+
     async def reap(self, attempt: AttemptId) -> str:
         """Ends what a dead worker left. Returns `reaped` (a `lost` record follows), `alive` (a live worker has it) or `done`."""
         ...
@@ -181,6 +189,14 @@ class Node(Protocol):
 
     async def type_text(self, agents: Sequence[AgentId], text: str, *, enter: bool) -> None:
         """Types into windows, as a person would."""
+        ...
+
+    async def answer(self, attempt: AttemptId, agent: AgentId, number: int, text: str) -> None:
+        """Gives the attempt the answer to its question of that number. One that waits for another question, or is over, does not take it.
+
+        Raises:
+            NodeFailed: Nobody is there who could take it.
+        """
         ...
 
     async def attach_argv(self, agent: AgentId | None) -> Sequence[str]:

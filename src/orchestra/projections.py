@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
-from orchestra.core.model import AgentStatus, OutcomeKind, TaskStatus, Usage
+from orchestra.core.model import AgentStatus, OutcomeKind, Review, TaskStatus, Usage
 from orchestra.core.state import AgentState, AttemptState, PlanState, State, TaskState
 from orchestra.costviews import ProviderLoad, Settled
 from orchestra.ids import TaskId
 from orchestra.quantity import MS_PER_SECOND, USD_MICROS
-from orchestra.views import NodeView, StatusView
+from orchestra.views import JudgementView, NodeView, StatusView
 
 Json = dict[str, object]
 
@@ -39,6 +39,7 @@ QUEUE_STATUS: Final = {
     TaskStatus.RETRY_WAIT: "PENDING",
     TaskStatus.ASSIGNED: "IN_PROGRESS",
     TaskStatus.RUNNING: "IN_PROGRESS",
+    TaskStatus.WAITING: "IN_PROGRESS",
     TaskStatus.VERIFYING: "IN_PROGRESS",
     TaskStatus.MERGING: "IN_PROGRESS",
     TaskStatus.UNKNOWN: "IN_PROGRESS",
@@ -274,6 +275,7 @@ def result(
     *,
     created: Sequence[str] = (),
     rehearsal: bool = False,
+    judged: Sequence[JudgementView] = (),
 ) -> Json:
     """Returns the result document of one task.
 
@@ -285,6 +287,7 @@ def result(
         created: Files that its patch makes; the agent may have named further ones.
         rehearsal: No model was asked; said in a field of its own, which is there only then.
         settled: What the gateway settled for the task; None if none counted, and then what its agents' programs said is taken.
+        judged: What agents think of those of its criteria that no program can check.
     """
     outcome = task.result()
     metrics = {} if outcome is None else outcome.metrics
@@ -310,8 +313,26 @@ def result(
         },
         "cost": _cost(_usage_of(task), settled),
         "errors": _errors(task),
-        "warnings": _warnings(task),
+        "warnings": [*task.spec.warnings, *_warnings(task)],
         **({"rehearsal": True} if rehearsal else {}),
+        **(
+            {"judged": [{"criterion": j.criterion, "met": j.met, "evidence": j.evidence, "by": j.by, "agent": j.kind} for j in judged]}
+            if judged
+            else {}
+        ),
+        **({} if task.spec.origin is None else {"planned_by": task.spec.origin}),
+        **({} if outcome is None or outcome.review is None else {"review": _review(task, outcome.review)}),
+    }
+
+
+def _review(task: TaskState, review: Review) -> Json:
+    """Returns what a review came to. What an agent thinks of a criterion is marked as judged: nothing was executed."""
+    return {
+        "reviews": task.spec.reviews,
+        "verdict": "approve" if review.approved else "refuse",
+        "summary": review.summary,
+        "findings": [{"severity": f.severity, "file": f.file or None, "line": f.line or None, "text": f.text} for f in review.findings],
+        "judged": [{"criterion": j.criterion, "met": j.met, "evidence": j.evidence} for j in review.judgements],
     }
 
 

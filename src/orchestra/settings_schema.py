@@ -19,6 +19,7 @@ YEAR_SECONDS: Final = 31_536_000
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, extra={"says": "a plain name (letters, digits, '.', '_' or '-')"})]
 OptionalName = Annotated[str, Meta(pattern=f"^(?:{NAME.pattern})?(?!\\n)$", extra={"says": "a plain name, or nothing"})]
+StandIn = Annotated[str, Meta(pattern=f"^{NAME.pattern}={NAME.pattern}(?!\\n)$", extra={"says": "two agent kinds as KIND=OTHER"})]
 Line = Annotated[str, Meta(max_length=255, pattern=r"^[^\u0000-\u001f]*(?!\n)$", extra={"says": "one line of text"})]
 Host = Annotated[
     str,
@@ -26,6 +27,7 @@ Host = Annotated[
 ]
 Seconds = Annotated[float, Meta(ge=0.001, le=YEAR_SECONDS)]
 Wait = Annotated[float, Meta(ge=0, le=YEAR_SECONDS)]
+Days = Annotated[float, Meta(ge=0, le=3650)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Dollars = Annotated[float, Meta(ge=0, le=10_000_000)]
@@ -155,6 +157,32 @@ class Provisioner(Section, frozen=True, kw_only=True):
     timeout_seconds: Annotated[Seconds, Meta(description="Seconds it may take; starting a machine takes minutes.")] = 600.0
 
 
+class Workspaces(Section, frozen=True, kw_only=True):
+    verify_merges: Annotated[
+        bool, Meta(description="Whether a task's checks are run again on a merge that brings together what was only verified apart.")
+    ] = True
+    serialise_overlaps: Annotated[
+        bool,
+        Meta(
+            description="Whether isolated tasks of a plan whose declared `files` overlap wait for each other; a conflict costs more than a wait."
+        ),
+    ] = True
+    keep_days: Annotated[
+        Days,
+        Meta(description="Days a workspace stays that nobody let go of; long enough to look at what failed before a weekend."),
+    ] = 7.0
+    disk_quota_mb: Annotated[
+        Count, Meta(description="MiB that workspaces may take on a machine before the oldest that are not in use go; 0 means no limit.")
+    ] = 20_480
+    tidy_minutes: Annotated[
+        Wait,
+        Meta(description="Minutes between two looks for workspaces to let go of; 0 means only `orchestra workspace gc` does."),
+    ] = 60.0
+    refs_keep_days: Annotated[
+        Days, Meta(description="Age in days from which `orchestra workspace gc --refs` forgets unmerged work; nothing else does.")
+    ] = 30.0
+
+
 class Agents(Section, frozen=True, kw_only=True):
     count: Annotated[
         int, Meta(ge=1, le=10_000, description="Agents when neither the plan nor the request says; few enough for a laptop.")
@@ -175,6 +203,41 @@ class Tasks(Section, frozen=True, kw_only=True):
     retry_backoff_max_seconds: Annotated[Wait, Meta(description="Longest wait in seconds before a retry.")] = 3600.0
     timeout_seconds: Annotated[Seconds, Meta(description="Seconds an attempt may run when its task does not say.")] = 3600.0
     grace_seconds: Annotated[Wait, Meta(description="Seconds from the request to stop to the kill; time to write files out.")] = 5.0
+    affinity_sessions: Annotated[
+        bool, Meta(description="A task goes on with its agent's session of the last one with the same `affinity`, which knows the matter.")
+    ] = True
+    judge_criteria: Annotated[
+        bool, Meta(description="Whether an agent judges criteria that no program can check; else they are refused.")
+    ] = False
+    review_rounds: Annotated[
+        int, Meta(ge=0, le=100, description="How often a review may send a task back; what two rounds do not mend needs a person.")
+    ] = 1
+
+
+class Routing(Section, frozen=True, kw_only=True):
+    planning: Annotated[
+        OptionalName, Meta(description="Agent kind of tasks that return a plan; of prompts that name none, as all of these.")
+    ] = "claude"
+    review: Annotated[OptionalName, Meta(description="Agent kind of reviews, and of what judges criteria.")] = "claude"
+    coding: Annotated[OptionalName, Meta(description="Agent kind of the category coding: one implements, another one reviews.")] = "codex"
+    business: Annotated[OptionalName, Meta(description="Agent kind of the category business.")] = "claude"
+    research: Annotated[OptionalName, Meta(description="Agent kind of the category research.")] = "claude"
+    support: Annotated[OptionalName, Meta(description="Agent kind of the category support.")] = "claude"
+    alternatives: Annotated[
+        tuple[StandIn, ...],
+        Meta(max_length=100, description="KIND=OTHER: who takes the tasks of a kind that no node has; without, they are refused or wait."),
+    ] = ("codex=claude",)
+    slower_percent: Annotated[int, Meta(ge=0, le=1000, description="Added to the estimate of tasks that another kind takes.")] = 50
+
+
+class Planning(Section, frozen=True, kw_only=True):
+    tasks_max: Annotated[
+        int, Meta(ge=1, le=10_000, description="Tasks one returned plan may add; more are a mistake rather than a plan.")
+    ] = 50
+    depth_max: Annotated[
+        int, Meta(ge=1, le=10, description="How many tasks may plan one another in a row; an agent that plans planners never ends.")
+    ] = 2
+    kinds: Annotated[tuple[Name, ...], Meta(max_length=100, description="Agent kinds that planned tasks may have; none means all.")] = ()
 
 
 class Limits(Section, frozen=True, kw_only=True):
@@ -255,11 +318,14 @@ class Sections(Section, frozen=True, kw_only=True):
     fallback: Fallback = Fallback()
     provisioner: Provisioner = Provisioner()
     cost: Cost = Cost()
+    workspaces: Workspaces = Workspaces()
     agents: Agents = Agents()
     kinds: Annotated[dict[Name, dict[Name, KindValue]], Meta(max_length=1000, description="Settings of agent kinds, by kind and name.")] = (
         msgspec.field(default_factory=dict)
     )
     tasks: Tasks = Tasks()
+    planning: Planning = Planning()
+    routing: Routing = Routing()
     limits: Limits = Limits()
     verification: Verification = Verification()
     tmux: Tmux = Tmux()

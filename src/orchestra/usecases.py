@@ -12,6 +12,7 @@ import msgspec
 
 from orchestra.costviews import BudgetsReply, CostReply, EstimateCostReply, EstimateReply, LimitsReply
 from orchestra.intake.request import (
+    AnswerParams,
     CancelParams,
     EstimateCostParams,
     InitParams,
@@ -33,6 +34,7 @@ from orchestra.views import (
     TaskDetail,
     TaskView,
 )
+from orchestra.workspace import Brought, KeptRef, Tidied
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +75,8 @@ class PlanParams(Params, frozen=True):
     source: str
     directory: str
     resume: bool = False
+    strict: bool = False
+    """Criteria that no program can check are refused, whatever the plan and the settings say."""
 
 
 class PlanReply(Reply, frozen=True):
@@ -82,6 +86,7 @@ class PlanReply(Reply, frozen=True):
     """The plan was there already and goes on."""
     rehearsal: bool = False
     """No model is asked."""
+    warnings: tuple[str, ...] = ()
 
 
 class ScaleReply(Reply, frozen=True):
@@ -100,6 +105,16 @@ class ShutdownReply(Reply, frozen=True):
 class CancelReply(Reply, frozen=True):
     task_id: str
     status: str
+
+
+class AnswerReply(Reply, frozen=True):
+    task_id: str
+    attempt: int
+    agent: int
+    question: str
+    """What was answered."""
+    status: str = "delivered"
+    """The worker has it; `task show` tells when the agent goes on."""
 
 
 class TaskParams(Params, frozen=True):
@@ -308,6 +323,48 @@ class EstimateParams(Params, frozen=True):
     """With how many agents; 0: those there are, else those the plan asks for."""
 
 
+class WorkspacesParams(Params, frozen=True):
+    """Which workspaces are looked at, and what may go. Ages in milliseconds; None: as the settings say."""
+
+    node: str | None = None
+    older_than_ms: int | None = None
+    quota_bytes: int | None = None
+    refs: bool = False
+    """Not workspaces, but the refs that keep unmerged work."""
+    remove: bool = False
+    """False: nothing changes."""
+
+
+class NodeSpaces(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is on one machine. `total_bytes` is all of it, `freed_bytes` what goes."""
+
+    node: str
+    workspaces: tuple[Tidied, ...] = ()
+    refs: tuple[KeptRef, ...] = ()
+    total_bytes: int = 0
+    freed_bytes: int = 0
+    trouble: str = ""
+    """Why it could not be looked at."""
+
+
+class MergePlanParams(Params, frozen=True):
+    """A plan that is completed, and the branch of the user's that its work is to come into."""
+
+    plan: str | None
+    branch: str
+
+
+class MergePlanReply(Reply, frozen=True):
+    plan: str
+    repos: tuple[Brought, ...]
+
+
+class WorkspacesReply(Reply, frozen=True):
+    nodes: tuple[NodeSpaces, ...]
+    removed: bool
+    """What is said to go has gone; else it would."""
+
+
 class Empty(Params, frozen=True):
     pass
 
@@ -349,6 +406,10 @@ class UseCases(Protocol):
 
     async def retry(self, params: TaskParams) -> RetryReply:
         """Revives a failed or cancelled task and what was blocked by it."""
+        ...
+
+    async def answer(self, params: AnswerParams) -> AnswerReply:
+        """Answers what a task's agent waits for."""
         ...
 
     async def explain(self, params: TaskParams) -> ExplainReply:
@@ -395,6 +456,14 @@ class UseCases(Protocol):
 
     async def node_remove(self, params: NodeRemoveParams) -> NodeReply:
         """Forgets a machine."""
+        ...
+
+    async def workspaces(self, params: WorkspacesParams) -> WorkspacesReply:
+        """Looks at the places where attempts worked, and lets go of what is old or too much if told to."""
+        ...
+
+    async def merge_plan(self, params: MergePlanParams) -> MergePlanReply:
+        """Merges a completed plan's branch into a branch of the user's, in each repository it worked in. A conflict changes nothing there."""
         ...
 
     async def health(self, params: Empty) -> HealthView: ...
@@ -450,6 +519,7 @@ METHODS: Final[dict[str, Method]] = {
     "shutdown": Method(ShutdownParams, ShutdownReply),
     "cancel": Method(CancelParams, CancelReply),
     "retry": Method(TaskParams, RetryReply),
+    "answer": Method(AnswerParams, AnswerReply),
     "explain": Method(TaskParams, ExplainReply),
     "tasks": Method(TasksParams, TasksReply),
     "task": Method(TaskParams, TaskDetail),
@@ -466,6 +536,8 @@ METHODS: Final[dict[str, Method]] = {
     "node_drain": Method(NodeDrainParams, DrainReply),
     "node_resume": Method(NodeParams, NodeReply),
     "node_remove": Method(NodeRemoveParams, NodeReply),
+    "workspaces": Method(WorkspacesParams, WorkspacesReply),
+    "merge_plan": Method(MergePlanParams, MergePlanReply),
     "health": Method(Empty, HealthView),
     "watch": Method(WatchParams, WatchReply),
     "report": Method(PlanNameParams, ReportReply),

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import msgspec
 
 from orchestra.core.graph import topological_order
-from orchestra.core.model import AgentStatus, Lifecycle, NodeStatus, Priority, TaskStatus
+from orchestra.core.model import TASK_LIVE, AgentStatus, Lifecycle, NodeStatus, Priority, Review, TaskStatus
+from orchestra.core.planning import planned_by
 from orchestra.core.state import AgentState, AttemptState, NodeState, PlanState, State, TaskState, duration_key
 from orchestra.costviews import ProviderLoad, Settled
 from orchestra.engine.board import Board
@@ -24,9 +25,12 @@ from orchestra.views import (
     ApiLimits,
     AttemptView,
     CheckView,
+    FindingView,
+    JudgementView,
     NodeView,
     PlanLine,
     PlanView,
+    ReviewView,
     StatusView,
     TaskCounts,
     TaskDetail,
@@ -34,10 +38,12 @@ from orchestra.views import (
 )
 
 RUNNING = (AgentStatus.IDLE, AgentStatus.BUSY, AgentStatus.DRAINING)
-IN_PROGRESS = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.VERIFYING, TaskStatus.MERGING, TaskStatus.UNKNOWN)
+IN_PROGRESS = (*TASK_LIVE, TaskStatus.MERGING)
 CLOCK_OFFSET_MS_MAX = 2_000
 DISK_FREE_BYTES_MIN = 256 << 20
 """Below this a fleet of agents fills a disk within moments; nothing is started below the setting admission.disk_free_mb_min."""
+QUESTION_CHARACTERS = 200
+"""Of a question in a warning; `task show` has all of it."""
 UNMEASURED = "-"
 """Shown where a figure is not measured; an invented zero would be taken for one."""
 
@@ -62,6 +68,8 @@ class Lens(msgspec.Struct, frozen=True):
     """How far the limits of each model API are used; empty where no gateway keeps them."""
     settled: Settled | None = None
     """What the gateway settled in all; None where none counted."""
+    serialised: bool = True
+    """Tasks that say they change the same files wait for each other."""
     absent: str = ""
     """Said first if nobody is at work and what is seen is only the ledger."""
 
@@ -125,6 +133,8 @@ def _warnings(state: State, lens: Lens) -> tuple[str, ...]:
     found += [f"agent #{agent.id} does not answer and is being looked after" for agent in silent[:10]]
     wrong = [agent for agent in state.agents.values() if agent.status is AgentStatus.ERROR and agent.replaced_by is None]
     found += [f"agent #{agent.id} is out of order: {agent.reason}" for agent in wrong[:10]]
+    asking = [(name, attempt) for name, attempt in state.live_attempts() if attempt.question]
+    found += [f"{name.task} waits for an answer: {attempt.question[:QUESTION_CHARACTERS]}" for name, attempt in asking[:10]]
     unknown = [task for task in state.live if state.tasks[task].status is TaskStatus.UNKNOWN]
     found += [f"lost sight of {task}: {state.tasks[task].reason}" for task in unknown[:10]]
     return (*absent, *found)
@@ -213,11 +223,17 @@ def agent_view(state: State, agent: AgentState, lens: Lens) -> AgentView:
         reason=agent.reason,
         activity=signal.activity if signal else "",
         progress=signal.progress if signal else None,
+        question=_question_to(state, agent),
         category=agent.spec.category,
         level=agent.spec.level,
         speciality=agent.spec.speciality,
         team=agent.spec.team,
     )
+
+
+def _question_to(state: State, agent: AgentState) -> str:
+    attempt = state.tasks[agent.task].attempt(agent.attempt) if agent.task is not None else None
+    return "" if attempt is None else attempt.question
 
 
 def task_view(state: State, task: TaskState, lens: Lens, rank_ms: int = 0, expected_ms: int | None = None) -> TaskView:
@@ -247,6 +263,10 @@ def task_view(state: State, task: TaskState, lens: Lens, rank_ms: int = 0, expec
         reason=task.reason,
         activity=signal.activity if signal else "",
         progress=signal.progress if signal else None,
+        question=next((attempt.question for attempt in live if attempt.question), ""),
+        origin=spec.origin,
+        reviews=spec.reviews,
+        warnings=spec.warnings,
     )
 
 
@@ -274,15 +294,36 @@ def attempt_view(task: TaskState, attempt: AttemptState, lens: Lens) -> AttemptV
         cost_usd_micros=0 if usage is None else usage.cost_usd_micros,
         rss_bytes_max=0 if outcome is None else outcome.rss_bytes_max,
         folder=lens.attempt_folder(attempt.node, AttemptId(task.id, attempt.number)),
+        question=attempt.question,
+        waiting_ms=attempt.waiting_ms,
+        waited_ms=attempt.waited_ms,
+        review=None if outcome is None or outcome.review is None else review_view(outcome.review),
         kept=attempt.kept or "",
     )
+
+
+def review_view(review: Review) -> ReviewView:
+    """Returns what a review came to."""
+    findings = tuple(FindingView(each.severity, each.file, each.line, each.text) for each in review.findings)
+    return ReviewView("approve" if review.approved else "refuse", review.summary, findings)
+
+
+def judged_of(state: State, task: TaskState) -> tuple[JudgementView, ...]:
+    """Returns what agents think of a task's criteria. What they thought of work that was sent back since is no longer said."""
+    found: list[JudgementView] = []
+    for name in task.spec.gates:
+        judge = state.tasks[name]
+        outcome = judge.result() if judge.spec.reviews == task.id and judge.over else None
+        if outcome is not None and outcome.review is not None:
+            found += [JudgementView(j.criterion, j.met, j.evidence, name, judge.spec.kind) for j in outcome.review.judgements]
+    return tuple(found)
 
 
 def task_detail(state: State, task: TaskState, lens: Lens) -> TaskDetail:
     """Returns everything about one task."""
     return TaskDetail(
         task=task_view(state, task, lens),
-        explain=explain(state, task.id, lens.now_ms, lens.gate),
+        explain=explain(state, task.id, lens.now_ms, lens.gate, serialised=lens.serialised),
         attempts=tuple(attempt_view(task, attempt, lens) for attempt in task.attempts),
         primary_attempt=task.primary,
         success_criteria=task.spec.criteria,
@@ -291,6 +332,10 @@ def task_detail(state: State, task: TaskState, lens: Lens) -> TaskDetail:
         results=lens.result_folder(task.id),
         replicas=task.spec.replicas,
         isolated=task.spec.isolated,
+        planned=planned_by(state, task),
+        reviewed_by=tuple(gate for gate in task.spec.gates if state.tasks[gate].spec.reviews is not None),
+        sent_back=task.sent_back,
+        judged=judged_of(state, task),
     )
 
 

@@ -97,6 +97,8 @@ class AgentView(View, frozen=True):
     reason: str = ""
     activity: str = ""
     progress: float | None = None
+    question: str = ""
+    """What its attempt waits to be answered, or empty."""
     category: str = ""
     level: int = 3
     speciality: str = ""
@@ -110,6 +112,32 @@ class CheckView(View, frozen=True):
     reason: str
     duration_ms: int
     tail: tuple[str, ...]
+
+
+class FindingView(View, frozen=True):
+    severity: str
+    file: str
+    line: int
+    text: str
+
+
+class JudgementView(View, frozen=True):
+    """A criterion that no program could check, and what an agent thinks of it."""
+
+    criterion: str
+    met: bool
+    evidence: str
+    by: str
+    """The task that judged it."""
+    kind: str
+    """Agent kind of that task."""
+
+
+class ReviewView(View, frozen=True):
+    verdict: str
+    """`approve` or `refuse`."""
+    summary: str
+    findings: tuple[FindingView, ...] = ()
 
 
 class AttemptView(View, frozen=True):
@@ -134,6 +162,14 @@ class AttemptView(View, frozen=True):
     """Where the attempt's files are on its node."""
     settled: bool = False
     """`tokens` and the cost are what the gateway settled; else what the agent's program said."""
+    question: str = ""
+    """What it waits to be answered, or empty."""
+    waiting_ms: int = 0
+    """Since when it waits."""
+    waited_ms: int = 0
+    """How long it has waited for answers before, in all."""
+    review: ReviewView | None = None
+    """What it returned, of a task that reviews another."""
     kept: str = ""
     """Ref (of a copy: folder) with what an isolated attempt did that was not merged; empty: there was nothing, or it still has its place."""
 
@@ -162,6 +198,14 @@ class TaskView(View, frozen=True):
     reason: str = ""
     activity: str = ""
     progress: float | None = None
+    question: str = ""
+    """What it waits to be answered, or empty."""
+    origin: str | None = None
+    """The task that planned it."""
+    reviews: str | None = None
+    """The task whose work it judges."""
+    warnings: tuple[str, ...] = ()
+    """What was decided otherwise than it was written."""
 
 
 class TaskDetail(View, frozen=True):
@@ -179,6 +223,14 @@ class TaskDetail(View, frozen=True):
     replicas: int = 1
     """Agents that try it side by side."""
     isolated: bool = False
+    planned: tuple[str, ...] = ()
+    """The tasks it planned."""
+    reviewed_by: tuple[str, ...] = ()
+    """Reviews whose approval others wait for before they build on it."""
+    sent_back: int = 0
+    """How often it was completed and had to be done again."""
+    judged: tuple[JudgementView, ...] = ()
+    """What agents think of those of its criteria that no program can check; said of its latest work."""
 
 
 class PlanView(View, frozen=True):

@@ -1,8 +1,8 @@
 """PORT: where attempts work on one machine, and how what they did comes out again.
 
 An attempt on a git repository gets a worktree and a branch of its own; on any other folder, a private copy. What it did is collected as a commit (or, from a
-copy, as a patch), and merged into the plan's branch once it is verified. The user's branches, index and files are never touched, and nothing is removed
-that is not in the plan's branch or under a salvage ref. Every operation may be asked for again after it failed.
+copy, as a patch), and merged into the plan's branch once it is verified. The user's branches, index and files are touched by `bring` alone, and nothing is
+removed that is not in the plan's branch or under a salvage ref; `prune` alone forgets such refs. Every operation may be asked for again after it failed.
 """
 
 from __future__ import annotations
@@ -150,14 +150,29 @@ class MergeRequest(msgspec.Struct, frozen=True, kw_only=True):
     expected: str | None = None
     """Where the plan's branch must be: a commit, empty for none, None for anywhere."""
     message: str = ""
+    hold: bool = False
+    """Where the result is not what was verified, the branch stays where it is for now."""
+    proven: str = ""
+    """The commit that such a merge was held at, verified now: the branch goes there and nowhere else."""
     here: bool = False
     """The repository is one of the control machine."""
 
 
-class MergeResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What became of it. Only `merged` has changed anything."""
+class CheckoutRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A commit whose checks are to be run."""
 
-    result: Literal["merged", "conflict", "stale", "nothing"]
+    repo: str
+    attempt: AttemptId
+    """Whose work was merged into it."""
+    commit: str
+    here: bool = False
+    """The repository, and the commit, are on the control machine."""
+
+
+class MergeResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of it. Only `merged` has changed anything; `held`: it would be merged at `head`, once that is verified."""
+
+    result: Literal["merged", "held", "conflict", "stale", "nothing"]
     branch: str
     old: str
     """Where the plan's branch was; empty: it was not there."""
@@ -169,6 +184,34 @@ class MergeResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     conflict_files: int = 0
     """All of them; `conflicts` may hold fewer."""
     messages: tuple[str, ...] = ()
+
+
+class BringRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan's branch that is to come into a branch of the user's."""
+
+    repo: str
+    plan: PlanId
+    branch: str
+    """Its short name. It has to be there."""
+    here: bool = False
+    """The repository is one of the control machine."""
+
+
+class Brought(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of it. Only `merged` has changed anything."""
+
+    result: Literal["merged", "nothing", "conflict"]
+    repo: str
+    """Top of the checkout, or git directory."""
+    branch: str
+    old: str = ""
+    head: str = ""
+    forward: bool = False
+    """The branch only went forward to the plan's: nothing was merged with it that was not verified together."""
+    files: tuple[str, ...] = ()
+    """Those in conflict."""
+    checkout: str = ""
+    """Folder in which the branch is checked out, whose files followed it."""
 
 
 class LetGo(msgspec.Struct, frozen=True):
@@ -206,7 +249,34 @@ class TidyRequest(msgspec.Struct, frozen=True, kw_only=True):
     age_ms: int
     live: tuple[AttemptId, ...] = ()
     """Attempts that are not over; theirs stay."""
+    fresh_ms: int = 0
+    """What was made within this time stays: somebody may have asked for it who is not among `live` yet."""
     dry_run: bool = True
+
+
+class PruneRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which refs that keep unmerged work may go: those of our plans in these repositories that are older."""
+
+    repos: tuple[tuple[str, bool], ...]
+    """Folder, and whether it is one of the control machine."""
+    age_ms: int
+    live: tuple[PlanId, ...] = ()
+    """Plans that are not over; theirs stay."""
+    dry_run: bool = True
+
+
+class KeptRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A ref that pruning looked at. With its commit it can be made again until git itself forgets that."""
+
+    repo: str
+    """Git directory."""
+    ref: str
+    commit: str
+    age_ms: int
+    action: Literal["keep", "remove"]
+    why: str
+    here: bool = False
+    """The repository is on the control machine, the node is another."""
 
 
 class Workspaces(Protocol):
@@ -240,8 +310,25 @@ class Workspaces(Protocol):
         """Brings a commit into its plan's branch, atomically."""
         ...
 
+    async def checkout(self, request: CheckoutRequest) -> Workspace:
+        """Makes a checkout of a merge that was held, in the task's subfolder of it. One for the same attempt that is there is replaced."""
+        ...
+
+    async def drop_checkout(self, attempt: AttemptId) -> None:
+        """Removes that checkout with all that is in it; it is no place to work in."""
+        ...
+
     async def tip(self, repo: str, plan: PlanId) -> str:
         """Returns where a plan's branch is, empty: it is not there."""
+        ...
+
+    async def bring(self, request: BringRequest) -> Brought:
+        """Merges a plan's branch into a branch of the user's, if that goes without a conflict; a clean checkout of it follows.
+
+        Raises:
+            Refused: The branch is checked out with changes in it, or is one of ours.
+            NotFound: There is no such branch.
+        """
         ...
 
     async def release(self, attempt: AttemptId) -> LetGo:
@@ -262,4 +349,8 @@ class Workspaces(Protocol):
 
     async def tidy(self, request: TidyRequest) -> TidyReport:
         """Lets go of what is old or over the quota; unmerged work is kept."""
+        ...
+
+    async def prune(self, request: PruneRequest) -> tuple[KeptRef, ...]:
+        """Forgets salvage and result refs that are old. The only operation by which work can be lost."""
         ...

@@ -5,11 +5,23 @@ A fake answers at once and does as it is told. Nothing here says how good a mode
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 USAGE: Final = {"input_tokens": 1000, "output_tokens": 500, "prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500}
 TELL_KEYS: Final = "env | grep -c dummy-key > count.txt"
+COLOUR: Final = [
+    {
+        "question": "Which colour?",
+        "header": "Colour",
+        "multiSelect": False,
+        "options": [{"label": "red", "description": "like fire"}, {"label": "blue", "description": "like water"}],
+    }
+]
 WAIT_LOOP: Final = "echo $$ > pid; while :; do sleep 0.2; done"
+PLANNED: Final = {"tasks": [{"id": "greet", "run": "echo hello > planned.txt", "success_criteria": ["File exists: planned.txt"]}]}
+RETURN_PLAN: Final = f"cat > $ORCHESTRA_RETURN <<'END'\n{json.dumps(PLANNED)}\nEND"
+RETURN_REVIEW: Final = """test -s planned.txt && echo '{"verdict": "approve", "summary": "It greets."}' > $ORCHESTRA_RETURN"""
 
 
 def says(word: str, text: str, **match: Any) -> dict[str, Any]:
@@ -55,12 +67,17 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     # Claude Code
     *tool_scene("SCENE-CLAUDE-WRITE", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CLAUDE-DENIED", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I was not allowed to."),
+    *tool_scene("SCENE-CLAUDE-PLAN", "Bash", {"command": RETURN_PLAN, "description": "Return the plan"}, "Planned."),
+    *tool_scene("SCENE-CLAUDE-REVIEW", "Bash", {"command": RETURN_REVIEW, "description": "Return the review"}, "Reviewed."),
     calls("SCENE-CLAUDE-TURNS", "Bash", {"command": "echo again", "description": "Say again"}),
+    *tool_scene("SCENE-CLAUDE-READ", "Read", {"file_path": "../prompt.txt"}, "I know what to do."),
+    *tool_scene("SCENE-CLAUDE-ASK", "AskUserQuestion", {"questions": COLOUR}, "Thank you."),
     calls("SCENE-CLAUDE-WAIT", "Bash", {"command": WAIT_LOOP, "description": "Wait"}),
     # Codex
     *tool_scene("SCENE-CODEX-KEYS", "exec_command", {"cmd": TELL_KEYS}, "Counted."),
     *tool_scene("SCENE-CODEX-WRITE", "exec_command", {"cmd": "echo hello > hello.txt"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CODEX-DENIED", "exec_command", {"cmd": "echo hello > hello.txt"}, "I was not allowed to."),
+    *tool_scene("SCENE-CODEX-ASK", "request_user_input", {"questions": [{"id": "colour", **COLOUR[0]}]}, "Thank you."),
     calls("SCENE-CODEX-WAIT", "exec_command", {"cmd": WAIT_LOOP}, hasToolResult=False),
     calls("SCENE-CODEX-WAIT", "write_stdin", {"session_id": 1, "chars": ""}, hasToolResult=True),
     # The others

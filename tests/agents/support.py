@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Adapter, Context, Exit, Launch, Signal, Verdict
+from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, STAGE_DIR, Adapter, Context, Exit, Launch, Signal, Verdict
+from orchestra.agents.adapter import PYTHON as NODE_PYTHON
 from orchestra.core.model import AgentSpec, Payload, TaskSpec
 from orchestra.engine.orders import OrderMaker, OrderOptions
 from orchestra.ids import AgentId, AttemptId, NodeId, TaskId
@@ -180,9 +181,12 @@ class Desk(Stage):
         places = {
             ATTEMPT_DIR: f"{self.folder}/{attempt_dir(order.attempt)}/",
             AGENT_DIR: f"{self.agent_folder()}/",
+            STAGE_DIR: f"{self.programs}/",
         }
 
         def real(text: str) -> str:
+            if text == NODE_PYTHON:
+                return PYTHON
             return next((folder + text.removeprefix(mark) for mark, folder in places.items() if text.startswith(mark)), text)
 
         values = {**order.spec, "argv": [real(each) for each in order.spec["argv"]]}
@@ -227,9 +231,9 @@ def _trimmed(value: Any) -> Any:
     return [_trimmed(part) for part in value] if isinstance(value, list) else value
 
 
-def make_task(kind: str, word: str, **more: Any) -> TaskSpec:
+def make_task(kind: str, word: str, name: str = "one", **more: Any) -> TaskSpec:
     return TaskSpec(
-        id=TaskId("demo/one"), description="A scene", payload=Payload("analysis", f"{word}: do as you are told."), kind=kind, **more
+        id=TaskId(f"demo/{name}"), description="A scene", payload=Payload("analysis", f"{word}: do as you are told."), kind=kind, **more
     )
 
 

@@ -91,10 +91,40 @@ def test_claude_and_codex_work_on_one_repository(desk: tuple[Path, dict[str, str
     assert result(repo, "never")["status"] == "failed"
     assert os.path.exists(repo / ".codex" / "results" / "poem" / "write" / "diff.patch")
 
-    # Both went through the orchestra's own gateway, with tokens; the key is in no file of theirs.
+    # Both went through the orchestra's own gateway, which counted them.
     report = subprocess.run(
         [str(ORCHESTRA), "cost", "report", "--by", "task", "--json"], cwd=repo, env=env, check=True, stdout=subprocess.PIPE, text=True
     )
     assert {"poem/write", "poem/count"} <= set(json.dumps(json.loads(report.stdout)).split('"'))
-    kept = [path for path in (repo / ".codex").rglob("*") if path.is_file() and KEYS["ANTHROPIC_API_KEY"].encode() in path.read_bytes()]
-    assert not kept
+
+
+PLANNING = """\
+name: plans
+agents: [{count: 1, kind: claude}, {count: 1, kind: shell}]
+defaults: {isolation: worktree, retries: 0}
+tasks:
+  - {id: plan, agent: claude, returns: plan, prompt: SCENE-CLAUDE-PLAN}
+  - {id: read, needs: [plan], run: cat planned.txt}
+  - {id: look, agent: claude, reviews: read, prompt: SCENE-CLAUDE-REVIEW}
+"""
+
+
+def test_claude_returns_a_plan_that_is_carried_out_and_reviews_what_came_of_it(
+    desk: tuple[Path, dict[str, str], list[str]], net: Net
+) -> None:
+    repo, env, enter = desk
+    (repo / "plan.yaml").write_text(PLANNING)
+    done = subprocess.run(
+        [*enter, str(ORCHESTRA), "run", "plan.yaml"], cwd=repo, env=env, text=True, timeout=110, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    sys.stdout.write(done.stdout)  # shown where something below fails
+    assert done.returncode == 0
+    results = repo / ".codex" / "results" / "plans"
+    assert json.loads((results / "plan.greet" / "result.json").read_text())["planned_by"] == "plans/plan"
+    assert (results / "read" / "execution.log").read_text() == "hello\n"
+    assert json.loads((results / "look" / "result.json").read_text())["review"]["verdict"] == "approve"
+    asked = json.dumps(net.requests("SCENE-CLAUDE-PLAN")[0]["body"])
+    assert "ORCHESTRA_RETURN" in asked
+    assert "agent is one of: claude, shell" in asked
+    assert "cat planned.txt" in json.dumps(net.requests("SCENE-CLAUDE-REVIEW")[0]["body"]), "it is told what the reviewed task was told"

@@ -113,6 +113,25 @@ async def test_work_of_two_machines_that_conflicts_is_done_again_on_top_of_the_o
     assert kept == f"from {again.id} after line 0", "the work that conflicted is kept on this machine"
 
 
+async def test_a_merge_of_work_of_two_machines_is_checked_on_the_machine_of_the_second(lab: Lab, repo: Path, tmp_path: Path) -> None:
+    change = (
+        "until [ -e ~/gate ]; do sleep 0.05; done; mkdir -p below; cd below; "
+        "if test -e p.a -o -e p.b; then hostname > both; else touch $(echo $ORCHESTRA_TASK | tr / .); fi"
+    )
+    check = 'if test -e below/p.a && test -e below/p.b; then echo "they quarrel on $(hostname)"; exit 1; fi'
+    async with fleet(lab, tmp_path, agents=2) as it:
+        plan = await it.stage.submit(HEAD + both(change, check), repo)
+        await it.wait_running(2)
+        it.open_gate()
+        assert await it.stage.wait_plan(plan) == "completed"
+        assert sorted((len(task.attempts), task.conflicts) for task in it.state.tasks.values()) == [(1, 0), (2, 1)]
+        again = next(task for task in it.state.tasks.values() if task.conflicts)
+        assert f"they quarrel on {again.attempts[0].node}" in again.feedback
+        await wait_until(lambda: not worktrees(lab))
+    assert git(repo, "ls-tree", "--name-only", "orchestra/p/merged:below").count("\n") == 1
+    assert "both" in git(repo, "ls-tree", "--name-only", "orchestra/p/merged:below")
+
+
 async def test_a_task_below_the_top_works_there_on_another_machine_too(lab: Lab, repo: Path, tmp_path: Path) -> None:
     (repo / "below").mkdir()
     (repo / "below" / "x").write_text("x\n")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from orchestra.clock import Clock
 from orchestra.clocks.system import SystemClock
 from orchestra.gateway.admin import ask_admin
 from orchestra.gateway.service import Gateway
@@ -82,13 +83,19 @@ def configuration(base_url: str, **more: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def staged(
-    folder: Path, script: Script, environ: Mapping[str, str] | None = None, *, issue: dict[str, Any] | None = None, **config: Any
+    folder: Path,
+    script: Script,
+    environ: Mapping[str, str] | None = None,
+    *,
+    issue: dict[str, Any] | None = None,
+    clock: Clock = CLOCK,
+    **config: Any,
 ) -> AsyncIterator[Stage]:
     """A running gateway; `config` is laid over the plain one, `environ` is where its keys are."""
-    upstream = Upstream(script, CLOCK)
+    upstream = Upstream(script, clock)
     base_url = await upstream.start()
     (folder / "gateway.json").write_text(json.dumps(configuration(base_url, **config)))
-    gateway = Gateway(folder / "gateway.json", CLOCK, environ if environ is not None else {"KEY_A": CANARY})
+    gateway = Gateway(folder / "gateway.json", clock, environ if environ is not None else {"KEY_A": CANARY})
     try:
         await gateway.start()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:

@@ -132,7 +132,9 @@ async def test_h3_who_goes_away_before_the_answer_may_still_be_billed(tmp_path: 
         pytest.param(tuple(f"X-{n}: 1" for n in range(300)), b"", 400, id="300 headers"),
         pytest.param(("X-A: b\rX-Injected: c",), b"", 400, id="a line break in a header"),
         pytest.param(("Content-Length: 13", "Content-Encoding: gzip"), b'{"model":"m"}', 400, id="not compressed"),
-        pytest.param(("Content-Length: 13", "Content-Encoding: zstd"), b'{"model":"m"}', 415, id="zstd"),
+        pytest.param(("Content-Length: 13", "Content-Encoding: zstd"), b'{"model":"m"}', 400, id="not compressed by zstd"),
+        pytest.param(("Content-Length: 13", "Content-Encoding: br"), b'{"model":"m"}', 415, id="br"),
+        pytest.param(("Content-Length: 13", "Content-Encoding: gzip, zstd"), b'{"model":"m"}', 415, id="twice compressed"),
     ],
 )
 async def test_h4_bodies_and_heads_that_cannot_be(tmp_path: Path, lines: tuple[str, ...], body: bytes, status: int) -> None:

@@ -29,6 +29,8 @@ async def test_places(tmp_path: Path) -> None:
     assert (await EnvironmentSecret("K", {"K": " sk-1\n"}).read()).reveal() == "sk-1"
     assert (await FileSecret(put(tmp_path / "key", "sk-2\n")).read()).reveal() == "sk-2"
     assert (await CommandSecret(("printf", "sk-3")).read()).reveal() == "sk-3"
+    in_pieces = "printf sk-; for each in 1 2 3 4 5; do /bin/true; done; printf 4"
+    assert (await CommandSecret(("/bin/sh", "-c", in_pieces)).read()).reveal() == "sk-4", "however many pieces it comes in"
 
 
 async def test_places_that_are_not_safe_or_hold_no_key(tmp_path: Path) -> None:
@@ -81,6 +83,7 @@ async def test_keys_change_under_load_and_no_request_is_lost(tmp_path: Path) -> 
             accepted.add(f"sk-number-{number}")
             if number % 2:
                 await stage.admin("reload")
+        await stage.until(lambda: stage.upstream.seen[-1].header("x-api-key") == "sk-number-5")
         going = False
         await asyncio.gather(*asking)
         assert set(statuses) == {200}

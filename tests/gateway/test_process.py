@@ -6,79 +6,20 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from orchestra.errors import PortFailed
-from orchestra.gateway.admin import ask_admin
-from orchestra.testing.upstream import SSE_TYPE, Answer, Upstream, anthropic_chunks, anthropic_json, refusal
+from orchestra.testing.upstream import SSE_TYPE, Answer, Seen, Upstream, anthropic_chunks, anthropic_json, refusal
+from tests.gateway.namespace import namespace
+from tests.gateway.process import running
 from tests.gateway.support import CANARY, CLOCK, asking, configuration
-
-
-class Process:
-    """One run of the command."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.output = folder / "output"
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        environ = {**os.environ, "KEY_A": CANARY}
-        with self.output.open("ab") as output:
-            argv = [sys.executable, "-m", "orchestra", "gateway", "run", "--config", str(self.folder / "gateway.json")]
-            self._process = await asyncio.create_subprocess_exec(*argv, env=environ, stdout=output, stderr=output)
-        while True:
-            with contextlib.suppress(PortFailed):
-                self.port = int((await self.admin("health"))["port"])
-                if self.port:
-                    return
-            assert self._process.returncode is None, self.output.read_text()
-            await asyncio.sleep(0.02)
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    async def end(self, number: signal.Signals) -> int:
-        assert self._process is not None
-        if self._process.returncode is None:
-            self._process.send_signal(number)
-        return await self._process.wait()
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    async def admin(self, method: str, **params: Any) -> Any:
-        return await ask_admin(self.folder / "books" / "admin.sock", method, params)
-
-    async def command(self, *args: str) -> Any:
-        argv = [sys.executable, "-m", "orchestra", "gateway", *args, "--config", str(self.folder / "gateway.json"), "--json"]
-        process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
-        output, _ = await process.communicate()
-        return json.loads(output.splitlines()[-1])
-
-
-@asynccontextmanager
-async def running(folder: Path, upstream: Upstream, **config: Any) -> AsyncIterator[Process]:
-    base_url = await upstream.start()
-    (folder / "gateway.json").write_text(json.dumps(configuration(base_url, **config)))
-    process = Process(folder)
-    try:
-        await process.start()
-        yield process
-    finally:
-        await process.end(signal.SIGKILL)
-        await upstream.stop()
+from tests.gateway.test_keys import put
 
 
 def files_that_hold(text: str, folder: Path) -> list[Path]:
@@ -98,11 +39,14 @@ def processes_that_hold(text: str) -> set[int]:
     return holders
 
 
-async def test_kill_9_with_fifty_streams(tmp_path: Path) -> None:
+async def test_kill_9_with_two_hundred_streams(tmp_path: Path) -> None:
     """What was reserved is settled as assumed, what was settled stays, tokens go on, and the budget still holds."""
     answer = Answer(headers=(SSE_TYPE,), chunks=(*anthropic_chunks(100, 20, ["x" * 400])[:2], b": wait\n\n"), pause_ms=60_000)
     upstream = Upstream(lambda seen, n: anthropic_json(10, 10) if n == 0 else answer, CLOCK)
-    async with running(tmp_path, upstream, bounds={"agent_in_flight": 100}) as process, aiohttp.ClientSession() as http:
+    async with (
+        running(tmp_path, upstream, bounds={"agent_in_flight": 300}) as process,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
+    ):
         issued = await process.admin("issue_token", attempt="try-1", task="task-1", budgets={"task": 1_000_000})
         headers = {"x-api-key": issued["token"]}
         async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(), headers=headers) as response:
@@ -114,8 +58,8 @@ async def test_kill_9_with_fifty_streams(tmp_path: Path) -> None:
                 await response.read()
 
         begun = asyncio.Semaphore(0)
-        streams = [asyncio.create_task(stream()) for _ in range(50)]
-        for _ in range(50):
+        streams = [asyncio.create_task(stream()) for _ in range(200)]
+        for _ in range(200):
             await begun.acquire()
         held = (await process.admin("usage", by="task", name="task-1"))["usage"]["task-1"]
         assert held["reserved_usd_micros"] > 0
@@ -124,7 +68,7 @@ async def test_kill_9_with_fifty_streams(tmp_path: Path) -> None:
 
         await process.start()
         totals = (await process.admin("usage", by="task", name="task-1"))["usage"]["task-1"]
-        assert (totals["requests"], totals["assumed_requests"], totals["reserved_usd_micros"]) == (51, 50, 0)
+        assert (totals["requests"], totals["assumed_requests"], totals["reserved_usd_micros"]) == (201, 200, 0)
         assert totals["cost_usd_micros"] == held["cost_usd_micros"] + held["reserved_usd_micros"]
         assert "recovered" in [each["kind"] for each in (await process.admin("events"))["events"]]
         await process.admin("set_budget", scope="task", name="task-1", usd_micros=totals["cost_usd_micros"])
@@ -242,3 +186,94 @@ async def test_a_configuration_that_cannot_hold_names_the_place(tmp_path: Path, 
         load_config(tmp_path / "gateway.json", {})
     assert refused.value.field == field
     assert refused.value.hint
+
+
+async def test_keys_change_under_load_by_signal_and_no_request_is_lost(tmp_path: Path) -> None:
+    """The provider takes both for a while, as providers do; then the old one is withdrawn. Streams that are on their way go on."""
+    key = put(tmp_path / "key", CANARY)
+    fresh = CANARY + "-rotated"
+    taken = {CANARY, fresh}
+    held, letting_go = asyncio.Event(), asyncio.Event()
+
+    async def script(seen: Seen, n: int) -> Answer:
+        if seen.header("x-api-key") not in taken:
+            return refusal(401, "authentication_error")
+        if b'"stream": true' not in seen.body:
+            return anthropic_json(1, 1)
+        return Answer(headers=(SSE_TYPE,), chunks=anthropic_chunks(1, 2, ["a", "b"]), after_each=wait)
+
+    async def wait() -> None:
+        held.set()
+        await letting_go.wait()
+
+    upstream = Upstream(script, CLOCK)
+    part = {"accounts": {"main": {"keys": [{"file": "key"}]}}}
+    async with running(tmp_path, upstream, upstream=part, bounds={"agent_in_flight": 100}) as process, aiohttp.ClientSession() as http:
+        headers = {"x-api-key": (await process.admin("issue_token", attempt="try-1"))["token"]}
+        url, statuses, going = f"http://127.0.0.1:{process.port}/v1/messages", list[int](), True
+
+        async def ask(*, stream: bool = False) -> bytes:
+            async with http.post(url, json=asking(stream=stream), headers=headers) as response:
+                statuses.append(response.status)
+                return await response.read()
+
+        async def ask_on() -> None:
+            while going:
+                await ask()
+
+        streamed = asyncio.create_task(ask(stream=True))
+        await held.wait()
+        load = [asyncio.create_task(ask_on()) for _ in range(20)]
+        put(key, fresh)
+        process.signal(signal.SIGHUP)
+        while not any(seen.header("x-api-key") == fresh for seen in upstream.seen):
+            await CLOCK.sleep_ms(5)
+        taken.discard(CANARY)
+        before = len(statuses)
+        while len(statuses) < before + 200:
+            await CLOCK.sleep_ms(5)
+        going = False
+        await asyncio.gather(*load)
+        letting_go.set()
+        assert b"message_stop" in await streamed
+        assert set(statuses) == {200}
+        assert (await process.admin("health"))["accounts"]["api.main"]["keys_refused"] == 0
+
+
+async def test_a_gateway_without_descriptors_serves_again_when_there_are_some(tmp_path: Path) -> None:
+    """Whoever is connected is served on; nothing spins, and those who come later are served when others have left."""
+    upstream = Upstream(lambda seen, n: anthropic_json(1, 1), CLOCK)
+    async with running(tmp_path, upstream) as process:
+        token = (await process.admin("issue_token", attempt="try-1"))["token"]
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (40, 40))
+        held = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(60)]
+        for _, writer in held:
+            writer.close()
+        url = f"http://127.0.0.1:{process.port}/v1/messages"
+        async with aiohttp.ClientSession() as http, http.post(url, json=asking(), headers={"x-api-key": token}) as response:
+            assert response.status == 200
+        assert (await process.admin("health"))["healthy"]
+
+
+async def test_an_upstream_whose_name_is_not_known(tmp_path: Path) -> None:
+    """Where no name is known to anybody: the words are the provider's for trouble, and nothing is charged."""
+    upstream = Upstream(lambda seen, n: anthropic_json(1, 1), CLOCK)
+    part = {"base_url": "https://api.example.invalid"}
+    with namespace() as net:
+        async with running(tmp_path, upstream, enter=net.enter, upstream=part, bounds={"queue_seconds": 1}) as process:
+            token = (await process.admin("issue_token", attempt="try-1"))["token"]
+            argv = [
+                "curl",
+                "-s",
+                "-D-",
+                "-H",
+                f"x-api-key: {token}",
+                "-d",
+                json.dumps(asking()),
+                f"http://127.0.0.1:{process.port}/v1/messages",
+            ]
+            curl = await asyncio.create_subprocess_exec(*net.enter, *argv, stdout=asyncio.subprocess.PIPE)
+            output, _ = await curl.communicate()
+            assert output.startswith(b"HTTP/1.1 529 ")
+            assert b"the provider cannot be reached" in output
+            assert (await process.admin("usage"))["usage"][""]["cost_usd_micros"] == 0

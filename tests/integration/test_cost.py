@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestra.app import AppOptions
 from orchestra.bootstrap.launch import load_settings
 from orchestra.bootstrap.shelf import open_blank, open_shelf
 from orchestra.bootstrap.wiring import app_options
@@ -35,6 +34,7 @@ from orchestra.root import Root
 from orchestra.testing.hosted import Stage, hosted, wait_until
 from orchestra.testing.upstream import Upstream, anthropic_json
 from orchestra.usecases import CostParams, Empty, EstimateParams, PlanNameParams, SetBudgetParams, TaskParams, UseCases
+from orchestra.workbench import AppOptions
 
 MODEL = "claude-opus-4-5"
 REQUEST_USD_MICROS = 1_000 * 5 + 100 * 25
@@ -233,7 +233,7 @@ async def test_everything_is_known_after_the_end_of_both(root: Path, tmp_path: P
 def shelf_of(root: Path) -> UseCases:
     found = open_shelf(Root(root), load_settings(root, {}))
     assert found is not None
-    return found
+    return found.use_cases
 
 
 async def test_without_a_gateway_there_is_what_programs_said(root: Path, tmp_path: Path) -> None:

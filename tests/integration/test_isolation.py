@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from orchestra.bootstrap.wiring import make_workspaces
+from orchestra.codec.events import decode
+from orchestra.core import events as e
 from orchestra.core.state import State
-from orchestra.ids import TaskId
-from orchestra.testing.hosted import hosted, wait_until
-from orchestra.usecases import TaskParams
+from orchestra.ids import AttemptId, TaskId
+from orchestra.intake.request import CancelParams
+from orchestra.nodes.transport import LocalTransport
+from orchestra.testing.hosted import Stage, hosted, is_gone, wait_until
+from orchestra.usecases import TaskParams, WorkspacesParams
+from orchestra.workspace import WorkRequest, Workspace
 
 IDENTITY = {"GIT_AUTHOR_NAME": "u", "GIT_AUTHOR_EMAIL": "u@x", "GIT_COMMITTER_NAME": "u", "GIT_COMMITTER_EMAIL": "u@x"}
 HEAD = "name: p\ndefaults: {isolation: worktree, retry_backoff_seconds: 0.01}\ntasks:\n"
@@ -77,17 +83,125 @@ async def test_work_that_conflicts_goes_back_once_and_is_then_done_on_top_of_the
         assert await stage.wait_plan(plan) == "completed"
         found = {task.id: (len(task.attempts), task.conflicts) for task in stage.coordinator.loop.state.tasks.values()}
         assert sorted(found.values()) == [(1, 0), (2, 1)]
-        again = next(task for task in stage.coordinator.loop.state.tasks.values() if task.conflicts)
-        assert "f.txt" in again.feedback
-        assert "plan's branch" in again.feedback
+        (conflict,) = told(stage)
+        assert "f.txt" in conflict.text
+        assert "plan's branch" in conflict.text
     first = file_at(repo, "f.txt").splitlines()[0]
     assert first in ("from p/a after from p/b after line 0", "from p/b after from p/a after line 0")
     assert git(repo, "for-each-ref", "refs/orchestra/salvage"), "the work that conflicted is kept"
 
 
-def both(script: str) -> str:
-    """Two tasks with the same script."""
-    return "".join(f"  - id: {name}\n    run: |\n      {script}\n" for name in ("a", "b"))
+def told(stage: Stage) -> list[e.WorkConflicted]:
+    """What went back to agents, with what was said of it."""
+    events = (decode(stored.body) for stored in stage.coordinator._ledger.read(0))
+    return [event for event in events if isinstance(event, e.WorkConflicted)]
+
+
+def both(script: str, check: str = "") -> str:
+    """Two tasks with the same script, and the same check."""
+    criteria = f"    success_criteria:\n      - name: together\n        run: |\n          {check}\n" if check else ""
+    return "".join(f"  - id: {name}\n    run: |\n      {script}\n{criteria}" for name in ("a", "b"))
+
+
+async def side_by_side(stage: Stage, repo: Path, tasks: str, gate: Path) -> str:
+    """Submits tasks that wait for the gate, which is opened when both have begun from the same commit; returns the plan."""
+    plan = await stage.submit(HEAD + tasks, repo)
+    await stage.wait(lambda state: True if sum(a.started_ms > 0 for _, a in state.live_attempts()) == 2 else None)
+    open_gate(gate)
+    return plan
+
+
+def open_gate(gate: Path) -> None:
+    gate.touch()
+
+
+async def test_work_that_merges_cleanly_and_fails_its_check_together_goes_back_once(repo: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    change = f"until [ -e {gate} ]; do sleep 0.02; done; if test -e p.a -o -e p.b; then echo $ORCHESTRA_TASK > both; else touch $(echo $ORCHESTRA_TASK | tr / .); fi"
+    async with hosted(tmp_path / "root", agents=2) as stage:
+        plan = await side_by_side(stage, repo, both(change, "if test -e p.a && test -e p.b; then echo they quarrel; exit 1; fi"), gate)
+        assert await stage.wait_plan(plan) == "completed"
+        found = {task.id: (len(task.attempts), task.conflicts, task.failures) for task in stage.coordinator.loop.state.tasks.values()}
+        assert sorted(found.values()) == [(1, 0, 0), (2, 1, 0)]
+        again = next(task for task in stage.coordinator.loop.state.tasks.values() if task.conflicts)
+        (conflict,) = told(stage)
+        assert "they quarrel" in conflict.text
+        assert "'together' ended on both together with exit code 1" in conflict.text
+    files = git(repo, "ls-tree", "--name-only", "orchestra/p/merged").splitlines()
+    assert ("p.a" in files) + ("p.b" in files) == 1
+    assert file_at(repo, "both") == again.id
+    assert git(repo, "log", "--format=%s", "--merges", "orchestra/p/merged") == "", "what fails together never was in the branch"
+    assert git(repo, "for-each-ref", "refs/orchestra/salvage").count("\n") == 0, "the work that went back is kept"
+
+
+async def test_tasks_that_declare_the_same_file_are_done_one_after_the_other(repo: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    change = f'until [ -e {gate} ]; do sleep 0.02; done; sed -i "1s|.*|$ORCHESTRA_TASK after $(head -1 f.txt)|" f.txt'
+    tasks = both(change).replace("    run:", '    files: ["*.txt"]\n    run:')
+    async with hosted(tmp_path / "root", agents=2) as stage:
+        plan = await stage.submit(HEAD + tasks, repo)
+        first = await stage.wait(lambda state: next((each.task for each, a in state.live_attempts() if a.started_ms), None))
+        second = "p/b" if first == "p/a" else "p/a"
+        told = await stage.app.explain(TaskParams(second))
+        assert told.explanation == f"{second} is ready and waits for {first} to be over, as that one may change '*.txt' too (`files`)."
+        open_gate(gate)
+        assert await stage.wait_plan(plan) == "completed"
+        assert all((len(task.attempts), task.conflicts) == (1, 0) for task in stage.coordinator.loop.state.tasks.values())
+    assert file_at(repo, "f.txt").splitlines()[0] == f"{second} after {first} after line 0"
+
+
+async def test_checks_run_again_on_a_real_merge_and_only_there(repo: Path, tmp_path: Path) -> None:
+    gate, seen = tmp_path / "gate", tmp_path / "seen"
+    change = f"until [ -e {gate} ]; do sleep 0.02; done; touch $(echo $ORCHESTRA_TASK | tr / .)"
+    async with hosted(tmp_path / "root", agents=2) as stage:
+        tasks = both(change, f'echo "$ORCHESTRA_TASK $ORCHESTRA_ATTEMPT $(ls p.* | wc -l) $(git status --short | wc -l)" >> {seen}')
+        assert await stage.wait_plan(await side_by_side(stage, repo, tasks, gate)) == "completed"
+    runs = sorted(seen.read_text().splitlines())
+    assert [line.split(" ", 1)[1] for line in runs if line.endswith(" 1 1")] == ["1 1 1", "1 1 1"], (
+        "each by itself, before it was committed"
+    )
+    assert len(runs) == 3
+    assert any(line.endswith(" 1 2 0") for line in runs), "once more on both, as they are committed"
+
+
+HANGS = "case $PWD in *.proof) test -e {done} || {{ echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 600; }};; esac"
+"""A check that takes for ever on what was merged."""
+
+
+async def test_cancelling_ends_the_checks_of_a_merge_and_keeps_the_work(repo: Path, tmp_path: Path) -> None:
+    gate, pid = tmp_path / "gate", tmp_path / "pid"
+    change = f"until [ -e {gate} ]; do sleep 0.02; done; touch $(echo $ORCHESTRA_TASK | tr / .)"
+    async with hosted(tmp_path / "root", agents=2) as stage:
+        plan = await side_by_side(stage, repo, both(change, HANGS.format(done=tmp_path / "done", pid=pid)), gate)
+        await wait_until(pid.exists)
+        held = await stage.coordinator.loop.ask(lambda state: list(state.merging))
+        await stage.app.cancel(CancelParams(task_id=held[0]))
+        assert await stage.wait_plan(plan) == "cancelled"
+        await wait_until(lambda: is_gone(int(pid.read_text())))
+        await wait_until(lambda: git(repo, "worktree", "list").count("\n") == 0)
+    (kept,) = git(repo, "for-each-ref", "--format=%(refname)", "refs/orchestra/salvage").splitlines()
+    assert kept == f"refs/orchestra/salvage/{held[0]}.1"
+    assert git(repo, "for-each-ref", "--format=%(refname:short)", "refs/heads") == "main\norchestra/p/merged"
+    assert held[0].replace("/", ".") not in git(repo, "ls-tree", "--name-only", "orchestra/p/merged")
+
+
+async def test_a_coordinator_that_ends_while_a_merge_is_checked_ends_the_checks_and_the_next_runs_them_again(
+    repo: Path, tmp_path: Path
+) -> None:
+    gate, pid, done = tmp_path / "gate", tmp_path / "pid", tmp_path / "done"
+    change = f"until [ -e {gate} ]; do sleep 0.02; done; touch $(echo $ORCHESTRA_TASK | tr / .)"
+    async with hosted(tmp_path / "root", agents=2, end=False) as stage:
+        plan = await side_by_side(stage, repo, both(change, HANGS.format(done=done, pid=pid)), gate)
+        await wait_until(pid.exists)
+        tip = git(repo, "rev-parse", "orchestra/p/merged")
+        await stage.crash()
+    assert is_gone(int(pid.read_text()))
+    assert git(repo, "rev-parse", "orchestra/p/merged") == tip, "the branch did not move"
+    done.touch()
+    async with hosted(tmp_path / "root") as again:
+        assert await again.wait_plan(plan) == "completed"
+        assert all(len(task.attempts) == 1 for task in again.coordinator.loop.state.tasks.values())
+    assert git(repo, "ls-tree", "--name-only", "orchestra/p/merged").splitlines() == ["f.txt", "p.a", "p.b"]
 
 
 async def test_a_coordinator_that_ends_during_a_merge_goes_on_with_it(repo: Path, tmp_path: Path) -> None:
@@ -172,3 +286,51 @@ async def test_what_a_dead_coordinator_did_not_let_go_of_is_let_go_by_the_next(r
     async with hosted(root) as stage:
         kept = await stage.wait(lambda state: state.tasks[TaskId("p/a")].attempts[0].kept)
     assert file_at(repo, "half.txt", kept) == "half"
+
+
+async def test_an_end_without_grace_leaves_merges_that_are_checked_to_the_next_start(repo: Path, tmp_path: Path) -> None:
+    gate, pid, done = tmp_path / "gate", tmp_path / "pid", tmp_path / "done"
+    change = f"until [ -e {gate} ]; do sleep 0.02; done; touch $(echo $ORCHESTRA_TASK | tr / .)"
+    async with hosted(tmp_path / "root", agents=2) as stage:
+        plan = await side_by_side(stage, repo, both(change, HANGS.format(done=done, pid=pid)), gate)
+        await wait_until(pid.exists)
+    assert is_gone(int(pid.read_text()))
+    open_gate(done)
+    async with hosted(tmp_path / "root", agents=2) as again:
+        assert await again.wait_plan(plan) == "completed"
+        assert all(len(task.attempts) == 1 for task in again.coordinator.loop.state.tasks.values())
+
+
+async def test_tidying_lets_go_of_what_was_left_and_of_nothing_that_is_wanted(repo: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    tasks = f'  - {{id: a, run: "echo a > a"}}\n  - {{id: b, needs: [a], run: "until [ -e {gate} ]; do sleep 0.02; done; echo b > b"}}\n'
+    async with hosted(tmp_path / "root", agents=1) as stage:
+        plan = await stage.submit(HEAD + tasks, repo)
+        await stage.wait_status("p/b", "running")
+        spaces = stage.app.spaces
+        everything = WorkspacesParams(older_than_ms=0, remove=True)
+        (look,) = (await spaces.workspaces(everything)).nodes
+        assert [(each.task, each.action, each.why) for each in look.workspaces] == [("b.1", "keep", "its attempt is not over")]
+        open_gate(gate)
+        assert await stage.wait_plan(plan) == "completed"
+        await wait_until(lambda: git(repo, "worktree", "list").count("\n") == 0)
+        (node,) = stage.coordinator.loop.state.nodes.values()
+        places = make_workspaces(node.spec, stage.root, LocalTransport())
+        (left,) = await places.prepare([WorkRequest(repo=str(repo), attempt=AttemptId(TaskId("p/b"), 9))])
+        assert isinstance(left, Workspace)
+        write(left.path, "c")
+        (dry,) = (await spaces.workspaces(WorkspacesParams(older_than_ms=0))).nodes
+        assert [(each.task, each.action) for each in dry.workspaces] == [("b.9", "remove")]
+        assert "uncommitted work is kept" in dry.workspaces[0].why
+        (young,) = (await spaces.workspaces(WorkspacesParams(remove=True))).nodes
+        assert [each.action for each in young.workspaces] == ["keep"]
+        (done,) = (await spaces.workspaces(everything)).nodes
+        (gone,) = done.workspaces
+        assert git(repo, "show", f"{gone.kept}:c") == "left"
+        (refs,) = (await spaces.workspaces(WorkspacesParams(refs=True, older_than_ms=0, remove=True))).nodes
+        assert [(each.ref, each.action) for each in refs.refs] == [(gone.kept, "remove")]
+    assert git(repo, "for-each-ref", "refs/orchestra") == ""
+
+
+def write(folder: str, name: str) -> None:
+    Path(folder, name).write_text("left\n")

@@ -21,6 +21,7 @@ from orchestra.intake.request import CancelParams, StatusParams, parse_params
 from orchestra.usecases import METHODS, CancelReply, TaskParams, UseCases
 
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "answer": {"task_id": "T1", "text": "yes", "question": 3},
     "init": {"phase": 2, "nodes": ["a"], "agent_count": 60},
     "submit_task": {
         "description": "Write the page",
@@ -53,6 +54,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "node_drain": {"node": "gamma", "move": True},
     "node_resume": {"node": "gamma"},
     "node_remove": {"node": "gamma", "force": True},
+    "workspaces": {"node": "gamma", "older_than_ms": 5, "quota_bytes": 7, "refs": True, "remove": True},
+    "merge_plan": {"plan": "p", "branch": "main"},
     "health": {},
     "watch": {"after_seq": 9, "wait_ms": 1, "limit": 2},
     "report": {"plan": "p"},

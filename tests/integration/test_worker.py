@@ -664,7 +664,7 @@ print(json.dumps({"type": "system", "odd": "\\ud800"}))
     spec = stage.python(script, signals=["result", "system"])
     done = stage.wait_record("done", spec)
     signals = [record["line"] for record in stage.records("signal")]
-    assert len(signals) == 200
+    assert len(signals) == 201  # at most 200 of a type
     assert signals[0] == {"type": "system", "n": 1}
     assert signals[1]["type"] == "result"
     assert signals[1]["is_error"] is False

@@ -14,7 +14,18 @@ import pytest
 from orchestra.errors import NodeFailed, NotFound, Refused
 from orchestra.ids import AttemptId, PlanId, TaskId
 from orchestra.nodes.transport import LocalTransport
-from orchestra.workspace import Collected, MergeRequest, MergeResult, TidyRequest, WorkFailure, WorkRequest, Workspace
+from orchestra.workspace import (
+    BringRequest,
+    CheckoutRequest,
+    Collected,
+    MergeRequest,
+    MergeResult,
+    PruneRequest,
+    TidyRequest,
+    WorkFailure,
+    WorkRequest,
+    Workspace,
+)
 from orchestra.workspaces.calling import MachineOptions
 from orchestra.workspaces.machine import MachineWorkspaces, WorkspaceOptions
 
@@ -208,6 +219,66 @@ async def test_a_real_merge_is_told_from_a_trivial_one(tmp_path: Path) -> None:
     assert git(repo, "for-each-ref", "--format=%(refname)", "refs/heads/orchestra/p/two.1") == ""
 
 
+async def test_a_merge_that_is_held_moves_nothing_until_its_commit_is_proven(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    names = ("p/one", "p/two", "p/three")
+    places = [await made(work, repo, name) for name in names]
+    heads = [(await change(work, place, {f"{number}.txt": "x\n"})).head for number, place in enumerate(places)]
+    asked = [MergeRequest(repo=str(repo), attempt=place.attempt, head=head, hold=True) for place, head in zip(places, heads, strict=True)]
+    assert (await work.merge(asked[0])).result == "merged", "what was verified is not verified again"
+    held = await work.merge(asked[1])
+    assert (held.result, held.old, await work.tip(str(repo), P)) == ("held", heads[0], heads[0])
+    assert (await work.merge(asked[2])).result == "held"
+    proven = msgspec.structs.replace(asked[1], hold=False, expected=held.old, proven=held.head)
+    foreign = msgspec.structs.replace(proven, proven=heads[1])
+    assert ((await work.merge(foreign)).result, await work.tip(str(repo), P)) == ("stale", heads[0]), "only the commit that was held"
+    result = await work.merge(proven)
+    assert (result.result, result.head, await work.tip(str(repo), P)) == ("merged", held.head, held.head)
+    assert (await work.merge(proven)).result == "stale"
+    assert (await work.merge(msgspec.structs.replace(asked[1], hold=True))).result == "nothing", "asked again after a crash"
+
+
+async def test_a_merge_whose_files_are_those_that_were_verified_is_trivial(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    one, two = await made(work, repo, "p/one"), await made(work, repo, "p/two")
+    first, second = await change(work, one, {"n": "n\n"}), await change(work, two, {"n": "n\n", "m": "m\n"})
+    await merged(work, one, first.head)
+    assert (await merged(work, two, second.head)).trivial
+
+
+async def test_a_checkout_for_checks_is_made_anew_each_time_and_leaves_nothing(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    space = await made(work, repo / "src")
+    head = (await change(work, space, {"src/c.txt": "c\n"})).head
+    asked = CheckoutRequest(repo=str(repo / "src"), attempt=space.attempt, commit=head)
+    found = await work.checkout(asked)
+    assert (at(found, "src/c.txt").read_text(), found.cwd, found.path != space.path) == ("c\n", f"{found.path}/src", True)
+    at(found, "left").write_text("by a check")
+    again = await work.checkout(asked)
+    assert (again.path, at(again, "left").exists()) == (found.path, False)
+    at(again, "left").write_text("by a check")
+    report = await work.tidy(TidyRequest(quota_bytes=0, age_ms=FOREVER_MS, live=(space.attempt,), dry_run=False))
+    assert [entry.action for entry in report.entries] == ["keep", "keep"], "its attempt is not over"
+    await work.drop_checkout(space.attempt)
+    await work.drop_checkout(space.attempt)
+    assert not at(found).exists()
+    assert git(repo, "for-each-ref", "--format=%(refname)", "refs/heads/orchestra", "refs/orchestra") == space.branch
+    assert git(repo, "worktree", "list", "--porcelain").count("worktree ") == 2
+
+
+async def test_tidying_removes_a_checkout_that_was_left(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    found = await work.checkout(CheckoutRequest(repo=str(repo), attempt=attempt(), commit=git(repo, "rev-parse", "HEAD")))
+    at(found, "left").write_text("by a check")
+    (entry,) = (await work.tidy(TidyRequest(quota_bytes=FOREVER_MS, age_ms=0, dry_run=False))).entries
+    assert (entry.action, entry.kept, at(found).exists()) == ("remove", "", False)
+    assert git(repo, "for-each-ref", "--format=%(refname)", "refs/heads/orchestra", "refs/orchestra") == ""
+
+
 async def test_a_conflict_shows_both_sides_and_changes_nothing(tmp_path: Path) -> None:
     repo = make_repo(tmp_path / "repo", {"a.txt": "one\n", "gone.txt": "x\n"})
     work = spaces(tmp_path, conflict_bytes_max=200)
@@ -254,6 +325,100 @@ async def test_a_plan_branch_that_somebody_looks_at_is_not_moved_under_them(tmp_
     with pytest.raises(Refused, match="is checked out in") as caught:
         await merged(work, space, found.head)
     assert "git switch --detach" in caught.value.hint
+
+
+# --- into a branch of the user's ----------------------------------------------------------------------------------------
+
+
+async def planned(work: MachineWorkspaces, repo: Path, files: dict[str, str]) -> str:
+    """Returns the head of a plan's branch with these files."""
+    space = await made(work, repo)
+    head = (await change(work, space, files)).head
+    await merged(work, space, head)
+    return head
+
+
+def into(repo: Path, branch: str = "main") -> BringRequest:
+    return BringRequest(repo=str(repo), plan=P, branch=branch)
+
+
+async def test_a_plan_comes_into_a_branch_that_is_not_checked_out(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    git(repo, "branch", "next")
+    work = spaces(tmp_path)
+    head = await planned(work, repo, {"n.txt": "n\n"})
+    (repo / "a.txt").write_text("the user's change\n")
+    before = fingerprint(repo)
+    found = await work.bring(into(repo, "next"))
+    assert (found.result, found.forward, found.head, found.checkout) == ("merged", True, head, "")
+    assert git(repo, "rev-parse", "next") == head
+    git(repo, "branch", "-f", "next", "main")
+    assert fingerprint(repo) == before
+    assert (await work.bring(into(repo, "next"))).result == "merged"
+    assert (await work.bring(into(repo, "next"))).result == "nothing"
+
+
+async def test_a_clean_checkout_of_the_branch_follows(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    head = await planned(work, repo, {"n.txt": "n\n", "src/b.txt": "changed\n"})
+    (repo / "mine.txt").write_text("mine\n")
+    git(repo, "add", "mine.txt")
+    git(repo, "commit", "-qm", "meanwhile")
+    old = git(repo, "rev-parse", "HEAD")
+    (repo / "untracked").write_text("stays\n")
+    found = await work.bring(into(repo))
+    assert (found.result, found.forward, found.checkout) == ("merged", False, str(repo))
+    assert git(repo, "show", "-s", "--format=%P", "main").split() == [old, head]
+    assert git(repo, "status", "--porcelain") == "?? untracked"
+    assert [(repo / name).read_text() for name in ("n.txt", "src/b.txt", "mine.txt")] == ["n\n", "changed\n", "mine\n"]
+
+
+@pytest.mark.parametrize("trouble", ["changed", "staged", "in the way", "ours", "none", "merging", "conflict"])
+async def test_what_stands_against_it_leaves_everything_as_it_is(tmp_path: Path, trouble: str) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    await planned(work, repo, {"n.txt": "n\n", "a.txt": "the plan's\n"})
+    branch, expected = "main", Refused
+    if trouble in ("changed", "staged", "conflict"):
+        (repo / ("a.txt" if trouble == "conflict" else "src/b.txt")).write_text("the user's\n")
+    if trouble == "staged":
+        git(repo, "add", "-A")
+    elif trouble == "conflict":
+        git(repo, "commit", "-qam", "meanwhile")
+    elif trouble == "in the way":
+        (repo / "n.txt").write_text("the user's\n")
+    elif trouble == "ours":
+        branch = "orchestra/p/merged"
+    elif trouble == "none":
+        branch, expected = "nowhere", NotFound
+    elif trouble == "merging":
+        (repo / ".git" / "MERGE_HEAD").write_text(git(repo, "rev-parse", "HEAD"))
+    before = fingerprint(repo)
+    if trouble == "conflict":
+        found = await work.bring(into(repo))
+        assert (found.result, found.files) == ("conflict", ("a.txt",))
+    else:
+        with pytest.raises(expected) as caught:
+            await work.bring(into(repo, branch))
+        assert caught.value.hint
+    assert {name: text.split(" ")[0] for name, text in fingerprint(repo).items() if not name.endswith("/index")} == {
+        name: text.split(" ")[0] for name, text in before.items() if not name.endswith("/index")
+    }
+
+
+async def test_a_checkout_goes_back_when_the_branch_cannot_move(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path, lock_ms=100)
+    await planned(work, repo, {"n.txt": "n\n", "a.txt": "the plan's\n"})
+    lock = repo / ".git" / "refs" / "heads" / "main.lock"
+    lock.write_text("")
+    with pytest.raises(NodeFailed, match="lock"):
+        await work.bring(into(repo))
+    lock.unlink()
+    assert git(repo, "status", "--porcelain") == ""
+    assert ((repo / "a.txt").read_text(), (repo / "n.txt").exists()) == ("one\n", False)
+    assert (await work.bring(into(repo))).result == "merged"
 
 
 # --- letting go ---------------------------------------------------------------------------------------------------------
@@ -311,6 +476,39 @@ async def test_tidying_looks_first_and_keeps_what_is_not_merged(tmp_path: Path) 
 
 
 # --- several at one repository ------------------------------------------------------------------------------------------
+
+
+async def test_what_was_made_just_now_stays(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = spaces(tmp_path)
+    await made(work, repo)
+    (entry,) = (await work.tidy(TidyRequest(quota_bytes=0, age_ms=0, fresh_ms=FOREVER_MS, dry_run=False))).entries
+    assert (entry.action, entry.why) == ("keep", "it was made just now")
+
+
+async def test_refs_of_unmerged_work_are_forgotten_by_age_when_asked_and_only_our_own(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work, other = spaces(tmp_path), spaces(tmp_path, owner="ba9876543210", folder="other")
+    for owner, task in ((work, "p/t"), (work, "q/t"), (other, "r/t")):
+        space = await made(owner, repo, task)
+        at(space, "n").write_text("not merged\n")
+        assert (await owner.discard(space.attempt)).kept
+    refs = [f"refs/orchestra/salvage/{plan}/t.1" for plan in "pqr"]
+    commits = {ref: git(repo, "rev-parse", ref) for ref in refs}
+    asked = PruneRequest(repos=((str(repo), False), (str(repo / "src"), False), (str(tmp_path / "gone"), False)), age_ms=FOREVER_MS)
+    assert {(each.ref, each.action) for each in await work.prune(asked)} == {(ref, "keep") for ref in refs}
+    old = msgspec.structs.replace(asked, age_ms=0, live=(PlanId("q"),))
+    dry = await work.prune(old)
+    assert [(each.ref, each.action, each.why) for each in dry] == [
+        (refs[0], "remove", "old"),
+        (refs[1], "keep", "its plan is not over"),
+        (refs[2], "keep", "another orchestra may have put it there"),
+    ]
+    assert {each.ref: each.commit for each in dry} == commits
+    assert git(repo, "for-each-ref", "--format=%(refname)", "refs/orchestra").splitlines() == refs
+    assert [each.action for each in await work.prune(msgspec.structs.replace(old, dry_run=False))] == ["remove", "keep", "keep"]
+    assert git(repo, "for-each-ref", "--format=%(refname)", "refs/orchestra").splitlines() == refs[1:]
+    git(repo, "update-ref", refs[0], commits[refs[0]])  # as long as git has it, it can be had back
 
 
 async def test_two_orchestras_with_the_same_plan_do_not_meet(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import orchestra.workspaces.remote as remote
 from orchestra.errors import NodeFailed
 from orchestra.ids import AttemptId
 from orchestra.nodes.transport import Channel, LocalTransport
-from orchestra.workspace import MergeRequest, WorkFailure, WorkRequest, Workspace
+from orchestra.workspace import CheckoutRequest, MergeRequest, PruneRequest, TidyRequest, WorkFailure, WorkRequest, Workspace
 from orchestra.workspaces.calling import MachineOptions
 from orchestra.workspaces.machine import WorkspaceOptions
 from orchestra.workspaces.remote import RemoteWorkspaces, Site
@@ -229,3 +229,40 @@ async def test_a_transfer_that_broke_off_is_tried_again_once(tmp_path: Path, mon
     assert (await failed(work, wanted(repo))).code == "failed"
     breaks[0] = 1
     assert (await made(work, wanted(repo))).fresh
+
+
+async def test_a_merge_is_checked_where_the_work_was_done(tmp_path: Path, home: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = reached(tmp_path)
+    one, two = await made(work, wanted(repo / "src", attempt("p/a"))), await made(work, wanted(repo / "src", attempt("p/b")))
+    assert await merged(work, one, await done(work, one, "a.new", "a")) == "merged"
+    asked = MergeRequest(repo=two.repo, attempt=two.attempt, head=await done(work, two, "b.new", "b"), hold=True, here=True)
+    held = await work.merge(asked)
+    assert held.result == "held"
+    seen = await work.checkout(CheckoutRequest(repo=two.repo, attempt=two.attempt, commit=held.head, here=True))
+    assert seen.path.startswith(str(home / "node"))
+    assert (inside(seen, "a.new").read_text(), inside(seen, "b.new").read_text()) == ("a", "b")
+    await work.drop_checkout(two.attempt)
+    assert not inside(seen).exists()
+    result = await work.merge(msgspec.structs.replace(asked, hold=False, expected=held.old, proven=held.head))
+    assert (result.result, git(repo, "rev-parse", "orchestra/p/merged")) == ("merged", held.head)
+
+
+async def test_workspaces_and_refs_of_a_node_are_let_go_by_age(tmp_path: Path, home: Path) -> None:
+    repo = make_repo(tmp_path / "repo")
+    work = reached(tmp_path)
+    space = await made(work, wanted(repo))
+    head = await done(work, space, "n.txt", "not merged")
+    inside(space, "more").write_text("not collected")
+    (entry,) = (await work.tidy(TidyRequest(quota_bytes=1 << 40, age_ms=0, dry_run=False))).entries
+    assert (entry.action, entry.kept, inside(space).exists()) == ("remove", "refs/orchestra/salvage/p/t.1", False)
+    asked = PruneRequest(repos=((str(repo), True), (str(tmp_path / "gone"), True)), age_ms=0)
+    there = [(each.ref, each.action, each.here) for each in await work.prune(asked)]
+    assert there == [
+        ("refs/orchestra/salvage/p/t.1", "remove", False),
+        ("refs/orchestra/results/p/t.1", "keep", True),
+    ], "what came home is kept while nobody knows whose plan it is"
+    await work.merge(MergeRequest(repo=str(repo), attempt=space.attempt, head=head, here=True))
+    assert {each.action for each in await work.prune(msgspec.structs.replace(asked, dry_run=False))} == {"remove"}
+    assert git(repo, "for-each-ref", "refs/orchestra") == ""
+    assert git(next((home / "node" / "repos").iterdir()), "for-each-ref", "refs/orchestra") == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,22 @@ async def test_a_repository_goes_to_a_node_and_its_work_comes_back(tmp_path: Pat
     assert 0 < more.bytes < 2_000
     assert git(mirror, "rev-parse", "start") == git(repo, "rev-parse", "HEAD")
     git(repo, "fsck", "--strict")
+    git(mirror, "fsck", "--strict")
+
+
+@pytest.mark.parametrize("left", [(), ("refs",), ("refs", "config"), ("refs", "config", "HEAD")], ids=len)
+async def test_a_copy_that_was_killed_while_it_was_made_is_made_whole(tmp_path: Path, left: tuple[str, ...]) -> None:
+    repo = make_repo(tmp_path / "repo")
+    git(tmp_path / "home", "init", "-q")  # whose folder is a repository itself must not be taken for it
+    here, there = ends(tmp_path, repo)
+    mirror = tmp_path / "home" / "node" / "repos" / "app.git"
+    mirror.mkdir(parents=True)
+    git(mirror, "init", "-q", "--bare", ".")
+    for path in mirror.iterdir():
+        if path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    sent = await send_repo(here, there)
+    assert git(mirror, "rev-parse", "start") == sent.refs["refs/heads/start"]
     git(mirror, "fsck", "--strict")
 
 

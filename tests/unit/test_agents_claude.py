@@ -116,7 +116,7 @@ def test_a_setting_that_cannot_be_is_refused_by_its_name(settings: dict[str, str
 
 def test_an_unknown_setting_is_told_with_the_nearest() -> None:
     with pytest.raises(BadInput, match="did you mean 'model'"):
-        launch(settings={"modle": "x"})
+        launch(settings={"modell": "x"})
 
 
 def test_a_task_may_name_its_model_but_no_option() -> None:

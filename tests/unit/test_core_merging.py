@@ -62,12 +62,25 @@ def test_a_conflict_goes_back_once_with_both_sides_and_then_somebody_has_to_look
     assert (bench.status("p/a"), bench.task("p/a").feedback, bench.task("p/a").failures) == ("assigned", "both sides", 0)
     bench.begin("p/a", 2)
     bench.finish("p/a", 2)
+    assert unwanted_work(bench.task("p/a")) == [1], "it was not let go of yet, and nobody merges it any more"
     bench.do(conflict(2))
+    assert unwanted_work(bench.task("p/a")) == [1, 2]
     assert bench.status("p/a") == "failed"
     assert "f.py" in bench.task("p/a").reason
     assert bench.status("p/b") == "cancelled"
     bench.do(c.RetryTask(A))
     assert bench.task("p/a").conflicts == 0
+
+
+def test_work_that_fails_its_checks_together_with_others_goes_back_once_too() -> None:
+    bench = merging()
+    quarrel = c.MergeConflicted(A, 1, (), "what the check said", ("tests",))
+    bench.do(quarrel)
+    assert (bench.status("p/a"), bench.task("p/a").feedback, bench.task("p/a").conflicts) == ("assigned", "what the check said", 1)
+    bench.begin("p/a", 2)
+    bench.finish("p/a", 2)
+    bench.do(c.MergeConflicted(A, 2, ("f.py",), "both sides"))
+    assert bench.status("p/a") == "failed", "one of either kind is all it gets"
 
 
 def test_what_a_merge_came_to_counts_only_for_the_attempt_that_is_merged() -> None:
@@ -91,8 +104,10 @@ def test_a_merge_that_failed_is_tried_with_another_attempt_or_ends_the_task() ->
 
 def test_cancelling_ends_a_merge() -> None:
     bench = merging()
+    bench.effects.clear()
     bench.do(c.CancelTask(A, "not wanted"))
     assert bench.status("p/a") == "cancelled"
+    assert [effect.attempt for effect in bench.effects if isinstance(effect, DropWork)] == [1], "what it did is let go, and kept"
     assert bench.do(done()) == []
 
 
@@ -102,6 +117,27 @@ def test_a_shutdown_waits_for_merges() -> None:
     assert bench.state.lifecycle.value == "draining"
     bench.do(done())
     assert bench.state.lifecycle.value == "terminated"
+
+
+def test_a_shutdown_without_grace_leaves_merges_to_the_next_start() -> None:
+    bench = merging()
+    bench.do(c.CancelTask(B, "no"), c.ShutDown(drain=False, graceful=False, timeout_ms=60_000))
+    assert (bench.state.lifecycle.value, bench.status("p/a")) == ("terminated", "merging")
+    bench.do(done())
+    assert bench.status("p/a") == "completed"
+
+
+def test_what_a_beaten_replica_did_is_let_go() -> None:
+    bench = Bench(make_agents(2))
+    bench.submit(make_task("a", isolated=True, replicas=2))
+    for number in (1, 2):
+        bench.begin("p/a", number)
+    bench.finish("p/a", 1)
+    assert unwanted_work(bench.task("p/a")) == [], "nothing is decided while another one is at it"
+    bench.finish("p/a", 2)
+    winner = bench.task("p/a").merging
+    bench.do(done(winner))
+    assert [effect.attempt for effect in bench.effects if isinstance(effect, DropWork)] == [3 - winner], "once"
 
 
 def test_work_on_a_machine_that_is_out_of_sight_is_given_up_after_the_grace() -> None:

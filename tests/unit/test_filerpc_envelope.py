@@ -32,6 +32,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "shutdown": {"graceful": True, "drain_tasks": False, "timeout_seconds": 300},
     "cancel": {"task_id": "TASK-7d4e", "reason": "not needed"},
     "estimate_cost": {"task": "Implement feature X", "agents": 10, "estimated_tokens": 50_000},
+    "answer": {"task_id": "TASK-7d4e", "text": "yes", "question": 2},
 }
 
 

@@ -18,6 +18,7 @@ from orchestra.errors import SettingsInvalid
 from orchestra.ids import AgentId, AttemptId, NodeId, TaskId
 from orchestra.root import Root
 from orchestra.settings import load
+from orchestra.workspace import Workspace
 
 KEYS = {"ANTHROPIC_API_KEY": "a", "OPENAI_API_KEY": "b"}
 ACCESS = Access("http://127.0.0.1:9", "orc-token", ("anthropic", "openai"))
@@ -109,6 +110,19 @@ def test_an_attempt_gets_the_token_and_no_key(kind: str) -> None:
     assert not {"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "OPENAI_API_KEY", "CODEX_API_KEY"} & set(
         made["env_pass"]
     )
+
+
+def test_checks_that_run_again_get_neither_a_pass_nor_a_key() -> None:
+    spec = TaskSpec(TaskId("p/a"), "", Payload("analysis", "x"), kind="claude", env={"ANTHROPIC_API_KEY": "sk-own", "OWN": "stays"})
+    attempt, slot = AttemptId(spec.id, 1), AgentSpec(AgentId(1), NodeId("local"))
+    place = Workspace(attempt=attempt, kind="git", repo="/r", path="/w", cwd="/w/sub")
+    keys = {"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"}
+    behind = OrderMaker(adapter_for, OrderOptions(gateway_kinds={"claude": ("anthropic",)}))
+    made = behind.make_checks(spec, attempt, slot, remote=False, place=place).spec
+    assert not keys & {*made["env_pass"], *made["env"]}
+    assert (made["env"]["OWN"], made["cwd"]) == ("stays", "/w/sub")
+    without = OrderMaker(adapter_for, OrderOptions()).make_checks(spec, attempt, slot, remote=False, place=place).spec
+    assert without["env"]["ANTHROPIC_API_KEY"] == "sk-own", "as the attempt had it"
 
 
 def test_clis_leave_waiting_and_trying_to_the_gateway() -> None:

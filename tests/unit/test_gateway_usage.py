@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import zlib
 from typing import Any
 
@@ -15,6 +16,11 @@ from orchestra.protocol.sse import EVENT_BYTES_MAX, SseEvent, SseParser
 from orchestra.protocol.usage import Scan
 from orchestra.protocol.usage_request import inflate, read_asked
 from orchestra.testing.upstream import anthropic_chunks, event
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 GUESS = Usage(input_tokens=1_000, output_tokens=5)
 
@@ -192,6 +198,21 @@ def test_requests_that_two_parsers_could_read_in_two_ways(body: bytes, field: st
 def test_a_huge_number_is_no_crash() -> None:
     with pytest.raises(BadInput):
         read_asked(b'{"model":"m","max_tokens":' + b"9" * 5_000 + b"}")
+
+
+def test_a_request_in_zstd_is_inflated_within_bounds() -> None:
+    assert inflate(zstd.compress(b"{}"), "zstd", 100) == b"{}"
+    bomb = zstd.compress(bytes(64 << 20))
+    wide = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 28})
+    for body, words in (
+        (bomb, "inflates to more"),
+        (zstd.compress(b"{}") * 2, "something follows"),
+        (zstd.compress(b"{}")[:-1], "not complete"),
+        (b"{}", "damaged"),
+        (wide.compress(b"x", mode=wide.FLUSH_BLOCK) + wide.flush(), "damaged"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            inflate(body, "zstd", 100)
 
 
 def test_a_request_is_inflated_within_bounds() -> None:

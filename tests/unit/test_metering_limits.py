@@ -219,7 +219,7 @@ def test_too_many_halves_the_ramp_and_success_widens_it() -> None:
         group.settle_refused(each, 7_000)
     for _ in range(32):
         group.went_well()
-    assert group.ramp.allowed in {32, 33}
+    assert group.ramp.allowed == 40, "a quarter more for a round"
     for _ in range(5_000):
         group.went_well()
     assert group.ramp.allowed == 64

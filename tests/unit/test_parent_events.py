@@ -157,3 +157,21 @@ def test_a_fleet_that_comes_up_the_first_time_tells_nothing() -> None:
 def test_a_failed_start_is_an_error() -> None:
     told = ParentEvents().of(State(), Happened(1, 0, e.InitFailed("no worker came up")))
     assert told == Told("unrecoverable_error", "critical", {"reason": "no worker came up"})
+
+
+def test_a_question_and_its_answer_are_told_with_the_time_between() -> None:
+    teller = Teller(1)
+    teller.bench.submit(make_task("a"))
+    teller.bench.begin("p/a")
+    told = teller.do(c.AttemptAsks(TaskId("p/a"), 1, "May it use Write?", 3))
+    assert [(each.event, each.severity) for each in told] == [("task_waiting", "high")]
+    assert told[0].values == {
+        "task_id": "p/a",
+        "attempt": 1,
+        "question": "May it use Write?",
+        "question_number": 3,
+        "remedy": 'orchestra task answer p/a "..."',
+    }
+    teller.bench.now_ms += 61_000
+    told = teller.do(c.AttemptGoesOn(TaskId("p/a"), 1))
+    assert told == [Told("task_answered", "info", {"task_id": "p/a", "attempt": 1, "waited_seconds": 61})]

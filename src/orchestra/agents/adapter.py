@@ -17,6 +17,8 @@ ATTEMPT_DIR: Final = "@attempt/"
 """Prefix of an argument or environment value that names a file in the attempt's folder; the node puts the real path there."""
 STAGE_DIR: Final = "@stage/"
 """The same for a file that was pushed to the node with the worker."""
+PYTHON: Final = "@python"
+"""Stands for the node's interpreter."""
 SPACE_DIR: Final = "@space/"
 """Prefix of a working folder that the node makes for tasks with the same workspace."""
 AGENT_DIR: Final = "@agent/"
@@ -78,7 +80,9 @@ class Signal(msgspec.Struct, frozen=True):
     """Consumption so far, in all."""
     session: str = ""
     waiting_for: str = ""
-    """A question it waits to be answered, or empty."""
+    """A question it waits to be answered, or empty; any later signal says that it goes on."""
+    number: int = 0
+    """Which question of the attempt that is; 0 where they are not counted."""
 
 
 class Exit(msgspec.Struct, frozen=True):

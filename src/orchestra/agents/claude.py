@@ -1,4 +1,5 @@
-"""Kind `claude`: Claude Code, headless. The prompt goes in by standard input, JSON lines come out, the last of type `result` says how it went.
+"""Kind `claude`: Claude Code. Headless, the prompt goes in by standard input, JSON lines come out, the last of type `result` says how it went.
+In mode `interactive` it runs in a terminal of its own (`stage/claude_terminal.py`), from which the same lines come.
 
 Each agent has a configuration folder of its own, and a runtime folder: there lies the socket by which one Claude Code could write to another.
 
@@ -20,10 +21,13 @@ from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, impos
 from orchestra.agents.kindsettings import KindSettings, plain_word
 from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, cost_left, prompt_of, wish
 from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, COST_USD, SESSION_CHARACTERS_MAX, count_of, exit_without_tail, text_of
+from orchestra.agents.staged import WAITING_SIGNALS, stage_program, waiting_signal
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
+from orchestra.errors import BadInput
 from orchestra.quantity import usd_micros
 
 SETTINGS: Final = (
+    "mode",
     "model",
     "fallback_model",
     "effort",
@@ -38,6 +42,10 @@ SETTINGS: Final = (
     "append_system_prompt",
     "base_url",
 )
+MODES: Final = ("headless", "interactive")
+PRINT_ONLY: Final = ("max_turns", "fallback_model")
+"""What the CLI knows with `-p` only."""
+SIGNALS: Final = ("system", "assistant", "rate_limit_event", "result")
 PERMISSION_MODES: Final = ("bypassPermissions", "acceptEdits", "auto", "default", "dontAsk", "manual", "plan")
 RETRIES_DEFAULT: Final = 10
 """The CLI's own: about three minutes of waiting in all."""
@@ -183,6 +191,24 @@ def waiting(end: Exit) -> Cause | None:
     return named or of_status(last.get("error_status")) or Cause.NETWORK
 
 
+def check_interactive(spec: TaskSpec, settings: KindSettings, *, through: bool) -> None:
+    """Refuses what the CLI heeds with `-p` only, as it would say nothing about it. A limit of cost is kept by the gateway, if it goes `through` one.
+
+    Raises:
+        BadInput: Something of that kind is asked for.
+    """
+    for name in PRINT_ONLY:
+        if settings.text(name):
+            raise BadInput(
+                "does nothing in mode interactive",
+                field=settings.field(name),
+                hint=f"leave it out, or set {settings.field('mode')} to headless",
+            )
+    if spec.cost_usd_micros_max and not through:
+        hint = f"use the gateway, which keeps it, or set {settings.field('mode')} to headless"
+        raise BadInput("is not kept by Claude Code in mode interactive", field="constraints.max_cost_dollars", hint=hint)
+
+
 class Claude:
     """The kind's adapter; it has no state."""
 
@@ -195,10 +221,15 @@ class Claude:
     def launch(self, spec: TaskSpec, context: Context) -> Launch:
         """Returns the process. The prompt is a file, and a session of an earlier attempt is gone on with if there is one."""
         settings = KindSettings(self.kind, context.settings, SETTINGS)
+        interactive = settings.choice("mode", MODES[0], MODES) == "interactive"
+        through = context.access is not None and "anthropic" in context.access.apis
+        if interactive:
+            check_interactive(spec, settings, through=through)
         options, files = self._options(spec, settings), {PROMPT_FILE: prompt_of(spec)}
         session = plain_word(context.session, field="session")
         options += ["--resume", session] if session else ["--session-id", session_of(spec, context)]
-        if left := cost_left(spec, context):
+        left = cost_left(spec, context)
+        if left and not interactive:
             options += ["--max-budget-usd", left]  # it counts from its own start, also in a resumed session
         mcp = settings.text("mcp_config")
         if mcp.startswith("{"):
@@ -206,24 +237,28 @@ class Claude:
             options += ["--mcp-config", f"{ATTEMPT_DIR}mcp.json"]
         elif mcp:
             options += ["--mcp-config", plain_word(mcp, field=settings.field("mcp_config"))]
+        options += ["--strict-mcp-config"]
+        headless = ("claude", "-p", "--output-format", "stream-json", "--verbose", *options)
+        return Launch(
+            argv=stage_program("claude_terminal", ATTEMPT_DIR, "claude", *options) if interactive else headless,
+            files=files,
+            agent_files={"claude/.claude.json": msgspec.json.encode(SEEDED).decode()},
+            env={**self._env(settings, through=through), **spec.env},
+            env_pass=self.variables,
+            stdin="screen" if interactive else "prompt",
+            view="json",
+            signals=(*SIGNALS, *WAITING_SIGNALS) if interactive else SIGNALS,
+            success=SuccessRule(signal_type="result", signal_fields={"is_error": False}),
+        )
+
+    def _env(self, settings: KindSettings, *, through: bool) -> dict[str, str]:
         env = {**QUIET, "CLAUDE_CONFIG_DIR": f"{AGENT_DIR}claude", "XDG_RUNTIME_DIR": f"{AGENT_DIR}run"}
-        through = context.access is not None and "anthropic" in context.access.apis
         env["CLAUDE_CODE_MAX_RETRIES"] = str(settings.number("max_retries", RETRIES if through else RETRIES_DEFAULT, most=100))
         if (url := settings.text("base_url")) and not through:  # the gateway goes there
             env["ANTHROPIC_BASE_URL"] = url
         if settings.flag("allow_root"):
             env["IS_SANDBOX"] = "1"
-        return Launch(
-            argv=("claude", "-p", "--output-format", "stream-json", "--verbose", *options, "--strict-mcp-config"),
-            files=files,
-            agent_files={"claude/.claude.json": msgspec.json.encode(SEEDED).decode()},
-            env={**env, **spec.env},
-            env_pass=self.variables,
-            stdin="prompt",
-            view="json",
-            signals=("system", "assistant", "rate_limit_event", "result"),
-            success=SuccessRule(signal_type="result", signal_fields={"is_error": False}),
-        )
+        return env
 
     def _options(self, spec: TaskSpec, settings: KindSettings) -> list[str]:
         """Returns what the settings ask for; a task's own `model` wins."""
@@ -253,6 +288,8 @@ class Claude:
                 return Signal(f"{what}, waits {-(-count_of(line.get('retry_delay_ms')) // 1000)} s", session=session)
             case "system", "permission_denied":
                 return Signal(f"not allowed: {text_of(line.get('tool_name'), ACTIVITY_CHARACTERS_MAX)}", session=session)
+            case "waiting" | "answered", _:
+                return waiting_signal(line, session)
             case "assistant", _:
                 activity = _activity(line)
                 return Signal(activity, session=session) if activity else None
@@ -315,7 +352,7 @@ def _without_result(end: Exit, usage: Usage, session: str) -> Verdict:
     complaint = "" if "system" in end.last else " ".join(end.tail)
     if ROOT_REFUSED in complaint:
         return failed(Cause.CONFIG, ROOT_HINT, usage, session)
-    if "already in use" in complaint:
+    if "already in use" in complaint or "No conversation found" in complaint:
         return failed(Cause.SESSION, complaint, usage, session)
     if end.code == 1 and complaint.startswith(COMPLAINTS):
         return failed(Cause.CONFIG, exit_in_words(end), usage, session)

@@ -1,4 +1,5 @@
 """Kind `codex`: the Codex CLI, headless (`codex exec`). The prompt goes in by standard input, JSON lines come out.
+In mode `interactive` it is `codex app-server`, spoken to by `stage/codex_server.py`, from which the same lines come.
 
 Success is exit code 0 AND a line `turn.completed`. The usage in it counts from the beginning of the session, so a verdict says so. The CLI names no cost.
 """
@@ -16,9 +17,14 @@ from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, impos
 from orchestra.agents.kindsettings import KindSettings, plain_word
 from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, prompt_of, wish
 from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, SESSION_CHARACTERS_MAX, count_of, exit_without_tail, text_of
+from orchestra.agents.returning import RETURN_FOLDER
+from orchestra.agents.staged import WAITING_SIGNALS, stage_program, waiting_signal
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
+from orchestra.errors import BadInput
 
 SETTINGS: Final = (
+    "mode",
+    "approval_policy",
     "model",
     "effort",
     "sandbox",
@@ -28,6 +34,9 @@ SETTINGS: Final = (
     "stream_max_retries",
     "stream_idle_timeout_ms",
 )
+MODES: Final = ("headless", "interactive")
+APPROVALS: Final = ("never", "on-request", "untrusted")
+SIGNALS: Final = ("thread.started", "item.started", "item.completed", "error", "turn.completed", "turn.failed")
 SANDBOXES: Final = ("bypass", "read-only", "workspace-write", "danger-full-access")
 KEY_VARIABLE: Final = "OPENAI_API_KEY"
 LOGIN_VARIABLE: Final = "CODEX_API_KEY"
@@ -59,6 +68,7 @@ def config_of(settings: KindSettings) -> str:
         "plugins = false",
         "daemon_auto_start = false",
         "shell_snapshot = false",
+        *(["default_mode_request_user_input = true"] if settings.text("mode") == "interactive" else []),
         "",
         "[analytics]",
         "enabled = false",
@@ -133,31 +143,51 @@ class Codex:
         """Returns the process. The prompt is a file, and a session of an earlier attempt is gone on with if there is one."""
         settings = KindSettings(self.kind, through_gateway(context.settings, context.access), SETTINGS)
         sandbox = settings.choice("sandbox", SANDBOXES[0], SANDBOXES)
-        if sandbox == "bypass":
-            options = ["--dangerously-bypass-approvals-and-sandbox"]
-        else:
-            options = ["-c", f"sandbox_mode={toml_text(sandbox)}", "-c", 'approval_policy="never"']
+        approval = settings.choice("approval_policy", APPROVALS[0], APPROVALS)
+        interactive = settings.choice("mode", MODES[0], MODES) == "interactive"
+        if approval != "never" and not interactive:
+            hint = f"set {settings.field('mode')} to interactive"
+            raise BadInput("asks, and headless nobody can answer", field=settings.field("approval_policy"), hint=hint)
         model = plain_word(wish(spec, "model"), field="requirements.model") or settings.word("model")
-        options += ["-m", model] if model else []
         session = plain_word(context.session, field="session")
+        if interactive:
+            argv = self._interactive(sandbox, approval, model, session)
+        else:
+            argv = self._headless(sandbox, model, session, returns=bool(spec.returns))
         return Launch(
-            argv=(
-                *("codex", "exec", "--json", "--skip-git-repo-check", *options, "-o", f"{ATTEMPT_DIR}last.txt"),
-                *(("resume", session) if session else ()),
-            ),
+            argv=argv,
             files={PROMPT_FILE: prompt_of(spec)},
             agent_files={"codex/config.toml": config_of(settings)},
             env={"CODEX_HOME": f"{AGENT_DIR}codex", **spec.env},
             env_pass=(*dict.fromkeys((key_variable(settings), LOGIN_VARIABLE)), *PROXY_VARIABLES),
-            stdin="prompt",
+            stdin="pane" if interactive else "prompt",
             view="json",
-            signals=("thread.started", "item.started", "item.completed", "error", "turn.completed", "turn.failed"),
+            signals=(*SIGNALS, *WAITING_SIGNALS) if interactive else SIGNALS,
             success=SuccessRule(signal_type="turn.completed"),
         )
+
+    @staticmethod
+    def _headless(sandbox: str, model: str, session: str, *, returns: bool) -> tuple[str, ...]:
+        if sandbox == "bypass":
+            options = ["--dangerously-bypass-approvals-and-sandbox"]
+        else:
+            options = ["-c", f"sandbox_mode={toml_text(sandbox)}", "-c", 'approval_policy="never"']
+            options += ["--add-dir", f"{ATTEMPT_DIR}{RETURN_FOLDER}"] if returns else []
+        options += ["-m", model] if model else []
+        resumed = ("resume", session) if session else ()
+        return ("codex", "exec", "--json", "--skip-git-repo-check", *options, "-o", f"{ATTEMPT_DIR}last.txt", *resumed)
+
+    @staticmethod
+    def _interactive(sandbox: str, approval: str, model: str, session: str) -> tuple[str, ...]:
+        thread = {"sandbox": "danger-full-access" if sandbox == "bypass" else sandbox, "approvalPolicy": approval}
+        thread |= {name: value for name, value in (("model", model), ("threadId", session)) if value}
+        return stage_program("codex_server", f"{ATTEMPT_DIR}{PROMPT_FILE}", msgspec.json.encode(thread).decode(), "codex", "app-server")
 
     def signal(self, line: dict[str, Any]) -> Signal | None:
         """Returns what a line tells. An `error` may be no more than a connection that is made again."""
         match line.get("type"):
+            case "waiting" | "answered":
+                return waiting_signal(line)
             case "thread.started":
                 return Signal("started", session=text_of(line.get("thread_id"), SESSION_CHARACTERS_MAX))
             case "item.started" | "item.completed":
@@ -176,7 +206,7 @@ class Codex:
     def verdict(self, spec: TaskSpec, end: Exit) -> Verdict:
         """Returns done only for exit code 0 with a completed turn."""
         completed, stopped = end.last.get("turn.completed"), end.last.get("turn.failed")
-        usage = usage_of(completed or {})
+        usage = usage_of(completed or stopped or {})
         session = text_of(end.last.get("thread.started", {}).get("thread_id"), SESSION_CHARACTERS_MAX)
         summary = _summary(end)
         if (decided := imposed(end)) is not None:
@@ -185,7 +215,8 @@ class Codex:
             found = Verdict(decided.kind, why, usage, session)
         elif stopped is not None:
             message = message_of(stopped)
-            found = failed(of_message(message) or Cause.CRASHED, in_words(message), usage, session, summary)
+            unknown = Cause.SESSION if message.startswith("thread/resume: ") else None
+            found = failed(unknown or of_message(message) or Cause.CRASHED, in_words(message), usage, session, summary)
         elif completed is None:
             found = _without_turn(end, usage, session)
         elif end.code != 0 or end.signal:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestra import __version__
 from orchestra.agents.registry import adapter_for
-from orchestra.app import App, Workbench
+from orchestra.app import App
 from orchestra.bootstrap.gateways import Plan as GatewayPlan
 from orchestra.bootstrap.gateways import make_gatekeeper, plan_gateway
 from orchestra.bootstrap.logs import start_logging, stop_logging
@@ -36,6 +36,7 @@ from orchestra.bootstrap.wiring import (
     milliseconds,
     order_options,
     policy,
+    return_options,
     rpc_options,
 )
 from orchestra.clock import Clock
@@ -53,6 +54,7 @@ from orchestra.engine.kernel import Kernel, collection_paused
 from orchestra.engine.loop import Loop
 from orchestra.engine.merger import Merger
 from orchestra.engine.orders import OrderMaker
+from orchestra.engine.prover import Prover
 from orchestra.engine.services import Service, ServiceGroup
 from orchestra.engine.translate import Translator
 from orchestra.errors import OrchestraError
@@ -63,7 +65,7 @@ from orchestra.keeper import Keeper
 from orchestra.ledger import Ledger
 from orchestra.ledgers.care import backup
 from orchestra.ledgers.sqlite import SqliteLedger
-from orchestra.node import NodeFacts
+from orchestra.node import Node, NodeFacts
 from orchestra.projector import Projector
 from orchestra.reporting.html import render_html
 from orchestra.reporting.markdown import render_markdown
@@ -72,6 +74,7 @@ from orchestra.scheduling.admission import Load
 from orchestra.settings import Settings
 from orchestra.viewing import Lens
 from orchestra.views import ReportData
+from orchestra.workbench import Workbench
 from orchestra.workspace import Workspaces
 
 log = logging.getLogger(__name__)
@@ -116,6 +119,7 @@ class Coordinator:
         started = time.monotonic()
         kernel = restore_kernel(self._ledger, limits)
         kernel.admission = admission_options(self._settings)
+        kernel.scheduler.serialise_overlaps = self._settings.workspaces.serialise_overlaps
         log.info("ledger-folded", extra={"events": kernel.state.seq, "ms": int((time.monotonic() - started) * 1000)})
         self.loop = Loop(
             kernel,
@@ -139,11 +143,17 @@ class Coordinator:
         self.loop.listen(self._board.on_events)
         self._gatekeeper = None if plan is None else make_gatekeeper(plan, self.root, self.loop, self._clock)
         self._gateway_apis = () if plan is None else tuple(dict.fromkeys(plan.options.upstreams.values()))
-        self._translator = Translator(lambda: self.loop.state, adapter_for, None if self._gatekeeper is None else self._gatekeeper.excuse)
+        self._translator = Translator(
+            lambda: self.loop.state,
+            adapter_for,
+            None if self._gatekeeper is None else self._gatekeeper.excuse,
+            return_options(self._settings),
+        )
         self._orders = OrderMaker(adapter_for, order_options(self._settings, {} if plan is None else plan.options.kinds))
         self.app = App(self._bench(), app_options(self._settings, self.root))
         self._keeper = Keeper(self.loop, self.root, self._drivers.get, self.app.costs.settled_of, keeper_options(self._settings))
-        self._merger = Merger(self.loop, self._clock, self._workspaces_of, self._keeper.keep_work)
+        prover = Prover(self._node_of, self._orders) if self._settings.workspaces.verify_merges else None
+        self._merger = Merger(self.loop, self._clock, self._workspaces_of, self._keeper.keep_work, prover)
         self._projector = Projector(self.loop, self.root, self._clock, self._lens, self._facts_now)
         self._parent_events = EventFiles(self.loop, self.root, self._clock)
         file_rpc = FileRpc(self.app, self.loop, self.root, self._clock, rpc_options(self._settings))
@@ -166,6 +176,8 @@ class Coordinator:
         )
         if self._gatekeeper is not None:
             self._services.add(Service("gateway", self._gatekeeper.run))
+        if self._settings.workspaces.tidy_minutes:
+            self._services.add(Service("tidier", lambda: self.app.spaces.run(self._clock)))
         fallback = fallback_options(self._settings)
         if fallback.agents:
             keeper = LocalFallback(self.loop, self._clock, self._add_driver, self._remove_driver, fallback)
@@ -183,6 +195,7 @@ class Coordinator:
             write_report=lambda data: write_report(self.root, data),
             backup=self._backup,
             ask_gateway=None if self._gatekeeper is None else self._gatekeeper.ask,
+            spaces=lambda: {node: self._workspaces_of(node) for node in self._drivers},
         )
 
     def _lens(self) -> Lens:
@@ -202,6 +215,7 @@ class Coordinator:
             rehearsal=self._settings.rehearsal,
             loads=self.app.costs.loads,
             settled=self.app.costs.whole,
+            serialised=self._settings.workspaces.serialise_overlaps,
         )
 
     def _attempt_place(self, node: NodeId, attempt: AttemptId) -> str:
@@ -211,6 +225,10 @@ class Coordinator:
     def _workspaces_of(self, node: NodeId) -> Workspaces | None:
         driver = self._drivers.get(node)
         return driver.workspaces if driver is not None and driver.connected else None
+
+    def _node_of(self, node: NodeId) -> Node | None:
+        driver = self._drivers.get(node)
+        return driver.node if driver is not None and driver.connected else None
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 

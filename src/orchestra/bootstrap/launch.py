@@ -89,7 +89,10 @@ async def connect(root: Path) -> AsyncIterator[UseCases]:
         shelf = open_shelf(Root(root), load_settings(root, {}))
         if shelf is None:
             raise
-        yield shelf
+        try:
+            yield shelf.use_cases
+        finally:
+            await shelf.close()
         return
     async with client:
         yield cast("UseCases", client)

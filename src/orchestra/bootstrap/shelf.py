@@ -1,18 +1,19 @@
 """Reading an orchestra that is not running: the same use cases over its ledger and files, as far as they only look.
 
-Everything that would change something, or needs a window, raises CoordinatorUnreachable with the way to start one.
+What would change something, or needs a window, raises CoordinatorUnreachable with the way to start one. Only workspaces can be tidied: whatever
+is left of a run is there when it is over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Never, TypeVar, cast
+from typing import Any, NamedTuple, Never, TypeVar, cast
 
 from orchestra.agents.registry import adapter_for
-from orchestra.app import App, Workbench
+from orchestra.app import App
 from orchestra.bootstrap.coordinator import restore_kernel, write_report
-from orchestra.bootstrap.wiring import app_options, ledger_options, policy
+from orchestra.bootstrap.wiring import app_options, ledger_options, make_transport, make_workspaces, policy
 from orchestra.clocks.system import SystemClock
 from orchestra.core import commands as c
 from orchestra.core.state import State
@@ -24,16 +25,30 @@ from orchestra.errors import CoordinatorUnreachable, NotFound, PortFailed
 from orchestra.gateway.admin import ask_admin
 from orchestra.ids import NodeId
 from orchestra.ledgers.sqlite import SqliteLedger
+from orchestra.nodes.transport import Transport
 from orchestra.root import Root
 from orchestra.settings import Settings
 from orchestra.usecases import UseCases
 from orchestra.viewing import Lens
+from orchestra.workbench import Workbench
 
 R = TypeVar("R")
 NOTICE = "no coordinator is running; this is what its ledger says"
 
 
-def open_shelf(root: Root, settings: Settings) -> UseCases | None:
+class Shelf(NamedTuple):
+    """The use cases over a ledger, and what they may have opened."""
+
+    use_cases: UseCases
+    transports: Sequence[Transport]
+
+    async def close(self) -> None:
+        """Lets go of connections to machines."""
+        for transport in self.transports:
+            await transport.close()
+
+
+def open_shelf(root: Root, settings: Settings) -> Shelf | None:
     """Returns the use cases over a root's ledger, or None if it has none."""
     if not (root.ledger / "ledger.db").exists():
         return None
@@ -47,10 +62,10 @@ def open_shelf(root: Root, settings: Settings) -> UseCases | None:
 
 def open_blank(root: Path, settings: Settings) -> UseCases:
     """Returns the use cases of an orchestra that has never done anything, for what can be asked all the same."""
-    return _shelf(Root(root), settings, Kernel(policy(settings)))
+    return _shelf(Root(root), settings, Kernel(policy(settings))).use_cases
 
 
-def _shelf(root: Root, settings: Settings, kernel: Kernel) -> UseCases:
+def _shelf(root: Root, settings: Settings, kernel: Kernel) -> Shelf:
     loop = _StillLoop(kernel)
     drivers = {node: _StillDriver(root.nodes / node) for node in kernel.state.nodes}
 
@@ -62,10 +77,14 @@ def _shelf(root: Root, settings: Settings, kernel: Kernel) -> UseCases:
             result_folder=lambda task: str(root.results_of(task)),
             rpm_limit=settings.api.rate_limits.rpm,
             tpm_limit=settings.api.rate_limits.tpm,
+            serialised=settings.workspaces.serialise_overlaps,
             absent=NOTICE,
             rehearsal=settings.rehearsal,
         )
 
+    specs = [node.spec for node in kernel.state.nodes.values()]
+    transports = {spec.id: make_transport(spec, settings) for spec in specs}
+    spaces = {spec.id: make_workspaces(spec, root, transports[spec.id]) for spec in specs}
     bench = Workbench(
         loop=cast("Loop", loop),
         lens=lens,
@@ -77,8 +96,9 @@ def _shelf(root: Root, settings: Settings, kernel: Kernel) -> UseCases:
         write_report=lambda data: write_report(root, data),
         backup=_refuse,
         ask_gateway=ask_left_gateway(root),
+        spaces=lambda: spaces,
     )
-    return App(bench, app_options(settings, root))
+    return Shelf(App(bench, app_options(settings, root)), tuple(transports.values()))
 
 
 def ask_left_gateway(root: Root) -> Callable[[str, dict[str, Any]], Awaitable[Any]]:

@@ -205,6 +205,22 @@ class AttemptChecking(Command, frozen=True):
     attempt: int
 
 
+class AttemptAsks(Command, frozen=True):
+    """The agent waits for an answer."""
+
+    task: TaskId
+    attempt: int
+    question: str
+    number: int = 0
+
+
+class AttemptGoesOn(Command, frozen=True):
+    """The agent does something again; if it waited, that is over."""
+
+    task: TaskId
+    attempt: int
+
+
 class AttemptSeen(Command, frozen=True):
     """The attempt was found alive."""
 
@@ -216,6 +232,8 @@ class AttemptFinished(Command, frozen=True):
     task: TaskId
     attempt: int
     outcome: Outcome
+    planned: tuple[TaskSpec, ...] = ()
+    """The tasks of the plan it returned, under the ids they will have."""
 
 
 class MergeDone(Command, frozen=True):
@@ -229,10 +247,13 @@ class MergeDone(Command, frozen=True):
 
 
 class MergeConflicted(Command, frozen=True):
+    """The work does not go with what is in the plan's branch by now: they change the same lines, or fail these checks together."""
+
     task: TaskId
     attempt: int
     files: tuple[str, ...]
     text: str
+    checks: tuple[str, ...] = ()
 
 
 class MergeFailed(Command, frozen=True):
@@ -298,3 +319,9 @@ class Policy(msgspec.Struct, frozen=True):
     """How often a task is given back to an agent because its work conflicts, before somebody has to look."""
     scale_step: int = 10
     """Slots that a gradual scaling starts at a time."""
+    planned_tasks_max: int = 50
+    """Tasks that one returned plan may add."""
+    planning_depth_max: int = 2
+    """How many tasks may plan one another in a row."""
+    review_rounds_max: int = 1
+    """How often a review may send a task back before its refusal is final."""

@@ -121,12 +121,13 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
         case e.TaskMerging(task, attempt):
             return (MergeWork(seq, task, attempt), *_drops(state, seq, task))
         case e.AttemptEnded(task, attempt, outcome):
-            unwanted = state.tasks[task].spec.isolated and outcome.kind is not OutcomeKind.DONE
+            spec = state.tasks[task].spec
+            unwanted = spec.isolated and (outcome.kind is not OutcomeKind.DONE or spec.reviews is not None)
             return (DropWork(seq, task, attempt),) if unwanted else ()
-        case e.TaskCompleted(task) | e.TaskFailed(task):
-            return (KeepResult(seq, task),)
-        case e.TaskCancelled(task):
-            return (*_drops(state, seq, task), KeepResult(seq, task))
+        case e.TaskCompleted(task) | e.TaskFailed(task) | e.TaskCancelled(task) | e.TaskSentBack(task):
+            judged = state.tasks[task].spec.reviews if state.tasks[task].spec.judges else None  # whose result says how it was judged
+            kept = (KeepResult(seq, task), *(() if judged is None else (KeepResult(seq, judged),)))
+            return (*_drops(state, seq, task), *kept) if isinstance(event, e.TaskFailed | e.TaskCancelled) else kept
         case e.AgentAdded(agent):
             return (
                 (OpenAgents(seq, agent.node, (agent.id,)),) if agent.id in state.agents and state.nodes[agent.node].breaker is None else ()
@@ -161,7 +162,7 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
 
 
 def _drops(state: State, seq: int, task: TaskId) -> tuple[DropWork, ...]:
-    """What succeeded and is not wanted; what did not was let go when it ended."""
+    """What verified attempts did that is not, or no more, to be merged; what did not succeed was let go when it ended."""
     found = state.tasks[task]
     done = [number for number in unwanted_work(found) if (end := found.attempts[number - 1].outcome) and end.kind is OutcomeKind.DONE]
     return tuple(DropWork(seq, task, number) for number in done)

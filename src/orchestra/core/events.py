@@ -281,6 +281,8 @@ class WorkConflicted(Event, frozen=True):
     files: tuple[str, ...]
     text: str
     """Both sides, for the next attempt."""
+    checks: tuple[str, ...] = ()
+    """Where no line conflicts: the checks that passed on its work alone and fail on both together."""
 
 
 class WorkLetGo(Event, frozen=True):
@@ -321,6 +323,41 @@ class TaskRevived(Event, frozen=True):
     task: TaskId
 
 
+class PlanExtended(Event, frozen=True):
+    """What the task planned joins the plan it belongs to: so many tasks follow."""
+
+    task: TaskId
+    attempt: int
+    tasks: int
+    last: tuple[TaskId, ...] = ()
+    """Those of them that none of the others needs."""
+    plan: PlanId | None = None
+
+
+class NeedsAdded(Event, frozen=True):
+    """The task waits for these too: what it needs has planned them."""
+
+    task: TaskId
+    needs: tuple[TaskId, ...]
+
+
+class ReviewRefused(Event, frozen=True):
+    """The review found the work wanting; it is made again when that has been repaired."""
+
+    task: TaskId
+    attempt: int
+    reviewed: TaskId
+
+
+class TaskSentBack(Event, frozen=True):
+    """What was completed is to be done again: a review refused it, or something it rests on."""
+
+    task: TaskId
+    by: TaskId
+    feedback: str = ""
+    """The findings, for the next attempt; empty for what only rests on the refused work."""
+
+
 # --- attempts --------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +372,26 @@ class AttemptStarted(Event, frozen=True):
     attempt: int
     pid: int
     start: int
+
+
+class AttemptWaiting(Event, frozen=True):
+    """Its agent goes on only when it is answered."""
+
+    task: TaskId
+    attempt: int
+    question: str
+    number: int = 0
+    """Which question of the attempt it is; an answer names it. 0 where they are not counted."""
+    again: bool = False
+    """It is known already: the attempt was out of sight meanwhile."""
+
+
+class AttemptAnswered(Event, frozen=True):
+    """It goes on, whoever answered, or is over."""
+
+    task: TaskId
+    attempt: int
+    waited_ms: int
 
 
 class AttemptVerifying(Event, frozen=True):
@@ -365,6 +422,8 @@ class AttemptEnded(Event, frozen=True):
     task: TaskId
     attempt: int
     outcome: Outcome
+    planned: tuple[TaskSpec, ...] = ()
+    """The tasks of the plan it returned; they join when it is the attempt that counts."""
 
 
 class StaleResultRecorded(Event, frozen=True):
@@ -439,8 +498,14 @@ AnyEvent = (
     | TaskCancelRequested
     | TaskCancelled
     | TaskRevived
+    | PlanExtended
+    | NeedsAdded
+    | ReviewRefused
+    | TaskSentBack
     | AttemptAssigned
     | AttemptStarted
+    | AttemptWaiting
+    | AttemptAnswered
     | AttemptVerifying
     | AttemptLostSight
     | AttemptSighted

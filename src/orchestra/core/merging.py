@@ -1,7 +1,8 @@
 """What becomes of verified work on its way into the plan's branch.
 
 A task of which each attempt works in a place of its own is not completed when its checks have passed: what it did has to be in the plan's branch first, because
-those that need it start from there. A conflict goes back to an agent once, with both sides, then somebody has to look.
+those that need it start from there. A conflict, of lines or of checks that fail on both together, goes back to an agent once, with both sides; then somebody has
+to look.
 
 The functions here are `decide`'s for these commands, and keep its rules.
 """
@@ -13,7 +14,8 @@ from collections.abc import Iterator
 from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.model import Lifecycle, NodeStatus, OutcomeKind, TaskStatus
-from orchestra.core.state import State, TaskState
+from orchestra.core.planning import completed
+from orchestra.core.state import AttemptState, State, TaskState
 from orchestra.ids import TaskId
 
 Events = list[e.Event]
@@ -31,18 +33,21 @@ def _merging(s: State, name: TaskId, number: int) -> TaskState | None:
 
 
 def merge_done(s: State, cmd: c.MergeDone, now: int, policy: c.Policy) -> Events:
-    if _merging(s, cmd.task, cmd.attempt) is None:
+    task = _merging(s, cmd.task, cmd.attempt)
+    if task is None:
         return []
     merged = e.WorkMerged(cmd.task, cmd.attempt, cmd.branch, cmd.commit, cmd.files)
-    return [merged, e.TaskCompleted(cmd.task, cmd.attempt)]
+    return [merged, *completed(s, task, cmd.attempt, policy)]
 
 
 def merge_conflicted(s: State, cmd: c.MergeConflicted, now: int, policy: c.Policy) -> Events:
     task = _merging(s, cmd.task, cmd.attempt)
     if task is None:
         return []
-    conflict = e.WorkConflicted(cmd.task, cmd.attempt, cmd.files, cmd.text)
+    conflict = e.WorkConflicted(cmd.task, cmd.attempt, cmd.files, cmd.text, cmd.checks)
     reason = f"its work conflicts with the plan's branch in {', '.join(cmd.files[:5])}"
+    if cmd.checks:
+        reason = f"merged with the plan's branch, its work fails {', '.join(cmd.checks[:5])}"
     if task.conflicts >= policy.conflicts_max:
         return [conflict, e.TaskFailed(cmd.task, f"{reason}, again")]
     return [conflict, e.TaskRetryScheduled(cmd.task, now, reason), *requeue_now(s, task)]
@@ -67,15 +72,20 @@ def unwanted_work(task: TaskState) -> list[int]:
     """Returns the attempts of an isolated task whose places may go: what did not pass, what is merged, and what was not chosen or not wanted any more."""
     if not task.spec.isolated:
         return []
-    chosen = task.primary or task.merging
+    undecided = task.round_start if task.live_attempts() else len(task.attempts) + 1
     return [
         attempt.number
         for attempt in task.attempts
         if attempt.outcome is not None
         and attempt.kept is None
         and attempt.number != task.merging
-        and (attempt.outcome.kind is not OutcomeKind.DONE or chosen or task.status is TaskStatus.CANCELLED)
+        and not (attempt.number >= undecided and _may_be_chosen(task, attempt))
     ]
+
+
+def _may_be_chosen(task: TaskState, attempt: AttemptState) -> bool:
+    """What a review did beside reviewing is wanted by nobody."""
+    return task.spec.reviews is None and attempt.outcome is not None and attempt.outcome.kind is OutcomeKind.DONE
 
 
 def merges_given_up(s: State, now: int, policy: c.Policy) -> Iterator[e.Event]:

@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 6
+STATE_FORMAT = 8
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -49,9 +49,18 @@ class AttemptState(msgspec.Struct, omit_defaults=True):
     pid: int = 0
     start: int = 0
     stop_reason: str = ""
+    question: str = ""
+    """What it waits to be answered, or empty."""
+    question_number: int = 0
+    waiting_ms: int = 0
+    """Ledger time since which it waits."""
+    waited_ms: int = 0
+    """How long it has waited before, in all."""
     outcome: Outcome | None = None
     kept: str | None = None
     """Of an isolated attempt whose place is gone: where what was not merged is, empty if there was nothing."""
+    planned: tuple[TaskSpec, ...] = ()
+    """The tasks of the plan it returned, until its task is over."""
 
     @property
     def live(self) -> bool:
@@ -89,6 +98,10 @@ class TaskState(msgspec.Struct, omit_defaults=True):
     conflicts: int = 0
     feedback: str = ""
     """What the next attempt has to know of the one before."""
+    refusals: int = 0
+    """How often it, a review, sent the reviewed work back."""
+    sent_back: int = 0
+    """How often it was completed and had to be done again."""
 
     @property
     def id(self) -> TaskId:
@@ -140,6 +153,19 @@ class Breaker(msgspec.Struct, frozen=True):
     """The agent that is tried; None while the trial is an attempt that has not been assigned yet."""
 
 
+class SessionState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A session of an agent's CLI, as far as another task may go on with it."""
+
+    kind: str
+    node: NodeId
+    workspace: str
+    """The folder it worked in; empty if that was one of its own."""
+    affinity: str
+    """Of the tasks it is for; empty if none may go on with it."""
+    usage: Usage
+    """What it has consumed, over all the attempts in it."""
+
+
 class AgentState(msgspec.Struct, omit_defaults=True):
     """One slot."""
 
@@ -161,6 +187,8 @@ class AgentState(msgspec.Struct, omit_defaults=True):
     failed: int = 0
     busy_ms: int = 0
     reason: str = ""
+    sessions: dict[str, SessionState] = {}
+    """By the CLI's id, the one used last at the end."""
 
     @property
     def id(self) -> AgentId:
@@ -211,7 +239,9 @@ class PlanState(msgspec.Struct, omit_defaults=True):
     submitted_ms: int
     source: str = ""
     size: int = 0
-    """Tasks it was submitted with; fewer are in `tasks` while they are being taken in."""
+    """Tasks it was submitted with, and that joined it; fewer are in `tasks` while they are being taken in."""
+    joined: int = 0
+    """Tasks that were planned by others of its tasks. They stand at the end of `tasks`, also where earlier ones need them."""
     status: PlanStatus = PlanStatus.RUNNING
     tasks: list[TaskId] = []
     open: int = 0

@@ -4,7 +4,8 @@ Rules of this file: a machine is a mapping (status, event class) -> status. A pa
 `evolve` treats it as a bug. The diagrams in `docs/state-machines.md` are drawn from these tables, and every pair is tested.
 
 Theory. A task follows its attempts: the first attempt to start makes the task RUNNING, the first to be checked makes it VERIFYING, and an attempt
-that ends does not move the task at all; what follows from the end (done, retry, given up) is an event of the task's own. With several
+that ends does not move the task at all; what follows from the end (done, retry, given up) is an event of the task's own. An attempt whose agent asks
+something makes it WAITING until that is answered; while another one is verified, or none is in sight, that shows only in the attempt. With several
 attempts in parallel the later ones therefore find the task already there, which is what the self-loops are for.
 """
 
@@ -57,20 +58,28 @@ TASK: Final[Table[TaskStatus]] = {
     (T.UNKNOWN, e.AttemptStarted): T.RUNNING,
     (T.UNKNOWN, e.AttemptVerifying): T.VERIFYING,
     (T.UNKNOWN, e.AttemptSighted): T.RUNNING,
-    **{(status, e.AttemptSighted): status for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING)},
-    **{(status, e.AttemptLostSight): T.UNKNOWN for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING, T.UNKNOWN)},
-    **{(status, e.AttemptEnded): status for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING, T.UNKNOWN)},
-    **{(status, e.TaskRetryScheduled): T.RETRY_WAIT for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING, T.UNKNOWN)},
-    **{(status, e.TaskCompleted): T.COMPLETED for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING, T.UNKNOWN)},
-    **{(status, e.TaskFailed): T.FAILED for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING, T.UNKNOWN)},
-    **{(status, e.TaskCancelled): T.CANCELLED for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING, T.UNKNOWN)},
-    **{(status, e.TaskMerging): T.MERGING for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING, T.UNKNOWN)},
+    **{(status, e.AttemptWaiting): T.WAITING for status in (T.ASSIGNED, T.RUNNING, T.WAITING)},
+    **{(status, e.AttemptWaiting): status for status in (T.VERIFYING, T.UNKNOWN)},
+    (T.WAITING, e.AttemptAnswered): T.RUNNING,
+    **{(status, e.AttemptAnswered): status for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING, T.UNKNOWN)},
+    (T.WAITING, e.AttemptStarted): T.WAITING,
+    (T.WAITING, e.AttemptVerifying): T.VERIFYING,
+    **{(status, e.AttemptSighted): status for status in (T.ASSIGNED, T.RUNNING, T.WAITING, T.VERIFYING)},
+    **{(status, e.AttemptLostSight): T.UNKNOWN for status in (T.ASSIGNED, T.RUNNING, T.WAITING, T.VERIFYING, T.UNKNOWN)},
+    **{(status, e.AttemptEnded): status for status in (T.ASSIGNED, T.RUNNING, T.WAITING, T.VERIFYING, T.UNKNOWN)},
+    **{(status, e.TaskRetryScheduled): T.RETRY_WAIT for status in (T.ASSIGNED, T.RUNNING, T.WAITING, T.VERIFYING, T.UNKNOWN)},
+    **{(status, e.TaskCompleted): T.COMPLETED for status in (T.ASSIGNED, T.RUNNING, T.WAITING, T.VERIFYING, T.UNKNOWN)},
+    **{(status, e.TaskFailed): T.FAILED for status in (T.ASSIGNED, T.RUNNING, T.WAITING, T.VERIFYING, T.UNKNOWN)},
+    **{(status, e.TaskCancelled): T.CANCELLED for status in (T.ASSIGNED, T.RUNNING, T.WAITING, T.VERIFYING, T.UNKNOWN)},
+    **{(status, e.TaskMerging): T.MERGING for status in (T.ASSIGNED, T.RUNNING, T.WAITING, T.VERIFYING, T.UNKNOWN)},
     (T.MERGING, e.TaskCompleted): T.COMPLETED,
     (T.MERGING, e.TaskRetryScheduled): T.RETRY_WAIT,
     (T.MERGING, e.TaskFailed): T.FAILED,
     (T.MERGING, e.TaskCancelled): T.CANCELLED,
     (T.RETRY_WAIT, e.TaskQueued): T.QUEUED,
     (T.RETRY_WAIT, e.TaskCancelled): T.CANCELLED,
+    **{(status, e.ReviewRefused): T.PENDING for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING, T.UNKNOWN)},
+    (T.COMPLETED, e.TaskSentBack): T.PENDING,
     (T.FAILED, e.TaskRevived): T.PENDING,
     (T.CANCELLED, e.TaskRevived): T.PENDING,
 }
@@ -83,8 +92,14 @@ ATTEMPT: Final[Table[AttemptStatus]] = {
     (A.UNKNOWN, e.AttemptStarted): A.RUNNING,
     (A.UNKNOWN, e.AttemptVerifying): A.VERIFYING,
     (A.UNKNOWN, e.AttemptSighted): A.RUNNING,
-    **{(status, e.AttemptLostSight): A.UNKNOWN for status in (A.ASSIGNED, A.RUNNING, A.VERIFYING)},
-    **{(status, e.AttemptEnded): A.ENDED for status in (A.ASSIGNED, A.RUNNING, A.VERIFYING, A.UNKNOWN)},
+    **{(status, e.AttemptWaiting): A.WAITING for status in (A.ASSIGNED, A.RUNNING, A.WAITING)},
+    (A.UNKNOWN, e.AttemptWaiting): A.UNKNOWN,
+    (A.WAITING, e.AttemptAnswered): A.RUNNING,
+    (A.UNKNOWN, e.AttemptAnswered): A.UNKNOWN,
+    (A.WAITING, e.AttemptStarted): A.WAITING,
+    (A.WAITING, e.AttemptVerifying): A.VERIFYING,
+    **{(status, e.AttemptLostSight): A.UNKNOWN for status in (A.ASSIGNED, A.RUNNING, A.WAITING, A.VERIFYING)},
+    **{(status, e.AttemptEnded): A.ENDED for status in (A.ASSIGNED, A.RUNNING, A.WAITING, A.VERIFYING, A.UNKNOWN)},
 }
 
 AGENT: Final[Table[AgentStatus]] = {

@@ -27,6 +27,7 @@ class Board:
                 usage=signal.usage or known.usage,
                 session=signal.session or known.session,
                 waiting_for=signal.waiting_for,
+                number=signal.number,
             )
         self._signals[attempt] = signal
 

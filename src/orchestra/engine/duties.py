@@ -30,7 +30,7 @@ from orchestra.core.model import AgentSpec, AgentStatus, Outcome, OutcomeKind, T
 from orchestra.core.state import State
 from orchestra.engine.board import Board
 from orchestra.engine.failpoints import hit
-from orchestra.engine.orders import OrderMaker, earlier_of
+from orchestra.engine.orders import Earlier, OrderMaker, known_of
 from orchestra.engine.reconcile import BEAT_MISSED_MS, expected, reconcile
 from orchestra.engine.translate import Translator
 from orchestra.errors import BadInput, NodeFailed, PortFailed
@@ -137,6 +137,7 @@ class Duties:
             found = self._translator.signal(record) if record.kind == "signal" else None
             if found is not None:
                 self._board.post(*found)
+                commands += self._translator.waiting(*found)
             told = self._translator.commands(record)
             commands += told
             doubtful = doubtful or (record.kind == "ready" and not told)
@@ -258,6 +259,10 @@ class Duties:
             return {}
         return {place.attempt: place for place in (yield Prepare(wanted))}
 
+    def _earlier(self, state: State, effect: StartAttempt) -> Earlier:
+        agent = state.agents.get(effect.agent) if self._orders.options.affinity_sessions else None
+        return known_of(state, effect.task, self._orders.options, agent)
+
     def _admit(
         self, effects: Sequence[StartAttempt], specs: Sequence[TaskSpec]
     ) -> Generator[Step, Any, dict[AttemptId, Access | PortFailed]]:
@@ -281,7 +286,7 @@ class Duties:
         specs = yield Peek(lambda state: [state.tasks[effect.task].spec for effect in effects])
         workers = yield Peek(lambda state: {each.id: each.worker for effect in effects if (each := state.agents.get(effect.agent))})
         slots = yield Peek(lambda state: {each.id: each.spec for effect in effects if (each := state.agents.get(effect.agent))})
-        earlier = yield Peek(lambda state: {effect.task: earlier_of(state.tasks[effect.task]) for effect in effects})
+        earlier = yield Peek(lambda state: {effect.agent: self._earlier(state, effect) for effect in effects})
         remote = yield Peek(lambda state: self.node in state.nodes and state.nodes[self.node].spec.remote)
         orders: list[AttemptOrder] = []
         places = yield from self._prepare(effects, specs)
@@ -301,7 +306,7 @@ class Duties:
                 continue
             try:
                 slot = slots.get(effect.agent) or AgentSpec(effect.agent, self.node)
-                before = earlier[effect.task]
+                before = earlier[effect.agent]
                 orders.append(self._orders.make(spec, attempt, slot, remote=remote, earlier=before, place=place, access=access))
             except BadInput as error:
                 yield Tell([refused(attempt, str(error))])

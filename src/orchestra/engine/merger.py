@@ -1,5 +1,7 @@
 """Brings verified work into its plan's branch, one after another, and lets go of what is not wanted any more.
 
+A merge that brings together what was only verified apart is held until the task's checks have passed on it too; the branch moves then, if it is still where it was.
+
 Asked by the effects `MergeWork` and `DropWork`; after a restart it looks into the state, as everything it does may be done again: a commit that is made is
 found, a merge that is in is recognised. What cannot be done because a machine is out of sight waits until the core gives it up.
 """
@@ -11,19 +13,23 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
 from orchestra.clock import Clock
 from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.effects import DropWork, Effect, MergeWork
 from orchestra.core.merging import unwanted_work
-from orchestra.core.model import TaskSpec, TaskStatus
+from orchestra.core.model import AgentSpec, TaskSpec, TaskStatus
 from orchestra.core.state import State
 from orchestra.engine.kernel import Happened
+from orchestra.engine.lanes import Lanes
 from orchestra.engine.loop import Loop
+from orchestra.engine.prover import Case, Prover
 from orchestra.errors import NodeFailed, NodeUnreachable, OrchestraError
 from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.workspace import Collected, MergeRequest, MergeResult, WorkFailure, WorkRequest, Workspace, Workspaces
-from orchestra.workspaces.conflicts import conflict_prompt
+from orchestra.workspaces.conflicts import conflict_prompt, together_prompt
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +47,14 @@ class _Work(NamedTuple):
 
     spec: TaskSpec
     node: NodeId
+    case: Case
+
+
+class _Left(NamedTuple):
+    """What is to be let go, as the state has it."""
+
+    spec: TaskSpec
+    node: NodeId
 
 
 class Merger:
@@ -49,6 +63,7 @@ class Merger:
     Args:
         workspaces: Those of a node, None while it is not connected.
         keep: Keeps what an attempt changed for people, beside the task's results.
+        prover: Runs checks on what is merged; None: what was verified apart counts as verified together.
     """
 
     def __init__(
@@ -57,42 +72,50 @@ class Merger:
         clock: Clock,
         workspaces: Callable[[NodeId], Workspaces | None],
         keep: Callable[[TaskId, int, Collected], Awaitable[None]],
+        prover: Prover | None = None,
     ) -> None:
         self._loop = loop
         self._clock = clock
         self._workspaces = workspaces
         self._keep = keep
-        self._queue: asyncio.Queue[MergeWork | DropWork] = asyncio.Queue()
-        self._out_of_sight: dict[NodeId, list[DropWork]] = {}
+        self._prover = prover
+        self._lanes: Lanes[MergeWork | DropWork] = Lanes(self._do)
+        self._in_hand: dict[AttemptId, asyncio.Event] = {}
+        """Attempts whose work is being merged, each with the end of that."""
+        self._out_of_sight: dict[NodeId, dict[AttemptId, DropWork]] = {}
         loop.listen(self._on_events)
 
     def _on_events(self, state: State, happened: Sequence[Happened]) -> None:
         for each in happened:
             if isinstance(each.event, e.NodeConnected):
-                self.take(self._out_of_sight.pop(each.event.node, ()))
+                self.take(tuple(self._out_of_sight.pop(each.event.node, {}).values()))
 
     def take(self, effects: Sequence[Effect]) -> None:
         """Takes what concerns it; never blocks."""
         for effect in effects:
             if isinstance(effect, MergeWork | DropWork):
-                self._queue.put_nowait(effect)
+                if isinstance(effect, DropWork) and self._prover is not None:
+                    self._prover.stop(AttemptId(effect.task, effect.attempt))
+                self._put(effect)
+
+    def _put(self, effect: MergeWork | DropWork) -> None:
+        """The merges of a plan go one after another; nobody else waits for them."""
+        plan = effect.task.rpartition("/")[0]
+        self._lanes.put(f"merge {plan}" if isinstance(effect, MergeWork) else f"drop {plan}", effect)
 
     async def run(self) -> None:
         """Works until cancelled."""
         for task, attempt in await self._loop.ask(lambda state: [(name, state.tasks[name].merging) for name in state.merging]):
-            self._queue.put_nowait(MergeWork(0, task, attempt))
+            self._put(MergeWork(0, task, attempt))
         for task, attempt in await self._loop.ask(_left_over):
-            self._queue.put_nowait(DropWork(0, task, attempt))
-        while True:
-            effect = await self._queue.get()
-            try:
-                await self._do(effect)
-            finally:
-                self._queue.task_done()
+            self._put(DropWork(0, task, attempt))
+        await self._lanes.run()
 
     async def wait_done(self) -> None:
-        """Waits until everything taken so far is done."""
-        await self._queue.join()
+        """Waits until everything taken so far is done. The checks of merges are not waited for, and no more are begun: the next start does that."""
+        if self._prover is not None:
+            self._prover.close()
+        await self._lanes.wait_done()
 
     async def _do(self, effect: MergeWork | DropWork) -> None:
         try:
@@ -100,17 +123,24 @@ class Merger:
         except NodeFailed as error:
             log.warning("work-waits", extra={"task": effect.task, "attempt": effect.attempt, "reason": str(error)})
             await self._clock.sleep_ms(AGAIN_MS)
-            self._queue.put_nowait(effect)
+            self._put(effect)
         except OrchestraError as error:  # a person has to mend it
             log.warning("work-not-merged", extra={"task": effect.task, "attempt": effect.attempt, "reason": str(error)})
             if isinstance(effect, MergeWork):
                 await self._loop.report([c.MergeFailed(effect.task, effect.attempt, str(error), again=False)])
 
     async def _merge(self, task: TaskId, number: int) -> None:
-        work = await self._loop.ask(lambda state: _wanted(state, task, number))
-        if work is None:
-            return  # cancelled, given up, or done already
-        attempt = AttemptId(task, number)
+        ended = self._in_hand[AttemptId(task, number)] = asyncio.Event()
+        try:
+            work = await self._loop.ask(lambda state: _wanted(state, task, number))
+            if work is not None:  # else cancelled, given up, or done already
+                await self._bring(AttemptId(task, number), work)
+        finally:
+            del self._in_hand[AttemptId(task, number)]
+            ended.set()
+
+    async def _bring(self, attempt: AttemptId, work: _Work) -> None:
+        task, number = attempt
         spaces = self._spaces(work.node)
         request = WorkRequest(repo=work.spec.workspace, attempt=attempt, here=work.spec.workspace_here)
         place = (await spaces.prepare([request]))[0]
@@ -125,31 +155,49 @@ class Merger:
             return
         collected = await spaces.collect(place, message_of(work.spec, number))
         await self._keep(task, number, collected)
-        await self._loop.report([await self._merged(spaces, work.spec, place, collected)])
+        told = await self._merged(spaces, work.case, place, collected)
+        if told is None:
+            return  # not wanted any more, or not now; what it did stays where it is
+        await self._loop.report([told])
         await self._let_go(spaces, attempt, collected)  # what is merged is in the branch; what conflicts is kept under a salvage ref
 
-    async def _merged(self, spaces: Workspaces, spec: TaskSpec, place: Workspace, collected: Collected) -> c.Command:
-        task, number = place.attempt
+    async def _merged(self, spaces: Workspaces, case: Case, place: Workspace, collected: Collected) -> c.Command | None:
+        spec, (task, number) = case.spec, place.attempt
         if place.kind == "copy":
             return c.MergeDone(task, number, "", "", len(collected.files))
         request = MergeRequest(
-            repo=spec.workspace, attempt=place.attempt, head=collected.head, message=message_of(spec, number), here=spec.workspace_here
+            repo=spec.workspace,
+            attempt=place.attempt,
+            head=collected.head,
+            message=message_of(spec, number),
+            hold=self._prover is not None and bool(spec.checks),
+            here=spec.workspace_here,
         )
         for _ in range(STALE_MAX):
             result = await spaces.merge(request)
+            if result.result == "held" and self._prover is not None:
+                found = await self._prover.prove(spaces, case, result.head)
+                if found is None or await self._loop.ask(lambda state: _wanted(state, task, number)) is None:
+                    return None
+                if failed := tuple(check for check in found if not check.passed):
+                    names = tuple(check.name for check in failed)
+                    return c.MergeConflicted(task, number, (), together_prompt(failed, collected), names)
+                result = await spaces.merge(msgspec.structs.replace(request, hold=False, expected=result.old, proven=result.head))
             if result.result != "stale":
                 return _told(place.attempt, result, collected)
         return c.MergeFailed(task, number, "somebody else moves the plan's branch all the time", again=True)
 
     async def _drop(self, effect: DropWork) -> None:
+        attempt = AttemptId(effect.task, effect.attempt)
+        if attempt in self._in_hand:  # who merges it lets go of it too, if it comes so far
+            await self._in_hand[attempt].wait()
         work = await self._loop.ask(lambda state: _unwanted(state, effect.task, effect.attempt))
         if work is None:
             return  # it is gone
         spaces = self._workspaces(work.node)
         if spaces is None:
-            self._out_of_sight.setdefault(work.node, []).append(effect)
+            self._out_of_sight.setdefault(work.node, {})[attempt] = effect
             return  # it stays on its machine until that is back; nobody else has to wait
-        attempt = AttemptId(effect.task, effect.attempt)
         await self._let_go(spaces, attempt, await self._collected(spaces, work.spec, attempt))
 
     async def _collected(self, spaces: Workspaces, spec: TaskSpec, attempt: AttemptId) -> Collected | None:
@@ -191,12 +239,15 @@ def _wanted(state: State, task: TaskId, number: int) -> _Work | None:
     found = state.tasks.get(task)
     if found is None or found.status is not TaskStatus.MERGING or found.merging != number:
         return None
-    return _Work(found.spec, found.attempts[number - 1].node)
+    done = found.attempts[number - 1]
+    agent, node = state.agents.get(done.agent), state.nodes.get(done.node)
+    slot = AgentSpec(done.agent, done.node) if agent is None or agent.spec.node != done.node else agent.spec
+    return _Work(found.spec, done.node, Case(found.spec, AttemptId(task, number), slot, node is not None and node.spec.remote))
 
 
-def _unwanted(state: State, task: TaskId, number: int) -> _Work | None:
+def _unwanted(state: State, task: TaskId, number: int) -> _Left | None:
     found = state.tasks.get(task)
-    return None if found is None or number not in unwanted_work(found) else _Work(found.spec, found.attempts[number - 1].node)
+    return None if found is None or number not in unwanted_work(found) else _Left(found.spec, found.attempts[number - 1].node)
 
 
 def _left_over(state: State) -> list[tuple[TaskId, int]]:

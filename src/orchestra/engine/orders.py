@@ -12,10 +12,12 @@ import msgspec
 from orchestra.agents.access import Access, keys_of
 from orchestra.agents.adapter import ATTEMPT_DIR, SPACE_DIR, STAGE_DIR, Context, Launch
 from orchestra.core.model import AgentSpec, Check, Limits, OutcomeKind, TaskSpec
-from orchestra.core.state import TaskState
-from orchestra.engine.translate import KIND_ERRORS, Finder
+from orchestra.core.sessions import session_for
+from orchestra.core.state import AgentState, State, TaskState
+from orchestra.engine.returns import KIND_ERRORS, ReturnOptions, brief_of
+from orchestra.engine.translate import Finder
 from orchestra.errors import BadInput
-from orchestra.ids import AttemptId
+from orchestra.ids import AttemptId, TaskId
 from orchestra.intake.check_scripts import with_command
 from orchestra.node import AttemptOrder
 from orchestra.views import REHEARSAL
@@ -46,9 +48,12 @@ class OrderOptions(msgspec.Struct, frozen=True):
     """Kinds whose attempts go through the gateway -> the APIs they reach there."""
     checks: Mapping[str, str] = {}
     """Commands that take the place of what is found in a task's folder, by the name of the check's script."""
+    affinity_sessions: bool = True
+    """A task goes on with the session of the last one with the same affinity on its agent."""
     fence: bool = False
     """The node stops an attempt when it has not heard of the coordinator for too long."""
     rehearsal: bool = False
+    returns: ReturnOptions = ReturnOptions()
 
 
 class OrderMaker:
@@ -97,7 +102,8 @@ class OrderMaker:
                 cost_so_far_usd_micros=before.cost_usd_micros,
                 access=access,
             )
-            launch = self._find(spec.kind).launch(with_feedback(spec, before.feedback), context)
+            told = "\n\n".join(filter(None, (before.brief, before.feedback)))
+            launch = self._find(spec.kind).launch(with_feedback(spec, told), context)
         except BadInput:
             raise
         except KIND_ERRORS as exc:  # one task of a kind that is broken must not end the coordinator
@@ -113,6 +119,16 @@ class OrderMaker:
         elif remote and spec.workspace and spec.workspace_here:
             values["cwd"] = SPACE_DIR + space_name(spec.workspace)
         return AttemptOrder(attempt, slot.id, values, launch.files, launch.agent_files)
+
+    def make_checks(self, spec: TaskSpec, attempt: AttemptId, slot: AgentSpec, *, remote: bool, place: Workspace) -> AttemptOrder:
+        """Returns the order once more for its checks alone, in another place. Where a gateway stands before model APIs, its pass has ended with the attempt:
+        they get none, and no key in its stead."""
+        order = self.make(spec, attempt, slot, remote=remote, place=place)
+        if apis := self.apis_for(spec.kind):
+            kept = {*keys_of(apis), self.options.kinds.get(spec.kind, {}).get("api_key_variable", "")}
+            order.spec["env_pass"] = [name for name in order.spec["env_pass"] if name not in kept]
+            order.spec["env"] = {name: value for name, value in order.spec["env"].items() if name not in kept}
+        return order
 
     def _values(self, spec: TaskSpec, attempt: AttemptId, slot: AgentSpec, launch: Launch) -> dict[str, Any]:
         options = self.options
@@ -140,6 +156,7 @@ class OrderMaker:
             "marker": f"{options.marker_prefix}{uuid.uuid4()}{options.marker_suffix}",
             "title": f"{REHEARSAL} {title(spec)}" if options.rehearsal else title(spec),
             **({"fence": True} if options.fence else {}),
+            **({"returns": spec.returns} if spec.returns else {}),
         }
 
 
@@ -149,24 +166,37 @@ class Earlier(msgspec.Struct, frozen=True):
     cost_usd_micros: int = 0
     feedback: str = ""
     session: str = ""
-    """The CLI's session to go on with: of work that only did not pass its checks, in a folder that is still the same."""
+    """The CLI's session to go on with: of work that only did not pass its checks, or of a task with the same affinity, in a folder that is still the same."""
     agent: int = 0
     """Who has that session; it is of no use to another."""
+    brief: str = ""
+    """What it has to return, and of what."""
 
 
-def earlier_of(task: TaskState) -> Earlier:
-    """Returns it from the state: the conflict its work ran into, else why the last attempt was not good enough."""
+def known_of(state: State, task: TaskId, options: OrderOptions, agent: AgentState | None = None) -> Earlier:
+    """Returns all that the next attempt has to know."""
+    return msgspec.structs.replace(earlier_of(state.tasks[task], agent), brief=brief_of(state, state.tasks[task], options.returns))
+
+
+def earlier_of(task: TaskState, agent: AgentState | None = None) -> Earlier:
+    """Returns it from the state: what its work was sent back for, and why the last attempt was not good enough.
+
+    Args:
+        task: What is to be done.
+        agent: Who does it. A first attempt goes on with the session of an earlier task with the same affinity, if it has one.
+    """
     outcomes = [attempt.outcome for attempt in task.attempts if attempt.outcome is not None]
     cost = sum(outcome.usage.cost_usd_micros for outcome in outcomes)
     judged = [outcome for outcome in outcomes if outcome.kind is not OutcomeKind.DEFERRED]
     last = judged[-1] if judged else None
-    if task.feedback:
-        return Earlier(cost, task.feedback)
+    if last is None and not task.feedback and agent is not None:
+        return Earlier(cost, "", session_for(agent, task.spec), agent.id)
     if last is None or last.kind not in (OutcomeKind.UNVERIFIED, OutcomeKind.FAILED):
-        return Earlier(cost)
+        return Earlier(cost, task.feedback)
     attempt = task.attempts[-1]
     again = last.session if last.kind is OutcomeKind.UNVERIFIED and attempt.outcome is last and not task.spec.isolated else ""
-    lines = [f"An earlier attempt at this did not succeed: {last.reason}"]
+    lines = [task.feedback, ""] if task.feedback else []
+    lines += [f"An earlier attempt at this did not succeed: {last.reason}"]
     for check in last.checks:
         if not check.passed:
             lines += [f"The check {check.name!r} ended with:", *(f"    {line}" for line in check.tail)]

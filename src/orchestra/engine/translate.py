@@ -12,24 +12,27 @@ from orchestra.agents.ending import outcome
 from orchestra.core import commands as c
 from orchestra.core.model import AgentStatus, CheckResult, Outcome, OutcomeKind, TaskSpec
 from orchestra.core.state import State, TaskState
-from orchestra.errors import OrchestraError
+from orchestra.engine.returns import KIND_ERRORS, ReturnOptions, ReturnReader
 from orchestra.ids import AttemptId, TaskId
 from orchestra.node import Record
+from orchestra.protocol.text import printable
 
+QUESTION_CHARACTERS_MAX: Final = 2000
 Finder = Callable[[str], Adapter]
 Excuse = Callable[[TaskSpec, AttemptId, str], str]
 """Says why a failure with such a reason is the model API's and not the task's, or nothing."""
-KIND_ERRORS: Final = (OrchestraError, LookupError, TypeError, ValueError)
-"""What a kind may raise that is missing, or that reads what an agent said and did not expect it."""
 
 
 class Translator:
     """Records to commands, and to signals for the activity board."""
 
-    def __init__(self, state: Callable[[], State], find_adapter: Finder, excuse: Excuse | None = None) -> None:
+    def __init__(
+        self, state: Callable[[], State], find_adapter: Finder, excuse: Excuse | None = None, returns: ReturnOptions | None = None
+    ) -> None:
         self._state = state
         self._find = find_adapter
         self._excuse = excuse
+        self._returns = ReturnReader(find_adapter, returns or ReturnOptions())
 
     def commands(self, record: Record) -> list[c.Command]:
         """Returns what the core has to know of the record."""
@@ -51,6 +54,12 @@ class Translator:
             return None
         return None if found is None else (AttemptId(task.id, record.attempt), found)
 
+    def waiting(self, attempt: AttemptId, signal: Signal) -> list[c.Command]:
+        """Returns what the core has to know of a signal: that its agent waits for an answer, or does so no more."""
+        if signal.waiting_for:
+            return [c.AttemptAsks(attempt.task, attempt.number, printable(signal.waiting_for)[:QUESTION_CHARACTERS_MAX], signal.number)]
+        return [c.AttemptGoesOn(attempt.task, attempt.number)]
+
     def finished(self, attempt: AttemptId, done: dict[str, Any]) -> c.Command | None:
         """Returns the end of an attempt from the content of its exit.json (or `done` record), or None for a task we do not know."""
         task = self._state().tasks.get(attempt.task)
@@ -61,7 +70,7 @@ class Translator:
         if end is None:
             broken = Outcome(OutcomeKind.FAILED, "the worker's account of the end cannot be read")
             return c.AttemptFinished(attempt.task, attempt.number, broken)
-        verdict = _own_usage(self._verdict(task.spec, end), task, attempt.number)
+        verdict = self._own_usage(self._verdict(task.spec, end), task, attempt.number)
         missing = verdict.kind is OutcomeKind.DONE and len(checks) < len(task.spec.checks)
         result = outcome(verdict, end, checks)
         if self._excuse is not None and verdict.kind in (OutcomeKind.FAILED, OutcomeKind.REFUSED, OutcomeKind.TIMEOUT):
@@ -71,7 +80,10 @@ class Translator:
         if missing:
             # A need is met only by verified work: an end without its checks is not done, whatever the agent said.
             result = msgspec.structs.replace(result, kind=OutcomeKind.UNVERIFIED, reason="said done, but its checks were not run")
-        return c.AttemptFinished(attempt.task, attempt.number, result)
+        planned: tuple[TaskSpec, ...] = ()
+        if task.spec.returns and result.kind is OutcomeKind.DONE:
+            result, planned = self._returns.read(self._state(), task, result, done.get("returned"))
+        return c.AttemptFinished(attempt.task, attempt.number, result, planned)
 
     def _verdict(self, spec: TaskSpec, end: Exit) -> Verdict:
         """Asks the kind. It may have been uninstalled since, or be broken: the end is told all the same, or no restart would get past it."""
@@ -79,6 +91,21 @@ class Translator:
             return self._find(spec.kind).verdict(spec, end)
         except KIND_ERRORS as error:
             return Verdict(OutcomeKind.FAILED, f"agent kind {spec.kind!r} could not judge the end: {error}")
+
+    def _own_usage(self, verdict: Verdict, task: TaskState, number: int) -> Verdict:
+        """Takes off what was used before, where the agent counts from the beginning of a session that earlier attempts were in too."""
+        attempt = task.attempt(number)
+        agent = None if attempt is None else self._state().agents.get(attempt.agent)
+        if not (verdict.usage_of_session and verdict.session):
+            return verdict
+        known = None if agent is None else agent.sessions.get(verdict.session)
+        if known is not None:
+            return msgspec.structs.replace(verdict, usage=verdict.usage.minus(known.usage))
+        usage = verdict.usage  # its agent is gone, or has forgotten it
+        for each in task.attempts[: number - 1]:
+            if each.outcome is not None and each.outcome.session == verdict.session:
+                usage = usage.minus(each.outcome.usage)
+        return msgspec.structs.replace(verdict, usage=usage)
 
     def _ready(self, record: Record) -> list[c.Command]:
         """Old news must not bring back a worker that is known to be gone, or push out the present one: if it is new, a sweep finds it."""
@@ -121,18 +148,6 @@ class Translator:
         if agent is None or record.worker == agent.fallen or agent.worker not in (None, record.worker):
             return []  # of an earlier worker, or told already by another way
         return [c.AgentClosed(record.agent)]
-
-
-def _own_usage(verdict: Verdict, task: TaskState, number: int) -> Verdict:
-    """Takes off what earlier attempts used, where the agent counts from the beginning of a session they were in too."""
-    if not (verdict.usage_of_session and verdict.session):
-        return verdict
-    before = [attempt.outcome for attempt in task.attempts if attempt.number < number and attempt.outcome is not None]
-    usage = verdict.usage
-    for outcome_ in before:
-        if outcome_.session == verdict.session:
-            usage = usage.minus(outcome_.usage)
-    return msgspec.structs.replace(verdict, usage=usage)
 
 
 def _exit_of(values: object) -> Exit | None:

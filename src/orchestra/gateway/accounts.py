@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from orchestra.errors import SettingsInvalid
 from orchestra.gateway.config import AccountPart, KeyPlace, UpstreamPart
@@ -14,6 +15,8 @@ from orchestra.secrets.places import CommandSecret, EnvironmentSecret, FileSecre
 
 SESSIONS_MAX: Final = 20_000
 REVIVE_MS: Final = 2_000
+AGAIN_MS: Final = 60_000
+"""After which a key that was refused is tried once more."""
 HEADERS: Final = {"anthropic": "x-api-key", "openai": "bearer", "gemini": "x-goog-api-key"}
 
 
@@ -27,13 +30,17 @@ def source_of(place: KeyPlace, environ: Mapping[str, str], folder: Path) -> Secr
 class Key:
     """One key in use."""
 
-    __slots__ = ("quarantined", "secret", "source")
+    __slots__ = ("place", "quarantined", "refused_ms", "renewing", "secret", "source")
 
-    def __init__(self, source: SecretSource, secret: Secret) -> None:
+    def __init__(self, place: KeyPlace, source: SecretSource, secret: Secret) -> None:
+        self.place = place
         self.source = source
         self.secret = secret
         self.quarantined = False
         """The provider does not take it, and its place has no other."""
+        self.refused_ms = 0
+        self.renewing = asyncio.Lock()
+        """Two hundred requests that are refused at once read its place once."""
 
 
 class Account:
@@ -89,13 +96,27 @@ class Accounts:
         if len(self._sessions) > SESSIONS_MAX:
             self._sessions.popitem(last=False)
 
+    async def look(self) -> list[Key]:
+        """Returns the keys whose files hold another by now, which is used from now on. A file that cannot be read or holds no key changes nothing."""
+        return [key for key in self._keys() if isinstance(key.source, FileSecret) and await _is_another(key)]
+
     async def revive(self, now_ms: int) -> bool:
-        """Looks whether the place of a quarantined key holds another by now, every few seconds at most; tells whether any does."""
+        """Looks whether the place of a quarantined key holds another by now, every few seconds at most; tells whether any key may be used again.
+
+        A key that was refused a while ago is tried once more: providers refuse good keys during incidents of their own.
+        """
         if now_ms - self._revived_ms < REVIVE_MS:
             return False
         self._revived_ms = now_ms
-        quarantined = [key for account in self.by_name.values() for key in account.keys if key.quarantined]
-        return any([await renew(key, key.secret) for key in quarantined])
+        quarantined = [key for key in self._keys() if key.quarantined]
+        for key in quarantined:
+            async with key.renewing:
+                if not await _is_another(key) and now_ms - key.refused_ms >= AGAIN_MS:
+                    key.quarantined = False
+        return any(not key.quarantined for key in quarantined)
+
+    def _keys(self) -> list[Key]:
+        return [key for account in self.by_name.values() for key in account.keys]
 
     def adopt_sessions(self, older: Accounts) -> None:
         """Goes on with what the accounts before a reload knew."""
@@ -112,16 +133,16 @@ async def load_accounts(
     """
     found: dict[str, Account] = {}
     for account_name, part in upstream.accounts.items():
-        before = {} if older is None or account_name not in older.by_name else {k.source.name: k for k in older.by_name[account_name].keys}
+        before = {} if older is None or account_name not in older.by_name else {key.place: key for key in older.by_name[account_name].keys}
         keys, problem = [], None
         for place in part.keys:
             source = source_of(place, environ, folder)
             try:
-                keys.append(Key(source, await source.read()))
+                keys.append(Key(place, source, await source.read()))
             except SettingsInvalid as error:
                 problem = error
-                if source.name in before:
-                    keys.append(before[source.name])
+                if place in before:
+                    keys.append(before[place])
         if not keys and problem is not None:
             problem.field = f"upstreams.{name}.accounts.{account_name}.keys"
             raise problem
@@ -132,15 +153,26 @@ async def load_accounts(
     return accounts
 
 
-async def renew(key: Key, rejected: Secret) -> bool:
-    """Reads a key again of which the provider did not take `rejected`; tells whether it is another now. If not, it is quarantined."""
+async def renew(key: Key, rejected: Secret, now_ms: int) -> Literal["another", "left_out", "known"]:
+    """Reads a key again of which the provider did not take `rejected`; tells whether it is another now. If not, it is quarantined, unless it was already."""
+    async with key.renewing:
+        if key.secret != rejected:
+            return "another"
+        if key.quarantined:
+            return "known"
+        if await _is_another(key):
+            return "another"
+        key.quarantined, key.refused_ms = True, now_ms
+        return "left_out"
+
+
+async def _is_another(key: Key) -> bool:
+    """Reads a key's place and takes what it holds into use, if that is another key."""
     try:
         fresh = await key.source.read()
     except SettingsInvalid:
-        fresh = rejected
-    if key.secret == rejected and fresh == rejected:
-        key.quarantined = True
         return False
-    if fresh != rejected:
-        key.secret, key.quarantined = fresh, False
+    if fresh == key.secret:
+        return False
+    key.secret, key.quarantined = fresh, False
     return True

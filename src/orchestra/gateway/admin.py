@@ -250,7 +250,12 @@ class AdminServer:
             for name, account in each.by_name.items()
         }
         down = [name for name, breaker in desk.breakers.items() if breaker.is_open]
-        healthy = not down and not desk.draining and all(each["keys"] > each["keys_refused"] for each in accounts.values())
+        healthy = (
+            not down
+            and not desk.draining
+            and not desk.journal.broken
+            and all(each["keys"] > each["keys_refused"] for each in accounts.values())
+        )
         return {
             "healthy": healthy,
             "port": self._gateway.port,
@@ -261,6 +266,7 @@ class AdminServer:
             "served": desk.served,
             "recovered": self._gateway.recovered,
             "journal_spoilt": desk.journal.spoilt,
+            "journal_broken": desk.journal.broken,
             "tokens": len(desk.journal.books.state.tokens),
             "upstreams_down": down,
             "accounts": accounts,

@@ -34,6 +34,8 @@ TOKENS_MAX: Final = 100_000
 PARK_MS: Final = 300_000
 """A spent account whose end is not known is asked again after five minutes."""
 PARK_MS_MAX: Final = 8 * 86_400_000
+PARKED_MAX: Final = 1_000
+"""With `pass_through` every login is an account of its own; beyond this those whose time is over are forgotten."""
 OWN_HEADER: Final = "x-orchestra-token"
 ANONYMOUS: Final = Who("anonymous", priority=3)
 
@@ -72,6 +74,8 @@ class Desk:
         self.open = 0
         """Requests that are being worked on."""
         self.served = 0
+        self._late: list[Closed] = []
+        """Settlements that could not be written; their reservations stand until they can."""
         self._flagged: set[str] = set()
         self._windows: set[tuple[str, str, str]] = set()
 
@@ -162,6 +166,7 @@ class Desk:
         cost = cost_usd_micros(self.quote(kind, model, usage).price, usage)
         if (overspent := books.overspent(who, cost, now_ms)) is not None:
             return overspent
+        self._settle_late()
         opened = Opened(books.state.next_id, now_ms, who, place.upstream, place.account, model, cost, usage)
         self.journal.write(opened)
         return opened
@@ -179,7 +184,7 @@ class Desk:
         return overspent
 
     def close_request(self, opened: Opened, kind: str, status: int, usage: Usage, *, assumed: bool, tries: int) -> None:
-        """Settles a request. If the journal cannot be written the reservation stays, which is on the safe side."""
+        """Settles a request. If the journal cannot be written the reservation stays until it can, which is on the safe side."""
         quote = self.quote(kind, opened.model, usage)
         cost = cost_usd_micros(quote.price, usage)
         charged = usage != Usage()
@@ -189,9 +194,15 @@ class Desk:
         except PortFailed as error:
             log.error("request-not-settled id=%d: %s", opened.id, error)
             self.notices.tell("not_settled", request=opened.id)
+            self._late.append(closed)
             return
         for warned in self.journal.books.warnings(opened.who, closed.ms):
             self.notices.tell("budget_warning", **_as_told(warned))
+
+    def _settle_late(self) -> None:
+        while self._late:
+            self.journal.write(self._late[0])
+            del self._late[0]
 
     def tell_overspent(self, who: Who, overspent: Overspent) -> str:
         """Tells that a budget is spent; returns it as a sentence."""
@@ -219,6 +230,9 @@ class Desk:
         wait_ms = min(max(known, 1_000), PARK_MS_MAX)
         if not self.parked_ms(upstream, account):
             self.notices.tell("account_parked", upstream=upstream, account=account, wait_ms=wait_ms, reason=why)
+        if len(self.parked) >= PARKED_MAX:
+            now_ms = self.clock.steady_ms()
+            self.parked = {place: each for place, each in self.parked.items() if each[0] > now_ms}
         self.parked[(upstream, account)] = (self.clock.steady_ms() + wait_ms, why)
         for place in list(self.limiter.lanes):
             if (place.upstream, place.account) == (upstream, account):

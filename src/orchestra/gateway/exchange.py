@@ -21,9 +21,9 @@ from aiohttp import web
 
 from orchestra.errors import PortFailed
 from orchestra.gateway.accounts import Account, Key, renew
-from orchestra.gateway.desk import Desk
+from orchestra.gateway.desk import ANONYMOUS, Desk
 from orchestra.gateway.limiter import Place, QueueFull
-from orchestra.gateway.relay import Broken, Relay, read_error
+from orchestra.gateway.relay import Broken, Relay, read_error, without_key, words_of
 from orchestra.gateway.replies import NO_RETRY, Reply, busy, reply, spent, unavailable
 from orchestra.gateway.routes import Route
 from orchestra.gateway.upstream import Upstreams, request_headers
@@ -87,6 +87,8 @@ class Exchange:
         self.opened: Opened | None = None
         self.tries = 0
         self._failures = 0
+        self._paced = 0
+        """Refusals for its pace that it waited out by itself."""
         self._pause_ms = 0
         """To be waited before the next try, with nothing held."""
         self._lost = 0
@@ -173,9 +175,15 @@ class Exchange:
             return refused
         if not await self._breaker_lets_go():
             return unavailable(order.kind, "orchestra: the provider does not answer at present", 30_000)
+        if order.route.upstream not in desk.config.upstreams:
+            return await self._turn()
         place = desk.limiter.place(order.route.upstream, name, self._class)
+        closed_ms = desk.limiter.lane(place).group.closed_until_ms - desk.clock.steady_ms()
+        if closed_ms > self._left_ms():
+            return busy(order.kind, f"orchestra: the provider takes nothing for {closed_ms // 1000} s", closed_ms)
         charge = reserve(FORMULAS[order.kind], self.estimate)
-        ticket = Ticket(order.who.agent or order.who.attempt, order.who.priority, charge, self.estimate.weight, self._started_ms)
+        flow = order.who.agent or (order.who.attempt if order.who is not ANONYMOUS else name)
+        ticket = Ticket(flow, order.who.priority, charge, self.estimate.weight, self._started_ms)
         try:
             reservation = await desk.limiter.acquire(place, ticket, self._left_ms())
         except QueueFull:
@@ -185,7 +193,22 @@ class Exchange:
                 return await self._turn() if self._left_ms() else busy(order.kind, "orchestra: the account has nothing left", 60_000)
             wait_ms = desk.limiter.lane(place).group.wait_ms(charge, desk.clock.steady_ms())
             return busy(order.kind, "orchestra: the turn did not come in time", max(wait_ms, 1_000))
-        return Held(place, ticket, reservation, account, None if account is None else account.next_key())
+        if account is None:
+            return Held(place, ticket, reservation, None, None)
+        held = self._with_key(place, ticket, reservation)
+        return held if held is not None else await self._turn()
+
+    def _with_key(self, place: Place, ticket: Ticket, reservation: Reservation) -> Held | None:
+        """Takes a key for the turn from the accounts as they are now: a reload may have changed keys and the address that they are for meanwhile. None
+        gives the turn back."""
+        accounts = self.desk.accounts.get(place.upstream) if place.upstream in self.desk.config.upstreams else None
+        account = None if accounts is None else accounts.by_name.get(place.account)
+        key = None if account is None else account.next_key()
+        if key is not None:
+            return Held(place, ticket, reservation, account, key)
+        self.desk.limiter.lane(place).group.settle_unsent(reservation, self.desk.clock.steady_ms())
+        self.desk.limiter.release(place, ticket, served=False)
+        return None
 
     def _login(self) -> str:
         """Returns a name for the client's own login that does not tell it."""
@@ -212,16 +235,19 @@ class Exchange:
     async def _try(self, held: Held) -> web.StreamResponse | Reply | None:
         """Sends it once; None means that it is to be sent again."""
         group = self.desk.limiter.lane(held.place).group
-        sent, lost = False, self._lost
+        sent, served, lost = False, True, self._lost
         try:
             if (refused := self._open(held)) is not None:
                 return refused
             breaker = self.desk.breakers[self.order.route.upstream]
             if breaker.wait_ms(self.desk.clock.steady_ms()) > 0:
+                served = False
                 return None
             held.probe, held.sent_ms, sent = breaker.started(), self.desk.clock.steady_ms(), True
             self.tries += 1
-            return await self._send(held)
+            done = await self._send(held)
+            served = done is not None
+            return done
         finally:
             now_ms = self.desk.clock.steady_ms()
             if held.probe:
@@ -232,7 +258,7 @@ class Exchange:
                 group.settle_refused(held.reservation, now_ms)
             else:
                 group.settle_unsent(held.reservation, now_ms)
-            self.desk.limiter.release(held.place, held.ticket)
+            self.desk.limiter.release(held.place, held.ticket, served=served)
 
     def _open(self, held: Held) -> Reply | None:
         if self.opened is not None or not self.order.route.costs:
@@ -281,7 +307,8 @@ class Exchange:
         if failed is None:
             return await self._relay(held, response)
         self._lost -= 1
-        verdict = verdict_of(response.status, report, failed.body)
+        verdict = verdict_of(response.status, report, words_of(failed))
+        failed = without_key(failed, held.secret)
         if response.status not in UPSTREAM_FAILED:
             self._recovered()
         self._last = failed if verdict is not Verdict.KEY or self._passes else self._last
@@ -318,18 +345,24 @@ class Exchange:
     # ---- verdicts --------------------------------------------------------------------------------------------------------
 
     def _pace(self, held: Held, report: Report) -> Reply | None:
-        """Too fast. The whole group waits, then starts with half of what it had on its way; nobody changes the account."""
+        """Too fast. If the provider says for how long, or refuses nearly everything, the whole group waits, then starts with half of what it had on its way;
+        otherwise this request alone waits. It is no failed try: as long as there is time it comes again. Nobody changes the account."""
         desk = self.desk
         group = desk.limiter.lane(held.place).group
         now_ms = desk.clock.steady_ms()
         told = None if report.retry_after_ms is None else min(report.retry_after_ms, RETRY_AFTER_MS_MAX)
-        if told is None:
-            self._failures += 1
-        wait_ms = group_pause_ms(group.refusals + 1, told, desk.chance(), desk.config.retry.multiplier)
-        if group.closed_until_ms <= now_ms:
-            desk.notices.tell("limited", upstream=held.place.upstream, account=held.place.account, model_class=self._class, wait_ms=wait_ms)
-        group.close_until(now_ms + wait_ms, now_ms)
-        if self._failures >= desk.config.retry.tries or wait_ms > self._left_ms():
+        grows = desk.config.retry.multiplier
+        if not told and not group.ramp.mostly_refused:
+            self._paced += 1
+            wait_ms = self._pause_ms = group_pause_ms(self._paced, told, desk.chance(), grows)
+            group.slow_down()
+        else:
+            wait_ms = group_pause_ms(group.refusals + 1, told, desk.chance(), grows)
+            if group.closed_until_ms <= now_ms:
+                place = {"upstream": held.place.upstream, "account": held.place.account, "model_class": self._class}
+                desk.notices.tell("limited", **place, wait_ms=wait_ms)
+            group.close_until(now_ms + wait_ms, now_ms)
+        if wait_ms > self._left_ms():
             return self._give_up(busy(self.order.kind, "orchestra: the provider's limit is reached", wait_ms))
         return None
 
@@ -348,7 +381,7 @@ class Exchange:
         """The key is not taken. Its place may hold a newer one; if not it is left out, and the client never hears of it."""
         assert held.key is not None
         assert held.secret is not None
-        if not await renew(held.key, held.secret):
+        if await renew(held.key, held.secret, self.desk.clock.steady_ms()) == "left_out":
             where = {"upstream": held.place.upstream, "account": held.place.account, "key": held.key.source.name}
             self.desk.notices.tell("key_quarantined", status=status, **where)
         return None

@@ -125,7 +125,7 @@ class Front:
         desk = self._desk
         route = find_route(request.raw_path, request.headers, desk.config.upstreams)
         kind = "anthropic" if isinstance(route, NoRoute) else desk.config.upstreams[route.upstream].kind
-        if "upgrade" in request.headers:
+        if "websocket" in request.headers.get("upgrade", "").lower():
             raise Refusal(reply(kind, 426, "orchestra: this gateway speaks HTTP/1.1 only", ("Upgrade", "HTTP/1.1")), close=True)
         if request.method not in METHODS:
             raise Refusal(reply(kind, 405, "orchestra: this method is not passed on", ("Allow", ", ".join(sorted(METHODS)))), close=True)
@@ -186,7 +186,8 @@ class Front:
         if not route.costs:
             return Asked(route.model, False, 0)
         try:
-            text = inflate(body, request.headers.get("content-encoding", ""), self._desk.config.bounds.body_mb << 20)
+            encoding = ", ".join(request.headers.getall("content-encoding", []))
+            text = inflate(body, encoding, self._desk.config.bounds.body_mb << 20)
             return read_asked(text, model=route.model, stream=route.stream)
         except BadInput as error:
             status = 413 if "inflates" in error.message else 415 if error.field == "content-encoding" else 400

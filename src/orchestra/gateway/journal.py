@@ -20,7 +20,7 @@ import msgspec
 from orchestra.clock import Clock
 from orchestra.errors import PortFailed
 from orchestra.files import ensure_private_dir, write_atomically
-from orchestra.metering.books import Books, Record
+from orchestra.metering.books import Books, Record, State
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ class Journal:
         self._lock: int | None = None
         self._file: int | None = None
         self._bytes = 0
-        self._broken = ""
+        self._anew_at = 0
+        """Size at which the file is begun anew."""
+        self.broken = ""
         """Why nothing can be written any more: after a failed fsync nobody knows what the disk has."""
         self._dirty = asyncio.Event()
         self._syncing: asyncio.Task[None] | None = None
@@ -74,14 +76,17 @@ class Journal:
             PortFailed: Another gateway uses the folder, or it cannot be used.
         """
         try:
+            return self._open()
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _open(self) -> int:
+        try:
             ensure_private_dir(self._folder)
             self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for record in decode_lines(self._path.read_bytes() if self._path.exists() else b""):
-                if record is None:
-                    self.spoilt += 1
-                else:
-                    self.books.apply(record)
+            self._read(self._path.read_bytes() if self._path.exists() else b"")
         except BlockingIOError as exc:
             raise PortFailed(f"another gateway uses {self._folder}", hint="stop it, or give this one a folder of its own") from exc
         except OSError as exc:
@@ -92,6 +97,23 @@ class Journal:
         self._forget_expired()
         self._begin_anew()
         return len(orphans)
+
+    def _read(self, data: bytes) -> None:
+        """Folds the file.
+
+        Raises:
+            PortFailed: Its first line, which holds everything up to the last start, is damaged: budgets would begin from nothing.
+        """
+        for number, record in enumerate(decode_lines(data)):
+            if number == 0 and not isinstance(record, State):
+                raise PortFailed(
+                    f"the books in {self._path} are damaged at their head",
+                    hint="put a copy in their place; or, if budgets may begin from nothing, move the file away",
+                )
+            if record is None:
+                self.spoilt += 1
+            else:
+                self.books.apply(record)
 
     def _forget_expired(self) -> None:
         now_ms = self._clock.wall_ms()
@@ -108,7 +130,7 @@ class Journal:
             raise PortFailed(f"the books cannot be written: {exc}", hint="make room on the disk") from exc
         if self._file is not None:
             os.close(self._file)
-        self._file, self._bytes = fresh, len(line)
+        self._file, self._bytes, self._anew_at = fresh, len(line), len(line) + GROWN_BYTES
 
     async def start(self) -> None:
         """Begins to sync."""
@@ -121,8 +143,8 @@ class Journal:
             PortFailed: It could not be written; the books do not have it either.
         """
         assert self._file is not None, "the journal is open"
-        if self._broken:
-            raise PortFailed(f"the books cannot be written: {self._broken}", hint="check the disk and start the gateway again")
+        if self.broken:
+            raise PortFailed(f"the books cannot be written: {self.broken}", hint="check the disk and start the gateway again")
         line = encode_line(record)
         try:
             written = os.write(self._file, line)
@@ -134,8 +156,12 @@ class Journal:
         self._bytes += written
         self.books.apply(record)
         self._dirty.set()
-        if self._bytes > GROWN_BYTES:
-            self._begin_anew()
+        if self._bytes > self._anew_at:
+            try:
+                self._begin_anew()
+            except PortFailed as error:
+                self._anew_at = self._bytes + GROWN_BYTES
+                log.error("journal-not-begun-anew: %s", error)
 
     async def _sync_for_ever(self) -> None:
         while True:
@@ -144,8 +170,8 @@ class Journal:
             try:
                 await self._sync()
             except OSError as exc:
-                self._broken = exc.strerror or "the disk failed"
-                log.error("journal-sync-failed: %s", self._broken)
+                self.broken = exc.strerror or "the disk failed"
+                log.error("journal-sync-failed: %s", self.broken)
                 return
             await asyncio.sleep(SYNC_MS / 1000)
 
@@ -167,6 +193,9 @@ class Journal:
             os.fdatasync(self._file)
             os.close(self._file)
             self._file = None
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

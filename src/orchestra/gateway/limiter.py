@@ -50,10 +50,19 @@ class Limiter:
     def place(self, upstream: str, account: str, model_class: str) -> Place:
         """Returns the name of the lane; the number of classes is bounded."""
         place = Place(upstream, account, model_class)
-        if place in self._lanes or len(self._lanes) < CLASSES_MAX:
+        if place in self._lanes or len(self._lanes) < CLASSES_MAX or self._forget_idle():
             return place
         known = account in self._config.upstreams[upstream].accounts
         return Place(upstream, account if known else REST, REST)
+
+    def _forget_idle(self) -> bool:
+        """Makes room: lanes that nobody uses and that know nothing are made again when they are asked for. Tells whether there were any."""
+        idle = [place for place, lane in self._lanes.items() if not lane.waiting and not lane.group.ramp.in_flight and lane.group.is_plain]
+        for place in idle:
+            del self._lanes[place]
+            if (timer := self._timers.pop(place, None)) is not None:
+                timer.cancel()
+        return bool(idle)
 
     def lane(self, place: Place) -> Lane:
         """Returns the lane, made when first asked for."""
@@ -103,14 +112,14 @@ class Limiter:
         except BaseException:
             if not lane.withdraw(ticket) and future.done() and not future.cancelled():
                 lane.group.settle_unsent(future.result(), self._clock.steady_ms())
-                self.release(place, ticket)
+                self.release(place, ticket, served=False)
             raise
         finally:
             self._futures.pop(id(ticket), None)
 
-    def release(self, place: Place, ticket: Ticket) -> None:
+    def release(self, place: Place, ticket: Ticket, *, served: bool) -> None:
         """A request has ended and was settled: others may go."""
-        self.lane(place).release(ticket)
+        self.lane(place).release(ticket, served=served)
         self.pump(place)
         for other, lane in self._lanes.items():
             if lane.waiting and other != place:
@@ -118,13 +127,15 @@ class Limiter:
 
     def pump(self, place: Place) -> None:
         """Lets go whose turn it is, and asks again when time may let go the next."""
-        lane = self._lanes[place]
+        lane = self._lanes.get(place)
+        if lane is None:
+            return
         now_ms = self._clock.steady_ms()
         for ticket, held in lane.admit(now_ms):
             future = self._futures.get(id(ticket))
             if future is None or future.done():
                 lane.group.settle_unsent(held, now_ms)
-                lane.release(ticket)
+                lane.release(ticket, served=False)
             else:
                 future.set_result(held)
         if (timer := self._timers.pop(place, None)) is not None:

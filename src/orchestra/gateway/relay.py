@@ -6,13 +6,17 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
+from orchestra.errors import BadInput, PortFailed
 from orchestra.gateway.replies import SERVER, Reply, cut_event
 from orchestra.gateway.upstream import response_headers
 from orchestra.metering.prices import cost_usd_micros
 from orchestra.metering.usage import BYTES_PER_TOKEN, Usage
 from orchestra.protocol.usage import Scan
+from orchestra.protocol.usage_request import inflate
+from orchestra.secret import MASK, Secret
 
 if TYPE_CHECKING:
     from orchestra.gateway.exchange import Exchange, Held
@@ -49,6 +53,28 @@ async def read_error(response: aiohttp.ClientResponse) -> Reply | None:
     content_type = headers.pop("Content-Type", "application/octet-stream")
     headers.popall("Content-Type", None)
     return Reply(response.status, bytes(body), tuple(headers.items()), content_type)
+
+
+def words_of(failed: Reply) -> bytes:
+    """Returns what an error says, as text even if it was sent compressed: what it means is decided by its words."""
+    encoding = next((value for name, value in failed.headers if name.lower() == "content-encoding"), "")
+    try:
+        return inflate(failed.body, encoding, ERROR_BYTES_MAX)
+    except BadInput:
+        return failed.body
+
+
+def without_key(failed: Reply, secret: Secret | None) -> Reply:
+    """Returns an error as it came, unless the provider repeats the key in it: then the key is struck out."""
+    if secret is None:
+        return failed
+    key = secret.reveal()
+    headers = tuple((name, value.replace(key, MASK)) for name, value in failed.headers)
+    words = words_of(failed)
+    if key.encode() not in words:
+        return msgspec.structs.replace(failed, headers=headers)
+    plain = tuple((name, value) for name, value in headers if name.lower() != "content-encoding")
+    return msgspec.structs.replace(failed, body=words.replace(key.encode(), MASK.encode()), headers=plain)
 
 
 class Relay:
@@ -140,7 +166,10 @@ class Relay:
         held = self._desk.journal.books.state.open.get(opened.id, opened).reserved_usd_micros
         if cost <= held:
             return None
-        overspent = self._desk.grow(opened, cost, usage.output_tokens)
+        try:
+            overspent = self._desk.grow(opened, cost, usage.output_tokens)
+        except PortFailed as error:
+            return f"orchestra: {error.message}"
         return None if overspent is None else self._desk.tell_overspent(self._order.who, overspent)
 
     def _settle(self, *, whole: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from orchestra.gateway.config import UpstreamPart
+from orchestra.gateway.upstream import TOKEN
 
 TARGET_CHARS_MAX: Final = 4096
 _SAFE: Final = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*(?:\?[\x21\x22\x24-\x7e]*)?")
@@ -20,10 +21,13 @@ FORMS: Final = {
     ("anthropic", "/v1/messages"): "anthropic",
     ("openai", "/v1/responses"): "responses",
     ("openai", "/v1/chat/completions"): "chat",
+    ("openai", "/v1/responses/compact"): "responses",
+    ("openai", "/responses"): "responses",
+    ("openai", "/responses/compact"): "responses",
 }
-"""Requests that cost: (kind, path) -> form of the answer."""
+"""Requests that cost: (kind, path) -> form of the answer. Codex with a subscription asks an address without a version, and has long sessions shortened there."""
 _COUNTING: Final = {("anthropic", "/v1/messages/count_tokens"), ("openai", "/v1/responses/input_tokens")}
-_FREE: Final = re.compile(r"/v1(?:beta|alpha)?/models(?:/[A-Za-z0-9._:-]{1,120})?")
+_FREE: Final = re.compile(r"(?:/v1(?:beta|alpha)?)?/models(?:/[A-Za-z0-9._:-]{1,120})?")
 _OF_KIND: Final = (
     ("anthropic", re.compile(r"/v1/(?:messages|complete)(?:/.*)?")),
     ("openai", re.compile(r"/v1/(?:responses|chat|embeddings|completions|files|images|audio|moderations)(?:/.*)?")),
@@ -70,7 +74,7 @@ def find_route(target: str, headers: Mapping[str, str], upstreams: Mapping[str, 
     path, _, query = target.partition("?")
     if "//" in path or _DOTS.search(path):
         return NoRoute(400, "the path is not in its plain form")
-    if _KEY_IN_QUERY.search(query):
+    if _KEY_IN_QUERY.search(query) or TOKEN.search(target):
         return NoRoute(400, "a key does not belong into the address; send it in a header")
     first, _, rest = path[1:].partition("/")
     if first in upstreams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -26,6 +27,10 @@ from orchestra.metering.breaker import Breaker
 log = logging.getLogger(__name__)
 
 BACKLOG = 1_024
+LOOK_MS = 2_000
+"""Between two looks at the key files."""
+LOOKS_A_REVIVAL = 15
+"""A key that was refused may come from a program, which is not to be run every two seconds."""
 
 
 class Gateway:
@@ -53,6 +58,7 @@ class Gateway:
         self._upstreams = Upstreams()
         self._server: BoundedServer | None = None
         self._listener: asyncio.Server | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._admin = AdminServer(self, self.config.admin_socket)
         self.port = 0
 
@@ -76,9 +82,12 @@ class Gateway:
             except OSError as exc:
                 raise PortFailed(f"{self.config.listen} cannot be listened on: {exc.strerror}", hint="choose another port") from exc
             self.port = self._listener.sockets[0].getsockname()[1]
+            self._looking = asyncio.create_task(self._look_after_keys(), name="gateway-keys")
         except BaseException:
             await self.stop()
             raise
+        if self.journal.spoilt:
+            self.desk.notices.tell("journal_spoilt", lines=self.journal.spoilt)
         if self.recovered:
             self.desk.notices.tell("recovered", requests=self.recovered)
         log.info("gateway-started port=%d recovered=%d", self.port, self.recovered)
@@ -93,6 +102,17 @@ class Gateway:
             name: await load_accounts(name, upstream, self._environ, folder, self.desk.accounts.get(name))
             for name, upstream in config.upstreams.items()
         }
+
+    async def _look_after_keys(self) -> None:
+        """Takes a changed key file into use without being told, and tries keys again that were refused a while ago."""
+        desk = self.desk
+        for look in itertools.count(1):
+            await self._clock.sleep_ms(LOOK_MS)
+            for name, accounts in list(desk.accounts.items()):
+                for key in await accounts.look():
+                    desk.notices.tell("key_changed", upstream=name, key=key.source.name)
+                if look % LOOKS_A_REVIVAL == 0:
+                    await accounts.revive(self._clock.steady_ms())
 
     async def reload(self) -> None:
         """Reads the file and all keys again. What is on its way goes on as it began; address, folder and connection bounds stay until a restart.
@@ -124,6 +144,10 @@ class Gateway:
     async def stop(self) -> None:
         """Ends: connections are closed, what was streaming is settled, the books are synced. Idempotent."""
         self.desk.draining = True
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+            self._looking = None
         if self._listener is not None:
             self._listener.close()
             self._listener = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import ssl
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -19,6 +20,7 @@ AT_ONCE_BYTES: Final = 1 << 19
 """A larger body is given to the transport in pieces, so that it holds up nobody."""
 TOKEN_PREFIX: Final = "orc-"
 """What every token of ours begins with; none is ever sent on."""
+TOKEN: Final = re.compile(TOKEN_PREFIX + r"[A-Za-z0-9_-]{43}")
 IDLE_SECONDS: Final = 20.0
 """A connection that was not used for longer is not used again: providers close theirs after a minute at the earliest."""
 
@@ -111,7 +113,7 @@ def request_headers(raw: Iterable[tuple[bytes, bytes]], auth: tuple[str, str] | 
         lower = name.lower()
         if lower == "accept-encoding":
             encodings += [part.strip() for part in value.split(",") if part.partition(";")[0].strip().lower() in _READABLE]
-        elif lower in dropped or lower.startswith(("x-orchestra-", "x-forwarded-")) or (lower in CREDENTIALS and TOKEN_PREFIX in value):
+        elif lower in dropped or lower.startswith(("x-orchestra-", "x-forwarded-")) or _is_ours(lower, value):
             continue
         else:
             sent.add(name, value)
@@ -119,6 +121,11 @@ def request_headers(raw: Iterable[tuple[bytes, bytes]], auth: tuple[str, str] | 
     if auth is not None:
         sent.add(*auth)
     return sent
+
+
+def _is_ours(name: str, value: str) -> bool:
+    """Tells whether a header shows a token of ours, whatever it is called."""
+    return (name in CREDENTIALS and TOKEN_PREFIX in value) or TOKEN.search(value) is not None
 
 
 def response_headers(raw: Iterable[tuple[bytes, bytes]], added: Mapping[str, str]) -> CIMultiDict[str]:

@@ -31,6 +31,9 @@ from orchestra.quantity import ms_from_seconds
 T = TypeVar("T")
 
 BATCH_MAX: Final = 10_000
+ANSWER_CHARACTERS_MAX: Final = 3000
+ANSWER_BYTES_MAX: Final = 3500
+"""As JSON: it goes to its worker in one line of at most 4096 bytes."""
 DESCRIPTION_WIDTH_MIN: Final = 10
 DESCRIPTION_WORDS_MIN: Final = 3
 _EMPTY_WORDS: Final = frozenset(
@@ -107,6 +110,14 @@ class ShutdownParams(f.Record, frozen=True, kw_only=True):
     timeout_seconds: Annotated[f.Wait, Meta(description="Longest wait for running tasks.")] = 300.0
 
 
+class AnswerParams(f.Record, frozen=True, kw_only=True):
+    """`orchestra.answer`: the reply to what the task's agent waits for."""
+
+    task_id: f.TaskRef
+    text: Annotated[str, Meta(min_length=1, max_length=ANSWER_CHARACTERS_MAX, description="`yes`, `no`, or words.")]
+    question: Annotated[int, Meta(ge=0, description="Number of the question it is for; absent means the present one.")] | None = None
+
+
 class CancelParams(f.Record, frozen=True, kw_only=True):
     """`orchestra.cancel`."""
 
@@ -166,7 +177,7 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, wor
         raise BadInput("a dependency is named twice", field="dependencies", hint="once is enough")
     if task_id in needs:
         raise BadInput("the task depends on itself", field="dependencies", hint="remove it")
-    kind = params.agent or ("shell" if payload.type in ("command", "code") else default_kind)
+    kind = params.agent or ("shell" if payload.type in ("command", "code") else default_kind or defaults.kinds.get(params.category, ""))
     if not kind:
         raise BadInput(
             "a prompt needs an agent that understands it", field="agent", hint="name an agent kind, or set agents.kind in the settings"

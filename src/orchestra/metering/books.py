@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -21,7 +21,7 @@ SCOPES: Final = ("attempt", "task", "agent", "plan", "day", "model")
 BUDGETED: Final = ("day", "plan", "task", "agent")
 """In the order in which they are looked at."""
 NAMES_MAX: Final = {"attempt": 20_000, "task": 100_000, "agent": 10_000, "plan": 10_000, "day": 4_000, "model": 1_000}
-"""Of each scope; the oldest are forgotten first."""
+"""Of each scope, of what was used and of budgets; what was not used, or not set, for longest is forgotten first."""
 WARN_PERCENT: Final = 80
 
 
@@ -156,6 +156,11 @@ def names_of(who: Who, model: str, wall_ms: int) -> Iterator[tuple[str, str]]:
     yield from ((scope, name) for scope, name in (*named, ("model", model)) if name)
 
 
+def _forget_oldest(names: dict[str, Any], scope: str) -> None:
+    while len(names) > NAMES_MAX.get(scope, 1_000):
+        del names[next(iter(names))]
+
+
 class Books:
     """The state, and the questions asked of it."""
 
@@ -212,16 +217,19 @@ class Books:
         self._reserve(opened, -opened.reserved_usd_micros)
         for scope, name in names_of(opened.who, opened.model, opened.ms):
             names = self.state.totals.setdefault(scope, {})
-            if name not in names and len(names) >= NAMES_MAX.get(scope, 1_000):
-                del names[next(iter(names))]
-            names.setdefault(name, Totals()).add(record)
+            totals = names.pop(name, None) or Totals()
+            totals.add(record)
+            names[name] = totals
+            _forget_oldest(names, scope)
 
     def _set_budget(self, record: BudgetSet) -> None:
         names = self.state.budgets.setdefault(record.scope, {})
         if record.usd_micros < 0:
             names.pop(record.name, None)
         else:
+            names.pop(record.name, None)
             names[record.name] = record.usd_micros
+            _forget_oldest(names, record.scope)
         self._warned.discard((record.scope, record.name))
 
     def budget_of(self, scope: str, name: str) -> int:
@@ -256,6 +264,8 @@ class Books:
             budget = self.budget_of(scope, name) if scope in BUDGETED else -1
             settled = self.settled(scope, name)
             if budget > 0 and settled * 100 >= budget * WARN_PERCENT and (scope, name) not in self._warned:
+                if len(self._warned) >= NAMES_MAX["task"]:
+                    self._warned.clear()
                 self._warned.add((scope, name))
                 found.append(Overspent(scope, name, budget, settled, self.reserved(scope, name)))
         return found

@@ -92,17 +92,28 @@ class FairQueue(Generic[Key]):
                 best = flow
         return None if best is None else best.items[0]
 
-    def take(self, item: Waiting[Key], now_ms: int) -> None:
-        """Serves the head of a flow."""
+    def take(self, item: Waiting[Key], now_ms: int) -> int:
+        """Serves the head of a flow; returns what its flow was charged."""
         flow = self._flows[item.flow]
         flow.items.popleft()
         self._floor = max(self._floor, min(each.served for each in self._flows.values()))
-        flow.served += self._price(item, max(0, now_ms - item.since_ms))
+        price = self._price(item, max(0, now_ms - item.since_ms))
+        flow.served += price
         self._gone(item.flow, flow)
+        return price
 
-    def served_at_once(self, item: Waiting[Key]) -> None:
-        """Takes note of a request that had not to wait."""
-        self._keep(item.flow, self._account(item.flow) + self._price(item, 0))
+    def served_at_once(self, item: Waiting[Key]) -> int:
+        """Takes note of a request that had not to wait; returns what its flow was charged."""
+        price = self._price(item, 0)
+        self._keep(item.flow, self._account(item.flow) + price)
+        return price
+
+    def give_back(self, flow: str, price: int) -> None:
+        """A request was served for nothing: who is refused by chance again and again would otherwise be the last each time."""
+        if flow in self._flows:
+            self._flows[flow].served -= price
+        elif flow in self._past:
+            self._past[flow] -= price
 
     def _price(self, item: Waiting[Key], waited_ms: int) -> int:
         return max(1, item.cost * SCALE * AGEING_MS // (item.weight * (AGEING_MS + min(waited_ms, AGEING_MS))))

@@ -75,7 +75,7 @@ class Group:
         """Reserves."""
         for name, bucket in self._buckets.items():
             bucket.take(charge.get(name, 0), now_ms)
-        self.ramp.in_flight += 1
+        self.ramp.enter()
         return Reservation(dict(charge), {name: bucket.taken_total for name, bucket in self._buckets.items()})
 
     def settle(self, held: Reservation, usage: Usage, now_ms: int) -> None:
@@ -94,7 +94,7 @@ class Group:
         if not held.open:
             return
         held.open = False
-        self.ramp.in_flight -= 1
+        self.ramp.leave()
         for name, bucket in self._buckets.items():
             if name in held.sent_marks and (difference := charge.get(name, 0) - held.charge.get(name, 0)):
                 bucket.correct(difference, now_ms)
@@ -126,18 +126,29 @@ class Group:
         self.refusals = 0
         self.ramp.went_well()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is known of it that would be lost with it."""
+        return not self._buckets and not self.refusals
+
+    def slow_down(self) -> None:
+        """The provider refused one and takes most of the others: fewer at once, and nobody else waits."""
+        self.ramp.too_many()
+
     def close_until(self, until_ms: int, now_ms: int) -> None:
         """The provider says that for a while nothing goes; afterwards it starts slowly."""
         if self.closed_until_ms <= now_ms:
             self.refusals += 1
         self.closed_until_ms = max(self.closed_until_ms, until_ms)
-        self.ramp.too_many(now_ms)
+        self.ramp.too_many()
         for name, bucket in self._buckets.items():
             if name != DAILY:
                 bucket.empty(now_ms)
 
     def adopt(self, fresh: Group, now_ms: int) -> None:
         """Takes over the configured limits of another group; what was learned and used stays."""
+        for name in self._configured.keys() - fresh._configured.keys():
+            del self._buckets[name]
         self._configured = fresh._configured
         self.ramp.set_most(fresh.ramp.most)
         for name, limit in self._configured.items():

@@ -27,6 +27,8 @@ class Ticket(msgspec.Struct):
     """Tokens, for the queue where no limit is known."""
     since_ms: int = -1
     """When it first came, if it was refused and comes again; -1 is now."""
+    price: int = 0
+    """What its flow was charged for its turn."""
 
 
 class Crowd:
@@ -77,7 +79,7 @@ class Lane:
         weight = WEIGHTS[min(max(ticket.priority, 0), len(WEIGHTS) - 1)]
         item = Waiting(ticket, ticket.flow, weight, self.group.cost(ticket.charge) or ticket.weight, since_ms)
         if not self._queue and self._may_go(ticket, now_ms):
-            self._queue.served_at_once(item)
+            ticket.price = self._queue.served_at_once(item)
             return self._go(ticket, now_ms)
         self._waiting[id(ticket)] = item
         self._queue.put(item)
@@ -97,7 +99,7 @@ class Lane:
             head = self._queue.head(self._crowd.free)
             if head is None or self.group.wait_ms(head.key.charge, now_ms) > 0:
                 break
-            self._queue.take(head, now_ms)
+            head.key.price = self._queue.take(head, now_ms)
             del self._waiting[id(head.key)]
             admitted.append((head.key, self._go(head.key, now_ms)))
         return admitted
@@ -107,9 +109,11 @@ class Lane:
         item = self._waiting.pop(id(ticket), None)
         return item is not None and self._queue.remove(item)
 
-    def release(self, ticket: Ticket) -> None:
-        """The request of an admitted ticket has ended; its reservation was settled."""
+    def release(self, ticket: Ticket, *, served: bool = True) -> None:
+        """The request of an admitted ticket has ended; its reservation was settled. One that was not served costs its flow nothing."""
         self._crowd.leave(ticket.flow)
+        if not served:
+            self._queue.give_back(ticket.flow, ticket.price)
 
     def ask_again_ms(self, now_ms: int) -> int | None:
         """Returns when time alone may let somebody go, as a duration; None if only a release can."""

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, SPACE_DIR, STAGE_DIR
-from orchestra.core.model import Worker
+from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, PYTHON, SPACE_DIR, STAGE_DIR
+from orchestra.core.model import CheckResult, Worker
 from orchestra.errors import CourierFailed, NodeFailed, NodeUnreachable, NotFound, PaneUnknown, TmuxFailed
 from orchestra.ids import AgentId, AttemptId, NodeId, parse_attempt_id
 from orchestra.node import (
@@ -30,10 +30,11 @@ from orchestra.node import (
     Report,
     WorkerFacts,
 )
+from orchestra.nodes.checking import FOLDER, run_checks
 from orchestra.nodes.courier import Courier, CourierRefused, worker_of
 from orchestra.nodes.probe import UNKNOWN, NodeNeeds, NodeProbe, findings, probe, system_wall_ms
 from orchestra.nodes.tmux import PaneFacts, TmuxOptions, TmuxServer, WindowOrder
-from orchestra.nodes.transport import Transport
+from orchestra.nodes.transport import Transport, clean_argv
 
 STAGE_PACKAGE: Final = "orchestra_stage"
 """What `orchestra.stage` is called on a node, where there is no house round it."""
@@ -344,6 +345,17 @@ class TmuxNode:
         values = {"op": "stop", "task": attempt.task, "attempt": attempt.number, "grace_ms": grace_ms}
         await self._ask("poke", agent=agent, line=msgspec.json.encode(values).decode())
 
+    async def answer(self, attempt: AttemptId, agent: AgentId, number: int, text: str) -> None:
+        values = {"op": "answer", "task": attempt.task, "attempt": attempt.number, "number": number, "text": text}
+        await self._ask("poke", agent=agent, line=msgspec.json.encode(values).decode())
+
+    async def check(self, order: AttemptOrder) -> Sequence[CheckResult]:
+        self._require()
+        place = attempt_dir(order.attempt)
+        argv = stage_argv(self._python, self._stage, "checks", self._folder, f"{place}/{FOLDER}")
+        clean = clean_argv(argv, self._options.tmux.pass_environment)
+        return await run_checks(self._transport, clean, self._place(order.spec, place))
+
     async def reap(self, attempt: AttemptId) -> str:
         try:
             await self._ask("reap", dir=attempt_dir(attempt))
@@ -439,9 +451,6 @@ class TmuxNode:
 
 SIGNED: Final = ("clock_offset_ms",)
 """Figures that may be -1 and be known all the same."""
-PYTHON: Final = "@python"
-"""Stands for the node's interpreter in a launch."""
-
 PUSH_SCRIPT: Final = """
 import json, os, stat, sys
 target, package, runtime = sys.argv[1:4]

@@ -7,6 +7,7 @@ twice is refused.
 from __future__ import annotations
 
 import re
+import sys
 import zlib
 from typing import Final
 
@@ -15,6 +16,13 @@ import msgspec
 from orchestra.errors import BadInput
 from orchestra.metering.usage import TOKENS_MAX
 
+if sys.version_info >= (3, 14):
+    from compression.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
+else:
+    from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
+
+ZSTD_OPTIONS: Final[dict[int, int]] = {DecompressionParameter.window_log_max: 25}
+"""A frame may ask for a window of 32 MiB, the size of the largest request; what needs more memory is refused."""
 DECIDING: Final = frozenset({"model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "service_tier"})
 NAME_CHARS_MAX: Final = 256
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
@@ -40,15 +48,17 @@ def inflate(body: bytes, encoding: str, most: int) -> bytes:
     encoding = encoding.strip().lower()
     if encoding in {"", "identity"}:
         return body
-    if encoding not in {"gzip", "x-gzip", "deflate"}:
-        raise BadInput(f"the content encoding {encoding[:40]!r} cannot be read", field="content-encoding", hint="send gzip or none")
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    if encoding not in {"gzip", "x-gzip", "deflate", "zstd"}:
+        raise BadInput(f"the content encoding {encoding[:40]!r} cannot be read", field="content-encoding", hint="send gzip, zstd or none")
+    inflater = ZstdDecompressor(options=ZSTD_OPTIONS) if encoding == "zstd" else zlib.decompressobj(zlib.MAX_WBITS | 32)
     try:
         text = inflater.decompress(body, most + 1)
-    except zlib.error as exc:
+    except (zlib.error, ZstdError) as exc:
         raise BadInput("the compressed body is damaged", field="body", hint="send it again") from exc
-    if len(text) > most or inflater.unconsumed_tail:
+    if len(text) > most:
         raise BadInput(f"the body inflates to more than {most} bytes", field="body", hint="send less at a time")
+    if inflater.unused_data:
+        raise BadInput("something follows the compressed body", field="body", hint="send one gzip member or zstd frame")
     if not inflater.eof:
         raise BadInput("the compressed body is not complete", field="body", hint="send it whole")
     return text

@@ -11,7 +11,7 @@ import msgspec
 from orchestra.views import AttemptView, ReportData, TaskDetail, TaskView
 
 STATUS_ORDER: Final = (
-    *("completed", "failed", "cancelled", "running", "verifying", "assigned", "unknown", "retry_wait", "queued", "pending"),
+    *("completed", "failed", "cancelled", "running", "waiting", "verifying", "assigned", "unknown", "retry_wait", "queued", "pending"),
 )
 OVER: Final = ("completed", "failed", "cancelled")
 WELL: Final = ("", "done", "stopped")

@@ -17,6 +17,7 @@ TONES: Final = {
     "cancelled": ("off", "⊘"),
     "running": ("live", "▶"),
     "assigned": ("live", "▶"),
+    "waiting": ("warn", "?"),
     "verifying": ("live", "▶"),
     "retry_wait": ("warn", "↻"),
     "unknown": ("warn", "?"),

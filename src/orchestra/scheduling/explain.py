@@ -10,11 +10,13 @@ from orchestra.core.state import AgentState, State, TaskState
 from orchestra.ids import TaskId
 from orchestra.quantity import show_ms
 from orchestra.scheduling.admission import Gate
+from orchestra.scheduling.overlaps import Overlap, overlap_of
 from orchestra.scheduling.scheduler import is_free, may_assign
 
 
-def explain(state: State, task_id: TaskId, now_ms: int, gate: Gate | None = None) -> str:
-    """Returns one sentence that says where the task stands and what it waits for; `gate` knows how much the nodes can carry.
+def explain(state: State, task_id: TaskId, now_ms: int, gate: Gate | None = None, *, serialised: bool = True) -> str:
+    """Returns one sentence that says where the task stands and what it waits for; `gate` knows how much the nodes can carry, `serialised` says whether
+    tasks that change the same files wait for each other.
 
     Raises:
         NotFound: There is no such task.
@@ -24,13 +26,18 @@ def explain(state: State, task_id: TaskId, now_ms: int, gate: Gate | None = None
         case TaskStatus.PENDING:
             return _pending(state, task)
         case TaskStatus.QUEUED:
-            return _queued(state, task, now_ms, gate)
+            overlap = overlap_of(state, task) if serialised else None
+            return _queued(state, task, now_ms, gate) if overlap is None else _behind(task, overlap)
         case TaskStatus.RETRY_WAIT:
             wait = show_ms(max(0, task.ready_ms - now_ms))
             tries = f"{task.failures} of {task.spec.retries} retries used"
             return f"{task_id} is tried again in {wait} ({tries}); the last attempt: {task.reason}."
         case TaskStatus.UNKNOWN:
             return f"{task_id} runs as far as we know, but we lost sight of it: {task.reason}."
+        case TaskStatus.WAITING:
+            asking = next((attempt for attempt in task.live_attempts() if attempt.question), None)
+            who = "" if asking is None else f" of agent #{asking.agent}, {show_ms(max(0, now_ms - asking.waiting_ms))} old"
+            return f'{task_id} waits for an answer to a question{who}: `orchestra task answer {task_id} "..."`.'
         case TaskStatus.ASSIGNED | TaskStatus.RUNNING | TaskStatus.VERIFYING:
             agents = ", ".join(f"#{attempt.agent}" for attempt in task.live_attempts())
             word = {"assigned": "is being started", "running": "is running", "verifying": "is being verified"}[task.status.value]
@@ -50,6 +57,11 @@ def _pending(state: State, task: TaskState) -> str:
     shown = ", ".join(f"{need.id} ({need.status.value})" for need in open_needs[:5])
     more = f" and {len(open_needs) - 5} more" if len(open_needs) > 5 else ""
     return f"{task.id} waits for {shown}{more} to complete."
+
+
+def _behind(task: TaskState, overlap: Overlap) -> str:
+    paths = repr(overlap.theirs) if overlap.theirs == overlap.ours else f"{overlap.theirs!r}, which meets its own {overlap.ours!r}"
+    return f"{task.id} is ready and waits for {overlap.task} to be over, as that one may change {paths} too (`files`)."
 
 
 def _queued(state: State, task: TaskState, now_ms: int, gate: Gate | None) -> str:

@@ -17,9 +17,11 @@ from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.fleet import suits
 from orchestra.core.model import AgentStatus, Lifecycle, Strategy, TaskStatus
+from orchestra.core.planning import in_order
 from orchestra.core.state import AgentState, State, TaskState
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
 from orchestra.scheduling.admission import Gate
+from orchestra.scheduling.overlaps import overlap_of
 from orchestra.scheduling.place import RULES, Moment, Outlook, affinity_key, is_uneven
 from orchestra.scheduling.rank import estimate_ms, upward_ranks
 
@@ -46,11 +48,16 @@ class Scheduler:
         self._divided = False
         """Whether some agents are meant for one category only."""
         self._last: AgentId = AgentId(0)
+        self.serialise_overlaps = True
+        """Whether tasks that say they change the same files wait for each other."""
+        self._behind: dict[TaskId, list[tuple[Pool, int, PlanId | None, Entry]]] = {}
+        """Ready tasks that wait for one at work, by that one. They are in no heap, and cost nothing until it is over."""
 
     def rebuild(self, state: State) -> None:
         """Forgets everything and takes it from the state."""
         self._heaps.clear()
         self._ranks.clear()
+        self._behind.clear()
         self._divided = any(agent.spec.category for agent in state.agents.values())
         for plan in state.plans.values():
             if plan.open:
@@ -67,10 +74,16 @@ class Scheduler:
                 queued.append(event.task)
             elif isinstance(event, e.AgentAdded):
                 newly_divided = newly_divided or (not self._divided and bool(event.agent.category))
-            elif isinstance(event, e.PlanSubmitted | e.PlanReopened):
-                self._rank_plan(state, event.plan)
+            elif isinstance(event, e.PlanSubmitted | e.PlanReopened | e.PlanExtended):
+                if event.plan is not None:
+                    self._rank_plan(state, event.plan)
+            elif isinstance(event, e.TaskSentBack) and (plan := state.tasks[event.task].spec.plan) is not None:
+                self._rank_plan(state, plan)
             elif isinstance(event, e.TaskCompleted | e.TaskFailed | e.TaskCancelled):
                 self._ranks.pop(event.task, None)
+                self._let_go(event.task)
+            elif isinstance(event, e.TaskRetryScheduled):
+                self._let_go(event.task)
         if newly_divided:
             self.rebuild(state)  # what is queued already has to be told apart by category too
             return
@@ -97,6 +110,10 @@ class Scheduler:
                 break
             pool, priority, plan, entry = found
             task = state.tasks[entry[2]]
+            overlap = overlap_of(state, task) if self.serialise_overlaps and task.spec.files else None
+            if overlap is not None:
+                self._behind.setdefault(overlap.task, []).append(found)
+                continue
             ahead = outlook if _may_wait(task) and not (outlook is not None and outlook.exhausted) else None
             chosen = None if ahead is None else _first_to_finish(ahead, task, table)
             if chosen is None:
@@ -184,8 +201,13 @@ class Scheduler:
     def _put(self, pool: Pool, priority: int, plan: PlanId | None, entry: Entry) -> None:
         heappush(self._heaps.setdefault(pool, {}).setdefault(priority, {}).setdefault(plan, []), entry)
 
+    def _let_go(self, task: TaskId) -> None:
+        """A task is not at work any more: those that waited for it are looked at again."""
+        for waiting in self._behind.pop(task, ()):
+            self._put(*waiting)
+
     def _rank_plan(self, state: State, plan: PlanId) -> None:
-        specs = [state.tasks[task].spec for task in state.plans[plan].tasks if not state.tasks[task].over]
+        specs = [state.tasks[task].spec for task in in_order(state, state.plans[plan]) if not state.tasks[task].over]
         self._ranks.update(upward_ranks(specs, lambda spec: estimate_ms(state, spec)))
 
 

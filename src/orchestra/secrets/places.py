@@ -63,6 +63,14 @@ class FileSecret:
             return _checked(file.read(KEY_BYTES_MAX).decode("utf-8", "replace"), self.name)
 
 
+async def _until_end(stream: asyncio.StreamReader) -> bytes:
+    """Returns all that a program prints, in however many pieces, up to the size of a key."""
+    try:
+        return await stream.readexactly(KEY_BYTES_MAX)
+    except asyncio.IncompleteReadError as short:
+        return short.partial
+
+
 class CommandSecret:
     """What a program prints."""
 
@@ -80,7 +88,7 @@ class CommandSecret:
         assert process.stdout is not None
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                output = await process.stdout.read(KEY_BYTES_MAX)
+                output = await _until_end(process.stdout)
                 status = await process.wait()
         except TimeoutError as exc:
             raise SettingsInvalid(f"{self.name} gave no key within {COMMAND_TIMEOUT_S} s", field=self.name, hint="run it by hand") from exc

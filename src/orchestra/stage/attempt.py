@@ -11,6 +11,7 @@ from .journal import RECORD_BYTES_MAX
 from .output import TAIL_CHARS, TAIL_LINES, Output, shrunk
 from .processes import boot_id, start_of_child
 from .program import Program
+from .returning import FILE, FOLDER, make_place, returned, too_large
 from .spawning import forget_typed
 
 TYPE_CHECKING = False
@@ -38,6 +39,7 @@ class Attempt:
 
     def __init__(self, slot: Slot, folder: str, spec: dict[str, Any]) -> None:
         self.slot, self.folder, self.spec = slot, folder, spec
+        slot.asked = 0
         self.names = {"task": spec["task"], "attempt": spec["attempt"]}
         self.named = dumps(self.names)[1:-1]
         self.output = Output(slot, folder, spec)
@@ -65,6 +67,11 @@ class Attempt:
         )
         if os.access(self.folder + "/prompt.txt", os.F_OK):
             env["ORCHESTRA_PROMPT_FILE"] = self.folder + "/prompt.txt"
+        if spec["returns"]:
+            place = self.folder + "/" + FOLDER
+            self.slot.persist(lambda: make_place(place), place)
+            env["ORCHESTRA_RETURN"] = self.folder + "/" + FILE
+            env["ORCHESTRA_RETURNS"] = spec["returns"]
         return env
 
     def perform(self) -> None:
@@ -74,15 +81,17 @@ class Attempt:
         view.say("== %s | %s #%d | %s" % (spec["title"], spec["task"], spec["attempt"], time.strftime("%H:%M:%S")))
         outcome = self._run_agent()
         checks: list[dict[str, Any]] = []
-        if spec["checks"] and self._succeeded(outcome):
+        succeeded = self._succeeded(outcome)
+        more = {"returned": returned(self.folder)} if spec["returns"] and succeeded else {}
+        if spec["checks"] and succeeded:
             outcome = fitted({"exit": outcome, "checks": []})[0]["exit"]
             self.slot.record("exited", **self.names, exit=outcome)
-            checks = self._run_checks()
+            checks = self.run_checks()
             if self.slot.fence is not None and self.slot.fence.fallen:
                 outcome["reason"] = "fenced"
         self.output.log.close()
         outcome["dropped_bytes"] = self.output.log.dropped_bytes
-        result, body = fitted({"exit": outcome, "checks": checks})
+        result, body = fitted(dict({"exit": outcome, "checks": checks}, **more))
         self.slot.keep(self.folder + "/exit.json", b"{%s,%s" % (self.named, body[1:]))
         self.slot.tell("done", b"%s,%s" % (self.named, body[1:-1]))
         self.slot.settle()
@@ -99,10 +108,12 @@ class Attempt:
         takers = [(lambda found, source=source: self.output.take_agent(source, found), self.output.splitter()) for source in ("out", "err")]
         if self.spec["stdin"] == "pane":
             forget_typed()
-        stdin = {"null": os.devnull, "pane": None, "prompt": self.folder + "/prompt.txt"}[self.spec["stdin"]]
+        stdin = {"null": os.devnull, "pane": None, "prompt": self.folder + "/prompt.txt", "screen": -1}[self.spec["stdin"]]
         if not program.reason:
             try:
                 self._make_work_folder()
+                if stdin == -1:
+                    stdin = program.open_screen(self.folder)
                 program.start(self.env, self.cwd, stdin, takers)
             except (OSError, ValueError) as problem:
                 program.reason = "spawn"
@@ -159,7 +170,8 @@ class Attempt:
         last = self.output.last.get(expected["type"])
         return last is not None and all(name in last and last[name] == value for name, value in (expected.get("fields") or {}).items())
 
-    def _run_checks(self) -> list[dict[str, Any]]:
+    def run_checks(self) -> list[dict[str, Any]]:
+        """Runs one check after the other; gives what each came to, of fewer if it is to end before."""
         results = []
         try:
             os.mkdir(self.folder + "/reports", 0o700)
@@ -222,5 +234,8 @@ def fitted(result: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         outcome["last"] = {kind: shrunk(record, last_bytes) for kind, record in outcome["last"].items()}
         checks = [dict(check, tail=check["tail"][max(0, len(check["tail"]) - tail_lines // 2) :]) for check in result["checks"]]
         result = dict(result, exit=outcome, checks=checks)
+        body = dumps(result)
+    if len(body) > room and "returned" in result:
+        result = dict(result, returned=too_large())
         body = dumps(result)
     return result, body

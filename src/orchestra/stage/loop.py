@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
+    from .screen import Screen
+
     class Running(Protocol):
         """What a turn asks of the program in hand."""
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
         def interrupt(self) -> None:
             """Ctrl-C in the pane."""
+
+        def answer(self, number: int, text: str) -> None:
+            """Hands over the answer to a question."""
 
         def end(self, reason: str, grace_ms: int | None = None) -> None:
             """Asks for the end."""
@@ -56,6 +61,8 @@ class Loop:
         self.handlers: dict[int, Callable[[int, int], None]] = {}
         self.pane_events = 0  # that are listened to; -1 where it is gone
         self.program: Running | None = None
+        self.screen: Screen | None = None  # of a program that has a terminal of its own, while this pane shows it
+        self.resized = False
         self.stopping_all = self.leaving = False
         self.interrupts = 0
         self.beat_fd = -1
@@ -90,6 +97,8 @@ class Loop:
                 wake = self.held_until
         if view.queue and not self.held_until:
             view.flush()
+        if self.screen is not None:
+            self.screen.watch()
         self._watch_pane()
         for fd, events in self.poller.poll(int((wake - moment) * 1000) + 1 if wake > moment else 0):
             handler = self.handlers.get(fd)
@@ -136,6 +145,8 @@ class Loop:
         events = select.POLLIN if view.tty else 0
         if program is not None and len(program.stdin_queue) > STDIN_QUEUE_BYTES:
             events = 0
+        if self.screen is not None and len(self.screen.queue) > STDIN_QUEUE_BYTES:
+            events = 0
         if view.queue and not self.held_until:
             events |= select.POLLOUT
         if view.gone:
@@ -161,7 +172,9 @@ class Loop:
             self._on_typed(data)
 
     def _on_typed(self, data: bytes) -> None:
-        if self.program is None:
+        if self.screen is not None:
+            self.screen.typed(data)
+        elif self.program is None:
             self.view.say("nothing runs here now: agent %s waits for an attempt" % self.agent)
         elif self.program.stdin_fd < 0:
             self.view.say("what runs here reads nothing that is typed")
@@ -183,8 +196,10 @@ class Loop:
                 self.interrupts += 1
             elif number == signal.SIGTERM:
                 self.stopping_all = self.leaving = True
+            elif number == signal.SIGWINCH:
+                self.resized = True
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGWINCH):
             signal.signal(number, note)
         for number in (signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Piece = tuple[bytes, bool, bytes]  # of a line, whether more of it follows, the line if this ends it
 
 SIGNAL_BYTES_MAX = 32768  # of one agent line in the journal
-SIGNALS_MAX = 200  # agent lines in the journal, an attempt
+SIGNALS_MAX = 200  # agent lines of each type in the journal, an attempt: what one type says much of must not silence another
 SIGNAL_LINE_BYTES_MAX = 1 << 20  # a JSON line up to this is understood, however small the pieces are in which it is logged
 TAIL_LINES = 20
 TAIL_CHARS = 500
@@ -162,7 +162,7 @@ class Output:
         expected = spec["success"]["signal"]
         self.types = self.journalled | ({expected["type"]} if expected else set())
         self.last: dict[str, Any] = {}
-        self.signals = 0
+        self.signals = dict.fromkeys(self.journalled, 0)
         self.full = False
         self.lines = self.bytes = 0
         self.tail: list[str] = []
@@ -209,6 +209,10 @@ class Output:
         except (ValueError, RecursionError):
             return
         self.last[kind] = record
-        if kind in self.journalled and self.signals < SIGNALS_MAX:
-            self.signals += 1
+        if type(record.get("ask")) is int:
+            self.slot.asked = record["ask"]
+        elif record.get("answered"):
+            self.slot.asked = 0
+        if kind in self.journalled and self.signals[kind] < SIGNALS_MAX:
+            self.signals[kind] += 1
             self.slot.record("signal", task=self.task, attempt=self.attempt, line=record)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .output import Piece, Splitter
+    from .screen import Screen
     from .slot import Slot
 else:
     import _signal as signal  # the C half, see loop.py
@@ -50,9 +51,22 @@ class Program:
         self.stdin_fd = -1
         self.stdin_queue = b""
         self.cgroup: Cgroup | None = None
+        self.screen: Screen | None = None  # of a program that has a terminal of its own
 
-    def start(self, env: dict[str, str], cwd: str, stdin: str | None, takers: list[Any]) -> None:
-        """Starts it; OSError or ValueError if it cannot be. `stdin` is a path, or None for what is typed in the pane."""
+    def open_screen(self, folder: str) -> int:
+        """The socket at which the program finds its windows, ours among them; it becomes its standard input."""
+        from .screen import Screen, make_listener
+
+        listener = make_listener(folder)
+        try:
+            self.screen = Screen(self.slot, folder)
+        except OSError:
+            os.close(listener)
+            raise
+        return listener
+
+    def start(self, env: dict[str, str], cwd: str, stdin: str | int | None, takers: list[Any]) -> None:
+        """Starts it; OSError or ValueError if it cannot be. `stdin` is a path, a file that is open, or None for what is typed in the pane."""
         pairs: list[tuple[int, int]] = []
         try:
             pairs.extend(os.pipe() for _ in takers)  # one by one: if one cannot be made, those before it are closed below
@@ -65,6 +79,7 @@ class Program:
             for pair in pairs[: len(takers)]:
                 os.close(pair[0])
             self.close_stdin()
+            self.close_screen()
             if self.cgroup is not None:
                 self.cgroup.close()
             raise
@@ -81,8 +96,10 @@ class Program:
             self.streams[fd] = (take, splitter)
             self.slot.listen(fd, select.POLLIN, self._on_output)
 
-    def _open_stdin(self, path: str | None) -> int:
+    def _open_stdin(self, path: str | int | None) -> int:
         """What the program reads."""
+        if isinstance(path, int):
+            return path
         if path is not None:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         read_end, self.stdin_fd = os.pipe()
@@ -167,6 +184,21 @@ class Program:
             os.close(self.stdin_fd)
         self.stdin_fd, self.stdin_queue = -1, b""
 
+    def close_screen(self) -> None:
+        """The window is ours alone again."""
+        if self.screen is not None:
+            self.screen.close()
+            self.screen = None
+
+    def answer(self, number: int, text: str) -> None:
+        """Hands over the answer to the question of that number; the answer to another one than it waits for is not used."""
+        if number and number != self.slot.asked:
+            self.slot.view.say("an answer to question %d was not used: that is not what is asked now" % number)
+        elif self.screen is not None:
+            self.screen.answer(number, text)
+        elif self.stdin_fd >= 0:
+            self.type_in((" ".join(text.splitlines()) + "\n").encode("utf-8", "replace"))
+
     def interrupt(self) -> None:
         """Ctrl-C in the pane."""
         if self.pid and self.status is None:
@@ -197,6 +229,7 @@ class Program:
                 take(rest)
             self._close_stream(fd)
         self.close_stdin()
+        self.close_screen()
         if self.cgroup is not None:
             self.cgroup.close()
         self.slot.program = None

@@ -130,6 +130,7 @@ class Player:
         self.voice, self.speed, self.attempt = voice, speed, attempt
         self.written: dict[str, None] = {}
         self.last_words = ""
+        self.asked = 0
 
     def play(self, steps: list[Any]) -> int:
         """Plays all steps and returns the exit code."""
@@ -183,6 +184,13 @@ class Player:
                 return str(exc), True
 
         self.voice.tool("Read", {"file_path": path}, act)
+
+    def on_return(self, value: dict[str, Any]) -> None:
+        path = os.environ.get("ORCHESTRA_RETURN")
+        if not path:
+            raise ScenarioBad("return: nothing is to be returned; ORCHESTRA_RETURN names no file")
+        text = json.dumps(value)
+        self.voice.tool("Write", {"file_path": path, "content": text}, lambda: (put(path, text, "w"), False))
 
     def on_run(self, command: Any) -> None:
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else [str(word) for word in command]
@@ -258,11 +266,12 @@ class Player:
         self.voice.tool("Bash", {"command": f"sleep {seconds:g} &"}, lambda: (f"started process {detached(seconds, hold)}", False))
 
     def on_ask(self, question: str) -> None:
-        self.voice.system("question", question=question)
+        self.asked += 1
+        self.voice.system("question", question=question, ask=self.asked)
         answer = sys.stdin.buffer.readline().decode("utf-8", "replace")
         if not answer:
             raise Ended(FAILED, f"nobody answered: {question}", is_error=True)
-        self.voice.system("answer", question=question, answer=clipped(answer.rstrip("\r\n")))
+        self.voice.system("answer", question=question, answer=clipped(answer.rstrip("\r\n")), answered=self.asked)
 
     def on_lie(self, text: Any) -> None:
         raise Ended(OK, str(text or "All files are written and every test passes."))
@@ -371,6 +380,8 @@ def made_steps(scenario: dict[str, Any], prompt: str) -> list[Any]:
             {"progress": {"value": number / (len(files) + 1), "activity": f"wrote {path}"}},
             {"sleep": pause},
         ]
+    if isinstance(scenario.get("returns"), dict):
+        steps.append({"return": scenario["returns"]})
     what = f"{len(files)} file{'' if len(files) == 1 else 's'} in place" if files else "the task declares no files, so nothing was written"
     return [*steps, {"usage": {"input_tokens": 200, "output_tokens": 60}}, {"say": f"Rehearsed: {what}."}]
 

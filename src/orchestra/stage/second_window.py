@@ -47,9 +47,20 @@ class SecondWindow:
         self._show_end()
         self.place, self.offset, self.rest = current.get("dir"), 0, b""
         if self.place is not None:
-            spec = read_json("%s/%s/spec.json" % (self.slot.base, self.place)) or {}
+            folder = "%s/%s" % (self.slot.base, self.place)
+            spec = read_json(folder + "/spec.json") or {}
             self.slot.view.marker = str(spec.get("marker") or "")
             self.slot.view.say("== %s | %s #%s" % (spec.get("title"), current.get("task"), current.get("attempt")))
+            if spec.get("stdin") == "screen":
+                self._show_screen(folder)
+
+    def _show_screen(self, folder: str) -> None:
+        from .screen import Screen
+
+        try:
+            Screen(self.slot, folder)
+        except OSError:
+            pass  # it is over, or has no room for another window: what it has printed is shown
 
     def _show_new(self) -> None:
         if self.place is None:
@@ -72,6 +83,8 @@ class SecondWindow:
                 continue
 
     def _show_end(self) -> None:
+        if self.slot.screen is not None:
+            self.slot.screen.close()
         if self.place is None:
             return
         result = read_json("%s/%s/exit.json" % (self.slot.base, self.place))

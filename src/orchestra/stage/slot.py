@@ -40,6 +40,7 @@ class Slot(Loop):
         self.folder = ""  # of the attempt in hand
         self.names: dict[str, Any] = {}
         self.stops: list[tuple[Any, Any]] = []
+        self.asked = 0  # number of the question that the agent of the attempt in hand waits to be answered
         self.fence: Fence | None = None
         self.reaper = False  # of the orphans of its agents
 

@@ -23,6 +23,7 @@ KINDS: dict[str, type] = {
     "umask": int,
 }
 KINDS.update({"limits": dict, "output": dict, "signals": list, "success": dict, "checks": list, "fence": bool, "marker": str, "title": str})
+KINDS["returns"] = str
 NAMES, EXPECTED = list(KINDS), list(KINDS.values())
 
 OUTPUT = {"file_bytes_max": 16777216, "line_bytes_max": 65536, "view": "lines"}
@@ -32,6 +33,7 @@ SUCCESS = {"codes": [0], "signal": None}
 def _defaults() -> dict[str, Any]:
     full: dict[str, Any] = {"v": 1, "env": {}, "env_pass": [], "cwd": None, "stdin": "null", "timeout_ms": None, "grace_ms": GRACE_MS}
     full.update({"limits": {}, "umask": 0o022, "output": {}, "signals": [], "success": {}, "checks": [], "fence": False, "marker": ""})
+    full["returns"] = ""
     return full
 
 
@@ -79,8 +81,8 @@ def _check_start(full: dict[str, Any]) -> None:
         raise ValueError("spec: argv, env, env_pass or signals are not texts") from None
     if cwd is not None and not (isinstance(cwd, str) and cwd.startswith("/")):
         raise ValueError("spec: cwd is not an absolute path")
-    if full["stdin"] not in ("null", "pane", "prompt"):
-        raise ValueError("spec: stdin is not null, pane or prompt")
+    if full["stdin"] not in ("null", "pane", "prompt", "screen"):
+        raise ValueError("spec: stdin is not null, pane, prompt or screen")
     if timeout_ms is not None and not _whole(timeout_ms, 1):
         raise ValueError("spec: timeout_ms is not a number")
     if full["grace_ms"] < 0 or not 0 <= full["umask"] <= 0o777:

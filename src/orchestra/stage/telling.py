@@ -33,6 +33,35 @@ def _told_message(message: Any) -> list[str] | None:
     return [text for block in blocks if block for text in _told_block(block)] if isinstance(blocks, list) else None
 
 
+def _told_item(kind: str, item: dict[str, Any]) -> list[str]:
+    """What Codex says or does, or has done."""
+    over = kind == "item.completed"
+    what = item.get("type")
+    if what in ("agent_message", "reasoning"):
+        return str(item.get("text") or "").splitlines() if over else []
+    if what == "command_execution":
+        output = "< exit code %s %s" % (item.get("exit_code"), short(item.get("aggregated_output") or ""))
+        return [output] if over else ["> %s" % short(item.get("command", ""))]
+    if what == "file_change":
+        changes = item.get("changes")
+        paths = (
+            ["%s %s" % (each.get("kind"), each.get("path")) for each in changes if isinstance(each, dict)]
+            if isinstance(changes, list)
+            else []
+        )
+        return ["> " + ", ".join(paths)] if over else []
+    return ["* %s" % short(item)] if over else []
+
+
+def _told_codex(kind: str, record: dict[str, Any]) -> list[str] | None:
+    if kind in ("thread.started", "turn.started"):
+        return ["* %s %s" % (kind.replace(".", " "), record.get("thread_id") or "")]
+    item = record.get("item")
+    if kind in ("item.started", "item.completed") and isinstance(item, dict):
+        return _told_item(kind, item)
+    return None
+
+
 def told(line: str) -> list[str]:
     """A line of a coding agent's JSON stream as a person reads it. What is not known is shown short."""
     try:
@@ -53,4 +82,7 @@ def told(line: str) -> list[str]:
             "%s %s" % (name, record[name]) for name in ("is_error", "num_turns", "total_cost_usd") if name in record
         ]
         return ["= result: " + ", ".join(parts)] + str(record.get("result", "")).splitlines()
-    return ["* %s" % short(line)]
+    if kind == "waiting":
+        return ["? %s" % record.get("text"), "  (type the answer here, or: orchestra task answer)"]
+    found = _told_codex(kind, record)
+    return ["* %s" % short(line)] if found is None else found

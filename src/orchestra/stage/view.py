@@ -5,10 +5,20 @@ from __future__ import annotations
 import os
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 VIEW_LINES = 200  # shown in each period, the rest is counted
 VIEW_PERIOD_S = 0.1
 VIEW_CHARS = 2000
 VIEW_QUEUE_BYTES = 65536  # waiting for a pane that does not read
+
+SCREEN_RESET = "".join(
+    "\x1b[" + one
+    for one in ("?1049l", "?25h", "?1l", "?2004l", "?1000l", "?1002l", "?1003l", "?1004l", "?1006l", "?2026l", ">4;0m", "<u", "r", "0m")
+)
+"""Out of the other screen, the cursor shown, pasting, mouse, focus and keyboard as they are by default, all lines scrolling, no colour."""
 
 _controls: dict[int, str] = {}
 
@@ -43,6 +53,8 @@ class View:
         self.due: float | None = None  # when the number of hidden lines is to be told
         self.shown = self.hidden = 0
         self.marker = ""
+        self.cooked: list[Any] | None = None  # how the terminal was before a program had it for itself
+        self.later: list[str] = []  # own words that wait until then
 
     @staticmethod
     def _open() -> tuple[int, bool]:
@@ -57,6 +69,9 @@ class View:
 
     def say(self, text: str) -> None:
         """A line of the worker itself."""
+        if self.cooked is not None:
+            self.later.append(text)
+            return
         self._put(shown(text) + "\n")
 
     def close_attempt(self, text: str) -> None:
@@ -67,7 +82,7 @@ class View:
 
     def lines(self, texts: list[str], source: str, as_json: bool) -> None:
         """Lines of the agent, at most so many a period."""
-        if self.gone:
+        if self.gone or self.cooked is not None:
             return
         if self.due is None:
             self.due, self.shown = time.monotonic() + VIEW_PERIOD_S, 0
@@ -86,6 +101,44 @@ class View:
             if self.marker and self.marker in line:
                 line = line.replace(self.marker, "(marker)")  # only the end of the attempt prints it
             self._put("\x1b[2m%s\x1b[0m\n" % line if source != "out" else line + "\n")
+
+    # a program that has the terminal for itself
+
+    def begin_screen(self) -> bool:
+        """What is typed goes to the program as it is, and what the program draws to the terminal. False where there is none."""
+        if not self.tty or self.gone:
+            return False
+        import termios
+        import tty
+
+        try:
+            self.cooked = termios.tcgetattr(self.fd)
+            tty.setraw(self.fd)
+        except (OSError, termios.error):
+            self.gone = True
+            return False
+        return True
+
+    def draw(self, data: bytes) -> None:
+        """Bytes of the program. Only the end of the attempt prints the marker."""
+        marker = self.marker.encode()
+        self.queue += data.replace(marker, b"(marker)") if marker else data
+
+    def end_screen(self) -> None:
+        """The terminal as it was, whatever the program left it in."""
+        if self.cooked is None:
+            return
+        import termios
+
+        try:
+            termios.tcsetattr(self.fd, termios.TCSANOW, self.cooked)
+        except (OSError, termios.error):
+            self.gone = True
+        self.cooked = None
+        self._put(SCREEN_RESET)
+        later, self.later = self.later, []
+        for text in later:
+            self.say(text)
 
     def tick(self, moment: float) -> float | None:
         """Ends a period when its time is over; gives the end of the one that goes on."""

@@ -131,12 +131,21 @@ class Worker:
         elif op == "leave":
             slot.leaving = True
             slot.stopping_all = slot.stopping_all or bool(order.get("now"))
+        elif op == "answer":
+            self._pass_on(order)
         elif op == "stop":
             asked = (order.get("task"), order.get("attempt"))
             grace_ms = order.get("grace_ms")
             if asked == (slot.names.get("task"), slot.names.get("attempt")) and slot.program is not None:
                 slot.program.end("stopped", grace_ms if isinstance(grace_ms, int) else None)
             slot.stops = [*slot.stops[-99:], asked]  # for an order that waits, and for the checks that are still to come
+
+    def _pass_on(self, order: dict[str, Any]) -> None:
+        """An answer, if it is for the attempt in hand."""
+        slot, number, text = self.slot, order.get("number"), order.get("text")
+        ours = (order.get("task"), order.get("attempt")) == (slot.names.get("task"), slot.names.get("attempt"))
+        if ours and slot.program is not None and isinstance(number, int) and isinstance(text, str):
+            slot.program.answer(number, text)
 
 
 def locked(lock: int) -> bool:

@@ -77,9 +77,11 @@ class Upstream:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> str:
-        """Begins to listen; returns the base URL."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1024)
+    async def start(self, listener: socket.socket | None = None) -> str:
+        """Begins to listen, on a socket of its own if none is given; returns the base URL."""
+        if listener is None:
+            listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._server = await asyncio.start_server(self._accept, sock=listener)
         port = self._server.sockets[0].getsockname()[1]
         return f"http://127.0.0.1:{port}"
 

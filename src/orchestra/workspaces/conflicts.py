@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestra.workspace import Conflict, Side
+from orchestra.core.model import CheckResult
+from orchestra.workspace import Collected, Conflict, Side
 
 
 def conflict_prompt(conflicts: Sequence[Conflict], total: int, bytes_max: int = 64 << 10) -> str:
@@ -19,6 +20,22 @@ def conflict_prompt(conflicts: Sequence[Conflict], total: int, bytes_max: int = 
             lines += _side_lines(title, side)
     if len(conflicts) < total:
         lines += ["", f"{total - len(conflicts)} more file(s) are not shown."]
+    text = "\n".join(lines) + "\n"
+    raw = text.encode()
+    return text if len(raw) <= bytes_max else raw[:bytes_max].decode(errors="ignore") + "\n[cut]\n"
+
+
+def together_prompt(failed: Sequence[CheckResult], collected: Collected, bytes_max: int = 64 << 10) -> str:
+    """Returns as text for an agent that its work and the others' change no common line, and fail their checks together."""
+    lines = [
+        "Your work passed its checks by itself. Merged with other work that is in the plan's branch by now, it does not, although no line conflicts.",
+        "Your folder has the other work and not yours. Do yours again so that it goes with the other.",
+    ]
+    for check in failed:
+        how = check.reason if check.reason not in ("", "exit") else f"exit code {check.code}"
+        lines += ["", f"The check {check.name!r} ended on both together with {how}:", *(f"    | {line}" for line in check.tail)]
+    lines += ["", f"What you had done is commit {collected.head}. It changed:"]
+    lines += [f"    | {line}" for line in collected.patch.decode("utf-8", "backslashreplace").splitlines()]
     text = "\n".join(lines) + "\n"
     raw = text.encode()
     return text if len(raw) <= bytes_max else raw[:bytes_max].decode(errors="ignore") + "\n[cut]\n"

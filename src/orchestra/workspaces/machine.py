@@ -13,10 +13,15 @@ from orchestra.errors import BadInput, NodeUnreachable, OrchestraError
 from orchestra.ids import AttemptId, PlanId
 from orchestra.nodes.transport import Transport
 from orchestra.workspace import (
+    BringRequest,
+    Brought,
+    CheckoutRequest,
     Collected,
+    KeptRef,
     LetGo,
     MergeRequest,
     MergeResult,
+    PruneRequest,
     RepoFacts,
     TidyReport,
     TidyRequest,
@@ -148,14 +153,34 @@ class MachineWorkspaces:
             "head": request.head,
             "expected": request.expected,
             "message": request.message or f"Merge {request.attempt}",
+            "hold": request.hold,
+            "proven": request.proven,
             "conflict_files_max": self._options.conflict_files_max,
             "conflict_bytes_max": self._options.conflict_bytes_max,
         }
         return await self._call("merge", arguments, MergeResult)
 
+    async def checkout(self, request: CheckoutRequest) -> Workspace:
+        arguments = {
+            **self._place(request.attempt),
+            "repo": request.repo,
+            "owner": self._options.owner,
+            "prefix": self._prefix,
+            "commit": request.commit,
+            "disk_free_bytes_min": self._options.disk_free_bytes_min,
+        }
+        return _workspace(request.attempt, await self._call("checkout", arguments, _Record))
+
+    async def drop_checkout(self, attempt: AttemptId) -> None:
+        await self._let_go("drop_checkout", attempt)
+
     async def tip(self, repo: str, plan: PlanId) -> str:
         arguments = {"repo": repo, "owner": self._options.owner, "prefix": self._prefix, "plan": plan_part(plan)}
         return (await self._call("tip", arguments, _Tip)).head
+
+    async def bring(self, request: BringRequest) -> Brought:
+        arguments = {"repo": request.repo, "owner": self._options.owner, "prefix": self._prefix, "plan": plan_part(request.plan)}
+        return await self._call("bring", {**arguments, "branch": request.branch}, Brought)
 
     async def release(self, attempt: AttemptId) -> LetGo:
         return await self._let_go("release", attempt)
@@ -169,7 +194,18 @@ class MachineWorkspaces:
     async def tidy(self, request: TidyRequest) -> TidyReport:
         live = [attempt_parts(attempt) for attempt in request.live]
         arguments = {"quota_bytes": request.quota_bytes, "age_ms": request.age_ms, "live": live, "dry_run": request.dry_run}
-        return await self._call("gc", arguments, TidyReport)
+        return await self._call("gc", {**arguments, "fresh_ms": request.fresh_ms}, TidyReport)
+
+    async def prune(self, request: PruneRequest) -> tuple[KeptRef, ...]:
+        arguments = {
+            "repos": [folder for folder, _ in request.repos],
+            "age_ms": request.age_ms,
+            "live": [plan_part(plan) for plan in request.live],
+            "owner": self._options.owner,
+            "prefix": self._prefix,
+            "dry_run": request.dry_run,
+        }
+        return await self._call("prune", arguments, tuple[KeptRef, ...])
 
     async def _let_go(self, operation: str, attempt: AttemptId) -> LetGo:
         found = await self._call(operation, self._place(attempt), _LetGo)
@@ -188,7 +224,10 @@ def _outcome(request: WorkRequest, found: dict[str, Any]) -> Workspace | WorkFai
     if "failed" in found:
         failure = msgspec.convert(found, _Failed)
         return WorkFailure(request.attempt, failure.failed, failure.message, failure.hint)
-    record = msgspec.convert(found, _Record)
+    return _workspace(request.attempt, msgspec.convert(found, _Record))
+
+
+def _workspace(attempt: AttemptId, record: _Record) -> Workspace:
     cwd = f"{record.path}/{record.prefix}" if record.prefix else record.path
     workspace = {
         "kind": record.kind,
@@ -198,4 +237,4 @@ def _outcome(request: WorkRequest, found: dict[str, Any]) -> Workspace | WorkFai
         "branch": record.branch,
         "fresh": record.fresh,
     }
-    return msgspec.convert({"attempt": tuple(request.attempt), "cwd": cwd, **workspace}, Workspace)
+    return msgspec.convert({"attempt": tuple(attempt), "cwd": cwd, **workspace}, Workspace)

@@ -17,10 +17,15 @@ from orchestra.errors import NodeFailed, NodeUnreachable, NotFound, OrchestraErr
 from orchestra.ids import AttemptId, PlanId
 from orchestra.nodes.transport import Transport
 from orchestra.workspace import (
+    BringRequest,
+    Brought,
+    CheckoutRequest,
     Collected,
+    KeptRef,
     LetGo,
     MergeRequest,
     MergeResult,
+    PruneRequest,
     RepoFacts,
     TidyReport,
     TidyRequest,
@@ -103,6 +108,23 @@ class RemoteWorkspaces:
         origin = await self._origin(request.repo)
         return await self._at_home.merge(msgspec.structs.replace(request, repo=origin.repo))
 
+    async def checkout(self, request: CheckoutRequest) -> Workspace:
+        if not request.here:
+            return await self._there.checkout(request)
+        origin = await self._origin(request.repo)
+        await self._send(origin, attempt_parts(request.attempt)[0], request.commit)
+        found = await self._there.checkout(msgspec.structs.replace(request, repo=origin.mirror))
+        cwd = f"{found.path}/{origin.prefix}" if origin.prefix else found.path
+        if origin.prefix and (trouble := await self._make_folder(cwd)):
+            raise NodeFailed(trouble)
+        return msgspec.structs.replace(found, repo=request.repo, cwd=cwd, here=True)
+
+    async def drop_checkout(self, attempt: AttemptId) -> None:
+        await self._there.drop_checkout(attempt)
+
+    async def bring(self, request: BringRequest) -> Brought:
+        return await (self._at_home if request.here else self._there).bring(request)
+
     async def release(self, attempt: AttemptId) -> LetGo:
         return self._forget(attempt, await self._there.release(attempt))
 
@@ -115,6 +137,18 @@ class RemoteWorkspaces:
 
     async def tidy(self, request: TidyRequest) -> TidyReport:
         return await self._there.tidy(request)
+
+    async def prune(self, request: PruneRequest) -> tuple[KeptRef, ...]:
+        """Looks at the refs on the node, and at what came back from it to the control machine."""
+        here, there = [folder for folder, here in request.repos if here], [repo for repo in request.repos if not repo[1]]
+        for folder in here:
+            try:
+                there.append(((await self._origin(folder)).mirror, False))
+            except (NotFound, Refused):
+                continue  # no repository any more: nothing of ours is in it
+        found = await self._there.prune(msgspec.structs.replace(request, repos=tuple(there)))
+        at_home = await self._at_home.prune(msgspec.structs.replace(request, repos=tuple((folder, True) for folder in here)))
+        return (*found, *(msgspec.structs.replace(each, here=True) for each in at_home))
 
     # --- making ------------------------------------------------------------------------------------------------------
 

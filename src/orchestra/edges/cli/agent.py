@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import click
 
 from orchestra.edges.cli.grammar import AgentNumbers, Command, Group, session_of
-from orchestra.edges.cli.render import Face, Part, Renderer, Styled, status_word
+from orchestra.edges.cli.render import Face, Part, Renderer, Styled, one_line, status_word
 from orchestra.errors import BadInput, NotFound, OrchestraError
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def show_agents(render: Renderer, agents: Sequence[AgentView]) -> None:
 
 def doing(view: AgentView) -> str:
     """Returns what an agent is doing, or why it does nothing."""
+    if view.question:
+        return f"waits for an answer: {one_line(view.question)}"
     percent = "" if view.progress is None else f"{view.progress:.0%} "
     return percent + view.activity or view.reason
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from orchestra.edges.cli.brought import bring, show_brought
 from orchestra.edges.cli.fleet import DOWN, wait_gone
 from orchestra.edges.cli.follow import Follower, make_screen
 from orchestra.edges.cli.session import ROOT_DEFAULT, Session
@@ -20,13 +21,14 @@ from orchestra.edges.cli.stops import Stops, unless
 from orchestra.edges.cli.summary import RunEnd, collect, show_end
 from orchestra.errors import BadInput, CoordinatorUnreachable, OrchestraError, Refused
 from orchestra.intake.request import InitParams, ScaleParams, ShutdownParams, StatusParams
-from orchestra.usecases import AttachParams, PlanParams, PlanReply, UseCases, WatchParams
+from orchestra.usecases import AttachParams, MergePlanReply, PlanParams, PlanReply, UseCases, WatchParams
 
 if TYPE_CHECKING:
     from orchestra.edges.cli.connect import Hosted
     from orchestra.intake.planfile import PlanDocument
     from orchestra.settings import Settings
 
+EXIT_FAILED: Final = 1
 EXIT_UNFINISHED: Final = 3
 CLOSE_SECONDS: Final = 300.0
 """How long the end waits for tasks of other plans."""
@@ -47,6 +49,10 @@ class Request(NamedTuple):
     resume: bool
     running: bool
     """A coordinator runs for the root already."""
+    merge_into: str | None = None
+    """A branch of the user's for the work of the completed plan."""
+    strict: bool = False
+    """Criteria that no program can check are refused."""
 
 
 class Reached(NamedTuple):
@@ -105,7 +111,10 @@ async def _run(session: Session, request: Request, reached: Reached, stops: Stop
 
 async def _start(session: Session, request: Request, use_cases: UseCases) -> PlanReply:
     await _prepare(session, request, use_cases)
-    return await use_cases.submit_plan(PlanParams(request.text, request.path, request.directory, request.resume))
+    reply = await use_cases.submit_plan(PlanParams(request.text, request.path, request.directory, request.resume, request.strict))
+    for warning in reply.warnings:
+        session.render.note(warning)
+    return reply
 
 
 async def _prepare(session: Session, request: Request, use_cases: UseCases) -> None:
@@ -157,6 +166,7 @@ async def _follow(session: Session, request: Request, reached: Reached, stops: S
     screen = make_screen(session, reply, seq)
     follower, ending = Follower(reached.use_cases, reply.plan, screen, seq), Ending()
     outcome: RunEnd | OrchestraError | BrokenPipeError
+    merged: MergePlanReply | OrchestraError | None = None
     async with asyncio.TaskGroup() as group:
         sides = [group.create_task(_obey(reached, stops, follower)), group.create_task(ending.watch(reached.hosted))]
         try:
@@ -165,6 +175,8 @@ async def _follow(session: Session, request: Request, reached: Reached, stops: S
             with screen:
                 finished = await follower.follow(ending.over)
             outcome = await collect(reached.use_cases, reply.plan, follower.last, finished=finished, rehearsal=reply.rehearsal)
+            if request.merge_into and outcome.result.exit_code == 0:
+                merged = await bring(reached.use_cases, reply.plan, request.merge_into)
             if reached.owned:
                 await _close(session, reached, ending, keep=request.keep and finished)
         except OrchestraError as error:
@@ -177,7 +189,8 @@ async def _follow(session: Session, request: Request, reached: Reached, stops: S
                 side.cancel()
     if isinstance(outcome, Exception):
         raise outcome
-    return _tell(session, request, outcome, follower, stops, ending)
+    code = _tell(session, request, outcome, follower, stops, ending)
+    return code if merged is None or show_brought(session.render, merged) else EXIT_FAILED
 
 
 def _tell(session: Session, request: Request, end: RunEnd, follower: Follower, stops: Stops, ending: Ending) -> int:

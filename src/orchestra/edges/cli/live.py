@@ -24,6 +24,7 @@ GLYPHS: Final = {
     "retry_wait": ("↻", "yellow"),
     "unknown": ("?", "yellow"),
     **dict.fromkeys(("assigned", "running", "verifying"), ("▶", "cyan")),
+    "waiting": ("?", "yellow"),
 }
 WAITING: Final = ("·", "dim")
 STAGES_MAX: Final = 6
@@ -176,7 +177,8 @@ def _running(plan: PlanView, room: int) -> list[Text]:
     lines = [Text(f"{'agent':<6} {'task':<{wide}} {'time':>8} {'%':>4}  doing", "dim")]
     for task, name in zip(shown, names, strict=True):
         percent = "" if task.progress is None else f"{task.progress:.0%}"
-        activity = one_line(task.activity) or (task.status if task.status != "running" else one_line(task.description))
+        asks = f"waits for an answer: {one_line(task.question)}" if task.question else ""
+        activity = asks or one_line(task.activity) or (task.status if task.status != "running" else one_line(task.description))
         lines.append(Text(f"{agents_of(task)[:6]:<6} {name[:wide]:<{wide}} {show_ms(task.duration_ms):>8} {percent:>4}  {activity}"))
     if len(shown) < len(tasks):
         lines.append(Text(f"and {len(tasks) - len(shown)} more", "dim"))

@@ -28,6 +28,7 @@ COLOURS: Final = {"green": 32, "red": 31, "yellow": 33, "cyan": 36, "dim": 2, "b
 STATUS_COLOURS: Final = {
     **dict.fromkeys(("completed", "healthy", "ready", "done", "ok"), "green"),
     **dict.fromkeys(("running", "busy", "assigned", "verifying", "scaling"), "cyan"),
+    "waiting": "yellow",
     **dict.fromkeys(("failed", "critical", "error", "lost", "timeout", "memory"), "red"),
     **dict.fromkeys(("degraded", "retry_wait", "unknown", "cancelled", "offline", "draining", "unverified", "stopped"), "yellow"),
 }

@@ -1,4 +1,4 @@
-"""`orchestra task`: submit, list, show, logs, cancel, explain, retry; diff, result and artifacts are in `task_files`."""
+"""`orchestra task`: submit, list, show, logs, cancel, answer, explain, retry; diff, result and artifacts are in `task_files`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ from orchestra.errors import BadInput
 if TYPE_CHECKING:
     from orchestra.usecases import LogsParams, LogsReply, SubmitReply, UseCases
 
-STATUSES: Final = ("pending", "queued", "assigned", "running", "verifying", "unknown", "retry_wait", "completed", "failed", "cancelled")
+STATUSES: Final = (
+    "pending",
+    "queued",
+    "assigned",
+    "running",
+    "waiting",
+    "verifying",
+    "unknown",
+    "retry_wait",
+    "completed",
+    "failed",
+    "cancelled",
+)
 OVER: Final = ("completed", "failed", "cancelled")
 FOLLOW_SECONDS: Final = 0.3
 """Pause of `logs -f` when there is nothing new: quick to the eye, nothing to the machine."""
@@ -222,6 +234,25 @@ def cancel(context: click.Context, task_ids: tuple[str, ...], reason: str) -> No
             session.render.show(reply, lambda reply=reply: session.render.line(f"{reply.task_id} {reply.status}"))  # type: ignore[misc]
 
     session.ask(stop)
+
+
+@task.command("answer", cls=Command, example='orchestra task answer level6/core yes\norchestra task answer core "Use the second one."')
+@click.argument("task_id", metavar="TASK")
+@click.argument("text", metavar="TEXT")
+@click.option("--question", type=click.IntRange(0), metavar="N", help="Only if it still waits for the answer to this question.")
+@click.pass_context
+def answer(context: click.Context, task_id: str, text: str, question: int | None) -> None:
+    """Answer what a task's agent waits for.
+
+    A permission is given by yes, and refused by no or by any other words, which the agent is told.
+    """
+    from orchestra.intake.request import AnswerParams, parse_params
+
+    session = session_of(context)
+    number = {} if question is None else {"question": question}
+    params = parse_params(AnswerParams, {"task_id": task_id, "text": text, **number})
+    reply = session.ask(lambda use_cases: use_cases.answer(params))
+    session.render.show(reply, lambda: session.render.line(f"{reply.task_id}: agent #{reply.agent} has the answer to: {reply.question}"))
 
 
 @task.command("explain", cls=Command, example="orchestra task explain level6/core")

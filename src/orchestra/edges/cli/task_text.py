@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from orchestra.edges.cli.render import Part, Renderer, Styled, mark, status_word
+from orchestra.edges.cli.render import Part, Renderer, Styled, mark, one_line, status_word
 from orchestra.quantity import show_ms, show_usd
 from orchestra.usecases import TasksReply
 from orchestra.views import AttemptView, TaskDetail, TaskView
@@ -23,6 +23,8 @@ def took(task: TaskView) -> str:
 
 def doing(task: TaskView) -> str:
     """Returns what a task is doing, with its progress if it says, or why it is where it is."""
+    if task.question:
+        return f"waits for an answer: {one_line(task.question)}"
     percent = "" if task.progress is None else f"{task.progress:.0%} "
     return percent + task.activity if task.activity or percent else task.reason
 
@@ -55,16 +57,26 @@ def show_detail(render: Renderer, detail: TaskDetail) -> None:
         ("what", task.description),
         ("status", status_word(task.status)),
         ("why", detail.explain),
+        ("question", task.question),
         ("kind", f"{task.kind}, {task.category}, priority {task.priority}"),
         ("needs", ", ".join(task.needs)),
         ("time", f"{took(task) or 'not yet'}, estimated {show_ms(task.estimate_ms)}"),
         ("tries", f"{task.attempts} of at most {detail.retries + 1}"),
         ("criteria", "; ".join(detail.success_criteria)),
+        ("planned by", task.origin or ""),
+        ("planned", ", ".join(detail.planned)),
+        ("reviews", task.reviews or ""),
+        ("reviewed by", ", ".join(detail.reviewed_by)),
+        ("sent back", f"{detail.sent_back} times" if detail.sent_back > 1 else "once" if detail.sent_back else ""),
+        ("warnings", "; ".join(task.warnings)),
         ("files", ", ".join(detail.files)),
         ("rule", RULE.format(detail.replicas) if detail.replicas > 1 else ""),
         ("results", detail.results),
     ]
     render.fields((name, value) for name, value in rows if value)
+    for judged in detail.judged:
+        evidence = f": {judged.evidence}" if judged.evidence else ""
+        render.line("  ", mark(judged.met), f" {judged.criterion} (judged by {judged.by}, {judged.kind}){evidence}")
     for attempt in detail.attempts:
         render.line()
         primary = ", the one that counts" if attempt.number == detail.primary_attempt else ""
@@ -78,6 +90,8 @@ def show_attempt(render: Renderer, attempt: AttemptView) -> None:
     """Writes how an attempt went."""
     if attempt.reason:
         render.line(f"  {attempt.reason}")
+    if attempt.waited_ms:
+        render.line(f"  waited for answers for {show_ms(attempt.waited_ms)}")
     if attempt.kept:
         render.line(f"  what it did is kept: {attempt.kept}")
     show_evidence(render, attempt)
@@ -87,6 +101,11 @@ def show_evidence(render: Renderer, attempt: AttemptView) -> None:
     """Writes what an attempt left: checks, cost, last lines."""
     for check in attempt.checks:
         render.line("  ", mark(check.passed), f" {check.name}", f": {check.reason}" if check.reason and not check.passed else "")
+    if attempt.review is not None:
+        render.line(f"  review: {attempt.review.verdict}: {attempt.review.summary}")
+        for finding in attempt.review.findings:
+            place = finding.file + (f":{finding.line}" if finding.line else "")
+            render.line(f"    {finding.severity}{f' {place}' if place else ''}: {finding.text}")
     if attempt.tokens or attempt.cost_usd_micros:
         render.line(f"  {attempt.tokens} tokens, {show_usd(attempt.cost_usd_micros)}")
     show_tail(render, attempt.tail)

@@ -20,7 +20,7 @@ from orchestra.errors import BadInput, OrchestraError
 from orchestra.intake.document import parse as parse_document
 
 PREFIX: Final = "orchestra."
-COMMANDS: Final = ("init", "submit_task", "submit_batch", "status", "scale", "shutdown", "cancel", "estimate_cost")
+COMMANDS: Final = ("init", "submit_task", "submit_batch", "status", "scale", "shutdown", "cancel", "answer", "estimate_cost")
 JSONRPC_FIELDS: Final = ("jsonrpc", "id", "method", "params")
 PLAIN_FIELDS: Final = ("command", "parameters", "command_id")
 NOT_JSON: Final = -32700

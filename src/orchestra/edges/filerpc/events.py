@@ -97,6 +97,11 @@ class ParentEvents:
             case e.NodeRemoved(node):
                 self._lost.pop(node, None)
                 return None
+            case e.AttemptWaiting(task, attempt, question, number, again) if not again:
+                values = {"task_id": task, "attempt": attempt, "question": question, "question_number": number}
+                return Told("task_waiting", "high", {**values, "remedy": f'orchestra task answer {task} "..."'})
+            case e.AttemptAnswered(task, attempt, waited_ms):
+                return Told("task_answered", "info", {"task_id": task, "attempt": attempt, "waited_seconds": waited_ms // 1000})
             case e.TaskFailed(task, reason):
                 return Told("task_failed", "high", {"task_id": task, "reason": reason})
             case e.TaskCompleted(task):

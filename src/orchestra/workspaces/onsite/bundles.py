@@ -24,10 +24,11 @@ def _repository(git: Git, request: dict[str, Any]) -> Repository:
 
 
 def receive_facts(git: Git, request: dict[str, Any]) -> dict[str, Any]:
-    """Tells what the receiving side has; with `make`, makes the bare repository there first if there is none."""
+    """Tells what the receiving side has; with `make`, makes the bare repository there first if there is none, or only a part of one."""
     path = request["repo"]
     path = os.path.realpath(os.path.expanduser(path)) if path.startswith("~/") else path
-    if request["make"] and not os.path.isdir(path):
+    if request["make"] and not os.path.isdir(os.path.join(path, "objects", "pack")):
+        # Git makes this folder last, and begins anew without harm where it was killed before.
         private_folder(path)
         asked = ("init", "--quiet", "--bare", "--template=", "--initial-branch=start", "--object-format=" + request["object_format"], path)
         code, _, err = git.run(asked, {"GIT_CONFIG_GLOBAL": "/dev/null"})

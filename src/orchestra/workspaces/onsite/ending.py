@@ -7,9 +7,9 @@ import os
 import time
 from typing import Any
 
-from orchestra.workspaces.onsite import copies
+from orchestra.workspaces.onsite import copies, proofs
 from orchestra.workspaces.onsite.ground import Git, Problem, Repository, expand, private_folder
-from orchestra.workspaces.onsite.records import Place, busy, check_git_file, check_idle, place_of, places_in, remove_tree
+from orchestra.workspaces.onsite.records import Place, busy, check_git_file, check_idle, place_of, places_in, remove_tree, repository_of
 from orchestra.workspaces.onsite.worktrees import checked_out, drop_admin, keep, look, merged_branch
 
 NO_LIMIT = 1 << 62
@@ -30,13 +30,6 @@ class State:
         self.tip = ""
         self.loose = ""
         self.skipped: list[str] = []
-
-
-def repository_of(git: Git, record: dict[str, Any]) -> Repository:
-    """Returns the repository that a record names."""
-    if not os.path.isdir(os.path.join(record["common"], "objects")):
-        raise Problem("not-found", "the repository %s is gone" % record["common"])
-    return Repository(git, record["common"], record["common"], record["repo"], record["prefix"])
 
 
 def weigh(repo: Repository, place: Place, record: dict[str, Any]) -> State:
@@ -194,8 +187,10 @@ def gc(git: Git, request: dict[str, Any]) -> dict[str, Any]:
             "age_ms": max(0, int((now - made) * 1000)),
             "kept": "",
         }
-        if (place.plan, place.task) in live:
+        if (place.plan, proofs.attempt_of(place.task)) in live:
             entry.update(action="keep", why="its attempt is not over")
+        elif (now - made) * 1000 < request["fresh_ms"]:
+            entry.update(action="keep", why="it was made just now")
         elif busy(place.work):
             entry.update(action="keep", why="process %d works in it" % busy(place.work)[0])
         elif not old and total - freed <= request["quota_bytes"]:
@@ -222,6 +217,10 @@ def _sweep(folder: str, now: float) -> None:
 def _tidy(git: Git, place: Place, record: dict[str, Any], why: str, *, dry_run: bool) -> dict[str, Any]:
     request = {"folder": place.folder, "plan": place.plan, "task": place.task}
     try:
+        if proofs.attempt_of(place.task) != place.task:
+            if not dry_run:
+                proofs.remove(git, place)
+            return {"action": "remove", "why": "a checkout for checks that are over"}
         what = _what_is_in_it(git, place, record)
         if what is None:
             return {"action": "keep", "why": "it holds repositories of its own"}

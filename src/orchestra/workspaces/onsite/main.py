@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import Any
 
-from orchestra.workspaces.onsite import bundles, ending, merging, worktrees
+from orchestra.workspaces.onsite import bringing, bundles, ending, merging, proofs, pruning, worktrees
 from orchestra.workspaces.onsite.ground import Problem
 
 OPERATIONS = {
@@ -18,11 +18,15 @@ OPERATIONS = {
     "prepare": worktrees.prepare,
     "collect": worktrees.collect,
     "merge": merging.merge,
+    "bring": bringing.bring,
     "tip": merging.branch_tip,
+    "checkout": proofs.checkout,
+    "drop_checkout": proofs.drop,
     "salvage": ending.salvage,
     "release": ending.release,
     "discard": ending.discard,
     "gc": ending.gc,
+    "prune": pruning.prune,
     "receive_facts": bundles.receive_facts,
     "send_facts": bundles.send_facts,
 }
@@ -37,7 +41,7 @@ def main(request: dict[str, Any]) -> None:
     data, out = bundles.streams()
     try:
         if request["op"] == "send":
-            found = bundles.send(git, request, out)
+            found: Any = bundles.send(git, request, out)
         elif request["op"] == "receive":
             found = bundles.receive(git, request, data)
         else:

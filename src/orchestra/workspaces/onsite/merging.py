@@ -10,7 +10,10 @@ from orchestra.workspaces.onsite.worktrees import checked_out, merged_branch
 
 
 def merge(git: Git, request: dict[str, Any]) -> dict[str, Any]:
-    """Merges one commit. Nothing has changed unless `result` is `merged`."""
+    """Merges one commit. Nothing has changed unless `result` is `merged`.
+
+    `hold`: where the result is not what was verified, its commit is made and the branch stays. `proven`: that commit, for the branch to move to.
+    """
     source = expand(request["repo"])
     repo = find(git, source)
     if repo is None:
@@ -29,6 +32,8 @@ def merge(git: Git, request: dict[str, Any]) -> dict[str, Any]:
             raise Problem("refused", "%s is checked out in %s" % (target, there), "`git switch --detach` there, so that it can move")
         with repo.private(expand(request["folder"]), attributes=old) as private:
             facts.update(_join(private, old, new, request))
+        if facts["result"] == "merged" and not facts["trivial"] and request["hold"]:
+            return dict(facts, result="held")
         if facts["result"] == "merged":
             try:
                 repo.update_ref(target, facts["head"], old, "orchestra: merge %s" % request["task"])
@@ -36,6 +41,8 @@ def merge(git: Git, request: dict[str, Any]) -> dict[str, Any]:
                 if problem.code != "stale":
                     raise
                 facts.update(result="stale", head=old, trivial=True)
+        elif facts["result"] == "stale":
+            facts.update(head=old)
         return facts
 
 
@@ -44,19 +51,28 @@ def _join(private: Private, old: str, new: str, request: dict[str, Any]) -> dict
         return {"result": "nothing"}
     if not old or private.is_ancestor(old, new):
         return {"result": "merged", "head": new}
-    arguments = ("merge-tree", "--write-tree", "-z", "--messages", old, new)
-    code, out, err = private.ask(*arguments)
+    if request["proven"]:
+        proven = check_sha(request["proven"])
+        parents = private.git("rev-list", "--parents", "--max-count=1", proven).decode().split()
+        return {"result": "merged" if parents == [proven, old, new] else "stale", "head": proven, "trivial": False}
+    tree, entries, messages, clean = merged_tree(private, old, new)
+    if clean:
+        trivial = tree == private.tree(new)  # the others' changes are all in it too
+        return {"result": "merged", "head": private.commit(tree, [old, new], request["message"]), "trivial": trivial, "messages": messages}
+    conflicts = [_conflict(private, tree, path, entries[path], request) for path in list(entries)[: request["conflict_files_max"]]]
+    return {"result": "conflict", "conflicts": conflicts, "conflict_files": len(entries), "trivial": False, "messages": messages}
+
+
+def merged_tree(private: Private, old: str, new: str) -> tuple[str, dict[bytes, dict[str, tuple[str, str]]], list[str], bool]:
+    """Returns what `parse_merge_tree` does for a merge of two commits, and whether it is clean."""
+    code, out, err = private.ask("merge-tree", "--write-tree", "-z", "--messages", old, new)
     if code not in (0, 1) or not out:
         if "unknown option" in err or "usage:" in err:
             raise Problem(
                 "refused", "git there is older than 2.38 and cannot merge without a checkout", "install a newer git on that machine"
             )
         raise Problem("failed", "git merge-tree failed: %s" % err.strip()[-500:])
-    tree, entries, messages = parse_merge_tree(out)
-    if code == 0:
-        return {"result": "merged", "head": private.commit(tree, [old, new], request["message"]), "trivial": False, "messages": messages}
-    conflicts = [_conflict(private, tree, path, entries[path], request) for path in list(entries)[: request["conflict_files_max"]]]
-    return {"result": "conflict", "conflicts": conflicts, "conflict_files": len(entries), "trivial": False, "messages": messages}
+    return (*parse_merge_tree(out), code == 0)
 
 
 def parse_merge_tree(out: bytes) -> tuple[str, dict[bytes, dict[str, tuple[str, str]]], list[str]]:
@@ -111,4 +127,4 @@ def branch_tip(git: Git, request: dict[str, Any]) -> dict[str, Any]:
     return {"branch": target, "head": repo.ref(target)}
 
 
-__all__ = ["Repository", "branch_tip", "merge", "parse_merge_tree"]
+__all__ = ["Repository", "branch_tip", "merge", "merged_tree", "parse_merge_tree"]

@@ -11,7 +11,17 @@ import shutil
 import tempfile
 from typing import Any, Iterator
 
-from orchestra.workspaces.onsite.ground import Problem, Repository, check_part, expand, is_plain_file, private_folder, read_json, write_json
+from orchestra.workspaces.onsite.ground import (
+    Git,
+    Problem,
+    Repository,
+    check_part,
+    expand,
+    is_plain_file,
+    private_folder,
+    read_json,
+    write_json,
+)
 
 
 class Place:
@@ -94,6 +104,13 @@ def remove_tree(path: str) -> None:
             if not os.path.islink(below):
                 os.chmod(below, 0o700)
     shutil.rmtree(path, ignore_errors=True)
+
+
+def repository_of(git: Git, record: dict[str, Any]) -> Repository:
+    """Returns the repository that a record names."""
+    if not os.path.isdir(os.path.join(record["common"], "objects")):
+        raise Problem("not-found", "the repository %s is gone" % record["common"])
+    return Repository(git, record["common"], record["common"], record["repo"], record["prefix"])
 
 
 def check_git_file(place: Place, record: dict[str, Any]) -> None:

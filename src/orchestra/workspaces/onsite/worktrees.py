@@ -44,7 +44,7 @@ def prepare(git: Git, request: dict[str, Any]) -> dict[str, Any]:
         raise Problem(
             "refused", "workspaces in %s would lie inside %s" % (folder, top), "give the workspaces a folder outside the checkout"
         )
-    _check_disk(folder, request["disk_free_bytes_min"])
+    check_disk(folder, request["disk_free_bytes_min"])
     results: list[Any] = [None] * len(request["attempts"])
     if repo is None:
         for number, attempt in enumerate(request["attempts"]):
@@ -55,18 +55,18 @@ def prepare(git: Git, request: dict[str, Any]) -> dict[str, Any]:
     jobs = {}
     with ThreadPoolExecutor(max(1, min(len(results), request["parallel"]))) as pool:
         with repo.locked("prepare"):
-            start = _Start(repo, request)
+            start = Start(repo, request)
             for number, attempt in enumerate(request["attempts"]):
                 place = Place(folder, attempt["plan"], attempt["task"])
-                results[number] = _outcome(lambda attempt=attempt, place=place: _begin(start, place, attempt))
+                results[number] = _outcome(lambda attempt=attempt, place=place: begin(start, place, attempt))
                 if results[number].get("state") == "preparing":  # its files are written while the next ones begin
-                    jobs[number] = pool.submit(_outcome, lambda place=place, record=results[number]: _fill(repo, place, record))
+                    jobs[number] = pool.submit(_outcome, lambda place=place, record=results[number]: fill(repo, place, record))
         for number, job in jobs.items():
             results[number] = job.result()
     return {"results": results}
 
 
-class _Start:
+class Start:
     """What all attempts of one request begin from, asked for once. To be made with the repository locked."""
 
     def __init__(self, repo: Repository, request: dict[str, Any]) -> None:
@@ -103,7 +103,8 @@ def _outcome(make: Any) -> dict[str, Any]:
     return found
 
 
-def _check_disk(folder: str, free_min: int) -> None:
+def check_disk(folder: str, free_min: int) -> None:
+    """Raises if fewer bytes are free where the folder is, or will be."""
     there = folder
     while not os.path.isdir(there):
         there = os.path.dirname(there)
@@ -115,7 +116,7 @@ def _check_disk(folder: str, free_min: int) -> None:
         )
 
 
-def _begin(start: _Start, place: Place, attempt: dict[str, Any]) -> dict[str, Any]:
+def begin(start: Start, place: Place, attempt: dict[str, Any]) -> dict[str, Any]:
     """Makes branch and worktree without files, with the repository locked. Returns the record; one that is `ready` was there before."""
     repo, prefix, space = start.repo, start.prefix, start.space(place.plan)
     branch = branch_of(prefix, space, place.task)
@@ -229,7 +230,7 @@ def checked_out(repo: Repository) -> dict[str, str]:
     return found
 
 
-def _fill(repo: Repository, place: Place, record: dict[str, Any]) -> dict[str, Any]:
+def fill(repo: Repository, place: Place, record: dict[str, Any]) -> dict[str, Any]:
     """Writes the files, without the repository's filters; many of these run at once."""
     index = os.path.join(record["admin"], "index")
     with repo.private(place.folder, work_tree=place.work, index=index) as private:

@@ -83,6 +83,7 @@ class Gatekeeper:
         self._port = 0
         self._ended: asyncio.Queue[AttemptId] = asyncio.Queue()
         self._ending = False
+        self._process: Started | None = None
         loop.listen(self._on_events)
 
     # --- asked by others ---------------------------------------------------------------------------------------------
@@ -179,8 +180,10 @@ class Gatekeeper:
 
     async def _begin(self) -> str:
         """Starts it and waits until it answers; returns why it does not, or nothing."""
+        if self._process is not None:
+            self._process.ended()  # or it would stay in the table of processes
         try:
-            process = await self._start()
+            process = self._process = await self._start()
         except OrchestraError as error:
             return f"the gateway cannot be started: {error}"
         deadline_ms = self._clock.steady_ms() + START_MS

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestra.bootstrap.wiring import make_workspaces
+from orchestra.codec.events import decode
+from orchestra.core import events as e
 from orchestra.core.state import State
 from orchestra.ids import AttemptId, TaskId
 from orchestra.intake.request import CancelParams
@@ -81,12 +83,18 @@ async def test_work_that_conflicts_goes_back_once_and_is_then_done_on_top_of_the
         assert await stage.wait_plan(plan) == "completed"
         found = {task.id: (len(task.attempts), task.conflicts) for task in stage.coordinator.loop.state.tasks.values()}
         assert sorted(found.values()) == [(1, 0), (2, 1)]
-        again = next(task for task in stage.coordinator.loop.state.tasks.values() if task.conflicts)
-        assert "f.txt" in again.feedback
-        assert "plan's branch" in again.feedback
+        (conflict,) = told(stage)
+        assert "f.txt" in conflict.text
+        assert "plan's branch" in conflict.text
     first = file_at(repo, "f.txt").splitlines()[0]
     assert first in ("from p/a after from p/b after line 0", "from p/b after from p/a after line 0")
     assert git(repo, "for-each-ref", "refs/orchestra/salvage"), "the work that conflicted is kept"
+
+
+def told(stage: Stage) -> list[e.WorkConflicted]:
+    """What went back to agents, with what was said of it."""
+    events = (decode(stored.body) for stored in stage.coordinator._ledger.read(0))
+    return [event for event in events if isinstance(event, e.WorkConflicted)]
 
 
 def both(script: str, check: str = "") -> str:
@@ -116,8 +124,9 @@ async def test_work_that_merges_cleanly_and_fails_its_check_together_goes_back_o
         found = {task.id: (len(task.attempts), task.conflicts, task.failures) for task in stage.coordinator.loop.state.tasks.values()}
         assert sorted(found.values()) == [(1, 0, 0), (2, 1, 0)]
         again = next(task for task in stage.coordinator.loop.state.tasks.values() if task.conflicts)
-        assert "they quarrel" in again.feedback
-        assert "'together' ended on both together with exit code 1" in again.feedback
+        (conflict,) = told(stage)
+        assert "they quarrel" in conflict.text
+        assert "'together' ended on both together with exit code 1" in conflict.text
     files = git(repo, "ls-tree", "--name-only", "orchestra/p/merged").splitlines()
     assert ("p.a" in files) + ("p.b" in files) == 1
     assert file_at(repo, "both") == again.id

@@ -141,7 +141,7 @@ class Coordinator:
         self._gatekeeper = None if plan is None else make_gatekeeper(plan, self.root, self.loop, self._clock)
         self._gateway_apis = () if plan is None else tuple(dict.fromkeys(plan.options.upstreams.values()))
         self._translator = Translator(lambda: self.loop.state, adapter_for, None if self._gatekeeper is None else self._gatekeeper.excuse)
-        self._orders = OrderMaker(adapter_for, order_options(self._settings, {} if plan is None else plan.options.kinds))
+        self._orders = OrderMaker(adapter_for, order_options(self._settings, self.root, {} if plan is None else plan.options.kinds))
         self.app = App(self._bench(), app_options(self._settings, self.root))
         self._keeper = Keeper(
             self.loop,

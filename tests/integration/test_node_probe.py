@@ -137,8 +137,8 @@ def test_a_good_machine_has_nothing_against_it() -> None:
         "memory",
         "open files",
         "processes",
-        "clock",
         "sandbox",
+        "clock",
     ]
     assert all(each.ok and not each.fatal and not each.remedy for each in findings(GOOD))
 

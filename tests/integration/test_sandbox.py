@@ -224,13 +224,13 @@ def test_a_shared_folder_is_written_and_what_the_users_git_would_run_is_not(desk
 
 def test_it_has_a_home_and_temporary_files_that_go_with_the_attempt_and_its_checks_see_them(desk: Desk) -> None:
     desk.start()
-    script = "echo kept > ~/.cache-of-it; echo kept > $TMPDIR/left; mkdir -m 0 /tmp/closed; pwd"
+    script = "echo kept > ~/.cache-of-it; echo kept > $TMPDIR/left; mkdir -m 0 /tmp/closed; ln -s / /tmp/link; seq 1000 | (cd /tmp && xargs touch)"
     check = {"name": "there", "argv": ["/bin/sh", "-c", 'grep -q kept ~/.cache-of-it && grep -q kept "$TMPDIR"/left'], "timeout_ms": 20_000}
     spec = desk.order(["/bin/sh", "-c", script], sandbox=ON, checks=[check])
     assert [each["passed"] for each in desk.wait_record("done", spec)["checks"]] == [True]
     assert not (desk.home / ".cache-of-it").exists()
     assert not Path("/tmp/left").exists()
-    assert sorted(path.name for path in desk.attempt_folder(spec).iterdir()) == ["claim", "exit.json", "output.jsonl", "spec.json", "work"]
+    assert sorted(path.name for path in desk.attempt_folder(spec).iterdir()) == ["claim", "exit.json", "spec.json", "work"]
 
 
 def test_files_of_its_kind_are_kept_and_an_end_cannot_be_forged(desk: Desk) -> None:

@@ -304,7 +304,7 @@ def sandbox():
     bwrap = shutil.which("bwrap")
     if not bwrap:
         return "bwrap is not installed"
-    argv = [bwrap, "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL"]
+    argv = [bwrap, "--die-with-parent", "--unshare-pid", "--cap-drop", "ALL"]
     argv += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--", "/bin/sh", "-c", ":"]
     try:
         subprocess.check_output(argv, stderr=subprocess.STDOUT, timeout=5)

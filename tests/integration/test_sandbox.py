@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from orchestra.bootstrap import load_settings
+from orchestra.bootstrap.care import doctor
 from orchestra.core.state import State
 from orchestra.ids import TaskId
-from orchestra.nodes.probe import PROBE_SCRIPT
+from orchestra.nodes.probe import PROBE_SCRIPT, sandbox_remedy
 from orchestra.stage.sandbox_probe import SANDBOX_OPTIONS, problem_with
 from orchestra.testing.hosted import hosted
+from orchestra.views import HealthCheck
 from tests.integration.stage_support import Pane, Stage, wait_until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bwrap is a program of Linux")
@@ -426,6 +429,18 @@ def test_a_bwrap_that_may_not_make_namespaces_is_found_out(ground: Path) -> None
     assert "namespace" in said
 
 
+def test_doctor_says_whether_there_is_one_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> HealthCheck:
+        return next(check for check in doctor(tmp_path, load_settings(tmp_path, {})) if check.name == "sandbox")
+
+    assert told().ok
+    monkeypatch.setenv("PATH", "/nonexistent")
+    without = told()
+    assert (without.ok, without.detail) == (False, "bwrap is not installed")
+    assert "apt-get install bubblewrap" in without.remedy
+    assert "user namespaces" in sandbox_remedy("No permissions to create new namespace")
+
+
 def test_the_look_at_a_node_tries_the_same_sandbox() -> None:
     assert all(f'"{word}"' in PROBE_SCRIPT for word in SANDBOX_OPTIONS)
 
@@ -509,7 +524,7 @@ async def test_a_whole_orchestra_works_and_merges_in_sandboxes(ground: Path) -> 
     git(repo, "commit", "-qm", "base")
     plan = f"""\
 name: p
-defaults: {{isolation: worktree, retries: 0, env: {json.dumps(IDENTITY)}}}
+defaults: {{isolation: worktree, sandbox: on, retries: 0, env: {json.dumps(IDENTITY)}}}
 tasks:
   - id: a
     run: |
@@ -518,7 +533,7 @@ tasks:
     success_criteria: [{{run: "grep -q hand a.txt && ! ls {repo}/.codex/ledger/ledger.db"}}]
   - {{id: b, needs: [a], run: "cat a.txt left.txt > b.txt"}}
 """
-    async with hosted(repo / ".codex", agents=2, flags={"sandbox.mode": "on"}) as stage:
+    async with hosted(repo / ".codex", agents=2) as stage:
         assert await stage.wait_plan(await stage.submit(plan, repo)) == "completed", _reasons(stage.coordinator.loop.state)
         assert len(stage.coordinator.loop.state.tasks[TaskId("p/a")].attempts) == 1
     assert git(repo, "show", "orchestra/p/merged:b.txt") == "by hand\nleft"

@@ -82,10 +82,10 @@ def test_a_session_goes_on_with_the_agent_that_has_it_and_in_the_same_folder_onl
     assert "s-1" not in argv(task_after((7, msgspec.structs.replace(UNVERIFIED, kind=OutcomeKind.FAILED))), 7)
 
 
-def sandbox_in(mode: str, kind: str, *, remote: bool = False, place: Workspace | None = None) -> dict[str, Any]:
+def sandbox_in(mode: str, kind: str, *, wish: str = "", remote: bool = False, place: Workspace | None = None) -> dict[str, Any]:
     options = SandboxOptions(mode, hide=("~/private",), hide_here=("/root/ledger",), writable=("/cache",))
     payload = Payload("command", "true") if kind == "shell" else Payload("analysis", "Write a poem.")
-    spec = TaskSpec(id=TaskId("t"), description="", payload=payload, kind=kind)
+    spec = TaskSpec(id=TaskId("t"), description="", payload=payload, kind=kind, sandbox=wish)
     made = OrderMaker(lambda kind: adapters()[kind], OrderOptions(sandbox=options)).make(
         spec, AttemptId(spec.id, 1), AgentSpec(AgentId(1), NodeId("here")), remote=remote, place=place
     )
@@ -99,6 +99,13 @@ def test_what_a_model_says_is_done_in_a_sandbox_and_what_the_user_wrote_only_if_
         assert sandbox_in("off", kind) == {}
     assert sandbox_in("auto", "shell") == {}
     assert sandbox_in("on", "shell") == {"mode": "on", "hide": ["~/private", "/root/ledger"], "readable": [], "writable": ["/cache"]}
+
+
+def test_a_task_may_have_a_sandbox_of_its_own_and_may_not_do_without_where_all_have_one() -> None:
+    assert sandbox_in("off", "shell", wish="on")["mode"] == "on"
+    assert sandbox_in("auto", "shell", wish="on")["mode"] == "on"
+    assert sandbox_in("auto", "claude", wish="off") == {}
+    assert sandbox_in("on", "claude", wish="off")["mode"] == "on"
 
 
 def test_a_sandbox_has_the_worktree_and_hides_what_the_coordinator_keeps_on_its_own_machine() -> None:

@@ -259,6 +259,8 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     env: dict[str, str] = {}
     limits: Limits = Limits()
     submitted_by: str = ""
+    sandbox: str = ""
+    """`on`, `off`, or empty for what the settings and the kind say."""
 
 
 class AgentSpec(msgspec.Struct, frozen=True, omit_defaults=True):

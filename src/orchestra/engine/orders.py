@@ -122,7 +122,7 @@ class OrderMaker:
             values["cwd"] = place.cwd
         elif remote and spec.workspace and spec.workspace_here:
             values["cwd"] = SPACE_DIR + space_name(spec.workspace)
-        if sandbox := sandbox_of(self.options.sandbox, launch, place, remote=remote):
+        if sandbox := sandbox_of(self.options.sandbox, spec, launch, place, remote=remote):
             values["sandbox"] = sandbox
         return AttemptOrder(attempt, slot.id, values, launch.files, launch.agent_files)
 
@@ -222,14 +222,15 @@ def space_name(workspace: str) -> str:
     return f"{hashlib.sha256(workspace.encode()).hexdigest()[:12]}"
 
 
-def sandbox_of(options: SandboxOptions, launch: Launch, place: Workspace | None, *, remote: bool) -> dict[str, Any]:
-    """Returns what the worker is to know of the sandbox, nothing if there is to be none."""
-    if options.mode == "off" or (options.mode == "auto" and not launch.sandbox):
+def sandbox_of(options: SandboxOptions, spec: TaskSpec, launch: Launch, place: Workspace | None, *, remote: bool) -> dict[str, Any]:
+    """Returns what the worker is to know of the sandbox, nothing if there is to be none. A task may want one, but not be without where all shall have one."""
+    mode = spec.sandbox if spec.sandbox and options.mode != "on" else options.mode
+    if mode == "off" or (mode == "auto" and not launch.sandbox):
         return {}
     hide = (*options.hide, *(() if remote else options.hide_here))
     writable = (*options.writable, *((place.path,) if place is not None else ()))
     worktree = {"worktree": place.path} if place is not None and place.kind == "git" else {}
-    return {"mode": options.mode, "hide": list(hide), "readable": list(options.readable), "writable": list(writable), **worktree}
+    return {"mode": mode, "hide": list(hide), "readable": list(options.readable), "writable": list(writable), **worktree}
 
 
 def _limits(*levels: Limits) -> dict[str, int]:

@@ -162,7 +162,8 @@ def test_an_agent_and_its_checks_reach_their_own_things_and_nobody_elses(desk: D
     keys = [desk.home / name for name in (".ssh/id_ed25519", ".netrc", ".config/gh/hosts.yml", ".aws/credentials", ".bashrc")]
     others = [desk.ground / name for name in ("root/ledger/ledger.db", "root/config/orchestra.yaml", "worktrees/other/secret")]
     others += [desk.folder / name for name in ("attempts/demo/other/1/work/secret", "homes/8/claude/session")]
-    shown = [desk.home / "project/readme", desk.home / ".local/bin/tool"]
+    keys.append(desk.home / "project/readme")
+    shown = [desk.home / ".local/bin/tool"]
     with tempfile.TemporaryDirectory(prefix="tmux-") as sockets, socket.socket(socket.AF_UNIX) as server:
         os.chmod(sockets, 0o755)
         server.bind(f"{sockets}/default")
@@ -543,3 +544,47 @@ tasks:
 
 def _reasons(state: State) -> list[str]:
     return [attempt.outcome.reason for task in state.tasks.values() for attempt in task.attempts if attempt.outcome is not None]
+
+
+def test_a_repository_cannot_be_read_through_what_an_agent_leaves_for_git(desk: Desk, repo: Path) -> None:
+    secret = repo.parent / "home/private"
+    secret.mkdir()
+    git(secret, "init", "-q")
+    desk.put(secret / "secret")
+    git(secret, "add", ".")
+    git(secret, "commit", "-qm", "secret")
+    loose, packed = git(secret, "rev-parse", "HEAD:secret"), git(secret, "rev-parse", "HEAD")
+    desk.start()
+    worktree = repo.parent / "worktrees/one"
+    objects = f"{secret}/.git/objects"
+    script = f"""
+        echo 1 > a; git add a; git commit -qm first
+        O=$(git rev-parse --git-common-dir)/objects
+        echo {objects} > $O/info/alternates; ln -s {objects}/{loose[:2]} $O/{loose[:2]}; rm -r $O/pack; ln -s {objects}/pack $O/pack
+    """
+    sandbox = {"mode": "on", "hide": [str(repo.parent / "worktrees")], "worktree": str(worktree)}
+    git(secret, "repack", "-q")
+    spec = desk.order(["/bin/sh", "-c", script], cwd=str(worktree), env=IDENTITY, sandbox=sandbox)
+    desk.wait_record("done", spec)
+    assert git(repo, "log", "--format=%s", "orchestra/p/one.1") == "first\nbase"
+    known = git(repo, "cat-file", "--batch-all-objects", "--batch-check=%(objectname)").split()
+    assert loose not in known
+    assert packed not in known
+
+
+def test_a_program_that_an_agent_plants_is_not_run_outside(desk: Desk, repo: Path) -> None:
+    """Where PATH leads into the folder that it works in, what ends its sandbox takes other programs than those."""
+    worktree = repo.parent / "worktrees/one"
+    planted = worktree / "bin"
+    planted.mkdir()
+    for name in ("git", "bwrap", "rm", "sh"):
+        (planted / name).write_text(f"#!/bin/sh\ntouch {repo.parent}/planted-{name}\n")
+        (planted / name).chmod(0o755)
+    path = f"{planted}:{os.environ['PATH']}"
+    desk.start(PATH=path)
+    script = "PATH=/usr/bin:/bin; echo 1 > a; git add a; git commit -qm first; seq 1000 | (cd /tmp && xargs touch)"
+    sandbox = {"mode": "on", "worktree": str(worktree)}
+    spec = desk.order(["/bin/sh", "-c", script], cwd=str(worktree), env={**IDENTITY, "PATH": path}, sandbox=sandbox)
+    assert desk.wait_record("done", spec)["exit"]["code"] == 0
+    assert git(repo, "log", "--format=%s", "orchestra/p/one.1") == "first\nbase"
+    assert list(repo.parent.glob("planted-*")) == []

@@ -108,7 +108,7 @@ class Attempt:
         from .sandbox import Sandbox, Unavailable
 
         try:
-            sandbox = Sandbox(self.slot.base, self.folder, self.slot.agent, self.cwd, self.env, wanted)
+            sandbox = Sandbox(self.slot.base, self.folder, self.slot.agent, self.cwd, self.env, search_path(), wanted)
         except Unavailable as problem:
             if wanted["mode"] == "on":
                 raise OSError("no sandbox, and sandbox.mode is 'on': %s" % problem) from None
@@ -119,21 +119,24 @@ class Attempt:
 
     def _leave_sandbox(self, sandbox: Sandbox) -> None:
         """Takes out what is to last, and removes the rest. None of that is done by what ran in it."""
-        for what, argv, env in sandbox.leave():
-            tail: list[str] = []
+        try:
+            for what, argv, env in sandbox.leave():
+                self._run_outside(what, argv, env)
+        except OSError as problem:  # it may have been left in any state
+            self.slot.view.say("! the sandbox was left as it is: %s" % problem)
 
-            def take(found: list[Piece], tail: list[str] = tail) -> None:
-                tail.extend(text[:TAIL_CHARS] for text in self.output.take("sandbox", found))
-                del tail[:-1]
+    def _run_outside(self, what: str, argv: list[str], env: dict[str, str]) -> None:
+        tail: list[str] = []
 
-            program = Program(self.slot, argv, SANDBOX_LEAVE_MS, self.spec["grace_ms"], {})
-            try:
-                program.start(env, "/", os.devnull, [(take, self.output.splitter()), (take, self.output.splitter())])
-                program.wait()
-            except OSError as problem:
-                tail.append(str(problem))
-            if program.status != 0:
-                self.slot.view.say("! the sandbox could not %s: %s" % (what, tail[-1] if tail else "no reason given"))
+        def take(found: list[Piece]) -> None:
+            tail.extend(text[:TAIL_CHARS] for text in self.output.take("sandbox", found))
+            del tail[:-1]
+
+        program = Program(self.slot, argv, SANDBOX_LEAVE_MS, self.spec["grace_ms"], {})
+        program.start(env, "/", os.devnull, [(take, self.output.splitter()), (take, self.output.splitter())])
+        program.wait()
+        if program.status != 0:
+            self.slot.view.say("! the sandbox could not %s: %s" % (what, tail[-1] if tail else "no reason given"))
 
     def _run_agent(self) -> dict[str, Any]:
         program = self._program(self.spec["argv"], self.spec["timeout_ms"])

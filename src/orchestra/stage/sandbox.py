@@ -3,7 +3,7 @@
 Everything can be read and nothing written, but for this:
 
 - Hidden: the node's folder with the journal and the other attempts, what the order names (the coordinator's ledger, queue and sockets), the folders where
-  sockets lie (`/tmp`, `/run`), and of the home folder all that begins with a dot. What is hidden is empty and cannot be written.
+  sockets lie (`/tmp`, `/run`), and the home folder. What is hidden is empty and cannot be written.
 - Shown again out of that: programs and what belongs to them, found by PATH, by the program itself and by a list of usual places.
 - Writable: the attempt's working folder and worktree, the agent's own folder, and private ones of the attempt in the place of the home folder, of /tmp
   and of the attempt's folder. Those are on the disk (`scratch`), so that checks find what the agent left, and go with the attempt.
@@ -51,6 +51,7 @@ HOME_SHOWN = (
         ".gitattributes",
     ),
     *(".local/share/" + name for name in ("claude", "uv", "pipx", "pnpm", "mise", "fnm", "nvm", "node", "virtualenvs", "rtx", "bun")),
+    *("bin", "go/bin", "miniconda3", "anaconda3", "miniforge3", "mambaforge", "google-cloud-sdk"),
 )
 """Below the home folder: where toolchains install themselves, and how git is to name the author. No place for credentials is among them."""
 
@@ -178,14 +179,20 @@ class Ground:
 class Sandbox:
     """The sandbox of one attempt: for its agent and, one after another, its checks."""
 
-    def __init__(self, base: str, folder: str, agent: str, cwd: str, env: dict[str, str], wanted: dict[str, Any]) -> None:
+    def __init__(self, base: str, folder: str, agent: str, cwd: str, env: dict[str, str], path: str, wanted: dict[str, Any]) -> None:
         self.folder = real(folder)
         self.scratch = self.folder + "/scratch"
         self.cwd, self.env, self.wanted = real(cwd), env, wanted
         self.base, self.agent = real(base), agent
         self.git: Any = None  # how commits get out of it, see sandbox_git
+        self.writable = [self.cwd, *map(real, wanted.get("writable", ()))]
+        # For what is run outside of it: nothing that an agent could have put somewhere, whatever PATH the task has.
+        trusted = [
+            place for place in path.split(":") if os.path.isabs(place) and not any(inside(real(place), one) for one in self.writable)
+        ]
+        self.path = ":".join(trusted)
         try:
-            self.program = found_program("bwrap", env.get("PATH", os.defpath))
+            self.program = found_program("bwrap", self.path)
         except OSError:
             raise Unavailable("bwrap is not installed") from None
         problem = problem_with(self.program)
@@ -206,11 +213,9 @@ class Sandbox:
 
             self.git = Repository(wanted["worktree"], self.scratch)
             self.git.show(ground)
-        for path in (self.cwd, own, *map(real, wanted.get("writable", ()))):
+        for path in (*self.writable, own):
             ground.add("rw", path)
-        if os.path.isdir(self.cwd + "/.git"):
-            for name in ("hooks", "config"):  # whoever writes them has the user's own git run what they say
-                ground.add("ro", "%s/.git/%s" % (self.cwd, name))
+        self._shared_repository()
         for path in wanted.get("hide", ()):
             ground.add("hide", real(path))
         for path in wanted.get("readable", ()):
@@ -226,6 +231,17 @@ class Sandbox:
         """The command line that runs this one inside. How the program ended comes on descriptor 3, if it could be started at all."""
         self._show_program(argv[0])
         return [self.program, *SANDBOX_OPTIONS, *self.ground.arguments(), "--json-status-fd", "3", "--chdir", self.cwd, "--", *argv]
+
+    def _shared_repository(self) -> None:
+        """A repository around the folder that is worked in can be read; and whoever writes its hooks has the user's own git run what they say."""
+        top, home = self.cwd, real("~")
+        while not os.path.isdir(top + "/.git"):
+            top = os.path.dirname(top)
+            if inside(home, top):
+                return
+        for name in ("hooks", "config"):
+            self.ground.add("ro", "%s/.git/%s" % (top, name))
+        self.ground.add("ro", top)
 
     def _own_folder(self) -> None:
         """In the place of the attempt's folder is one where its files can be read and new ones written, which are moved there at the end."""
@@ -243,12 +259,12 @@ class Sandbox:
             ground.add("hide", real(path))
         for path in RUN_SHOWN:
             ground.add("show", path)
-        temporary = os.environ.get("TMPDIR", "")
-        if os.path.isabs(temporary) and not inside(self.cwd, real(temporary)):
-            ground.add("hide", real(temporary))
+        temporary = real(os.environ.get("TMPDIR") or "/tmp")
+        if not inside(real("~"), temporary):
+            ground.add("hide", temporary)
 
     def _homes(self) -> None:
-        """The home folder is a private one, with the user's tools and plain folders in it."""
+        """The home folder is a private one, with the user's tools in it."""
         ground, homes = self.ground, [real("~")]
         if os.getuid() == 0:
             homes += [path for path in HIDDEN_FROM_ROOT if path not in homes]
@@ -256,14 +272,15 @@ class Sandbox:
             if home == "/" or not os.path.isdir(home):
                 continue
             for name in HOME_HIDDEN:
-                ground.add("hide", "%s/%s" % (home, name))
+                ground.add("hide", real("%s/%s" % (home, name)))
             if home in HIDDEN_FROM_ROOT and home != homes[0]:
                 ground.add("hide", home)
                 continue
-            ground.add("private", home, self.scratch + "/home")
-            if ground.parts[home][0] != "private":
+            private = ("private", self.scratch + "/home")
+            ground.add(private[0], home, private[1])
+            if ground.parts[home] != private:
                 continue  # it is the folder that is worked in, or the node's own
-            for name in [name for name in os.listdir(home) if not name.startswith(".")] + list(HOME_SHOWN):
+            for name in HOME_SHOWN:
                 path = "%s/%s" % (home, name)
                 if os.path.islink(path):
                     ground.add("link", path, os.readlink(path))
@@ -305,10 +322,10 @@ class Sandbox:
     def leave(self) -> Iterable[tuple[str, list[str], dict[str, str]]]:
         """What is to be run, outside, when all is over: (what for, command line, environment). What the kind wrote for itself is kept."""
         here = self.scratch + "/here"
-        for name in os.listdir(here):
-            if _of_the_kind(name) and not os.path.lexists("%s/%s" % (self.folder, name)):
+        for name in filter(_of_the_kind, os.listdir(here)):
+            if not os.path.lexists("%s/%s" % (self.folder, name)):
                 os.rename("%s/%s" % (here, name), "%s/%s" % (self.folder, name))
-        path = {"PATH": self.env.get("PATH", os.defpath)}
+        path = {"PATH": self.path}
         if self.git is not None:
             argv = self.git.taking_over()
             if argv:

@@ -96,11 +96,25 @@ class Repository:
         objects = self.private + "/objects"
         if not self.common or not os.path.isdir(objects):
             return []
-        fresh = any(name not in ("info", "pack") for name in os.listdir(objects)) or os.listdir(objects + "/pack")
+        if os.path.lexists(objects + "/info"):
+            os.rename(objects + "/info", self.private + "/info")  # whoever can name an alternate can read any repository
+        fresh = _plain(objects)
         tip = self._private_tip() if self.branch else ""
         moved = bool(tip) and tip != self.tip
         if not fresh and not moved:
             return []
-        if os.path.lexists(objects + "/info"):
-            os.rename(objects + "/info", self.private + "/info")  # whoever can name an alternate can read any repository
         return ["/bin/sh", "-c", TAKE_OVER, "sh", self.common, objects if fresh else "", self.branch if moved else "", tip, self.tip]
+
+
+def _plain(folder: str) -> int:
+    """How many files are in a folder and below it, after all links there were removed: they would lead git to other repositories."""
+    count = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                os.unlink(entry.path)
+            elif entry.is_dir():
+                count += _plain(entry.path)
+            else:
+                count += 1
+    return count

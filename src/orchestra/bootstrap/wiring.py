@@ -117,9 +117,11 @@ def own_umask() -> int:
 
 def sandbox_options(settings: Settings, root: Root) -> SandboxOptions:
     """Returns what attempts run in. What the coordinator keeps is not for them to see: ledger, queue, results of others, sockets."""
-    own = (*(str(root.path / name) for name in (*RUNTIME_FOLDERS, "config", "gateway", "gateway.yaml")), str(root.runtime_folder()))
+    own = [*(str(root.path / name) for name in (*RUNTIME_FOLDERS, "config")), str(root.runtime_folder())]
+    if settings.gateway.file:
+        own.append(str(root.path / Path(settings.gateway.file).expanduser()))
     sandbox = settings.sandbox
-    return SandboxOptions(sandbox.mode, sandbox.hide, own, sandbox.readable, sandbox.writable)
+    return SandboxOptions(sandbox.mode, sandbox.hide, tuple(own), sandbox.readable, sandbox.writable)
 
 
 def order_options(settings: Settings, root: Root, gateway_kinds: Mapping[str, tuple[str, ...]] | None = None) -> OrderOptions:

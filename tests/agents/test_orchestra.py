@@ -98,7 +98,6 @@ def test_claude_and_codex_work_on_one_repository(desk: tuple[Path, dict[str, str
     assert {"poem/write", "poem/count"} <= set(json.dumps(json.loads(report.stdout)).split('"'))
 
 
-
 SPIES = """\
 name: spies
 agents:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -29,16 +29,14 @@ from orchestra.answers import (
 )
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
+from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskSpec
 from orchestra.core.state import State, neighbour_hint
 from orchestra.core.waiting import attempt_to_answer
 from orchestra.costdesk import CostDesk, CostOptions, CostUseCases
 from orchestra.engine.driver import NodeDriver
 from orchestra.engine.kernel import Happened
-from orchestra.engine.loop import Loop
-from orchestra.engine.translate import Finder
 from orchestra.errors import BadInput, NotFound, PortFailed, Refused
-from orchestra.fleetdesk import DeskOptions, FleetDesk, Wanted
+from orchestra.fleetdesk import DeskOptions, FleetDesk
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId, parse_task_id
 from orchestra.intake.planfile import PlanDocument, parse_plan
 from orchestra.intake.request import (
@@ -56,8 +54,9 @@ from orchestra.intake.request import (
 from orchestra.intake.roster import chosen_roster, lay_out, size_of
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
+from orchestra.scheduling.routing import rerouted
 from orchestra.scheduling.scheduler import eta_ms, work_by_priority
-from orchestra.spacedesk import SpaceDesk, SpaceOptions
+from orchestra.spacedesk import SpaceDesk
 from orchestra.spending import attempts_of, with_settled
 from orchestra.usecases import (
     AgentParams,
@@ -105,7 +104,6 @@ from orchestra.usecases import (
     WorkspacesReply,
 )
 from orchestra.viewing import (
-    Lens,
     agent_view,
     health_word,
     node_view,
@@ -118,51 +116,13 @@ from orchestra.viewing import (
     uptime_ms,
 )
 from orchestra.views import EventView, HealthView, PlanView, ReportData, StatusView, TaskDetail
-from orchestra.workspace import Workspaces
+from orchestra.workbench import AppOptions, Workbench
 
 T = TypeVar("T")
 
 EVENTS_KEPT: Final = 20_000
 """Events kept in memory for watchers; one that is further behind starts from the oldest of these."""
 SHUTDOWN_TIMEOUT_MS: Final = 300_000
-
-
-class AppOptions(msgspec.Struct, frozen=True):
-    """What the use cases take from the settings."""
-
-    name: str
-    nodes: tuple[NodeSpec, ...]
-    agents_default: int
-    kind_default: str
-    version: str
-    root: str
-    task_defaults: TaskDefaults
-    rehearsal: bool = False
-    models: Mapping[str, str] = {}
-    """Agent kind -> the model that the settings name for it."""
-    day_budget_usd_micros: int = -1
-    """What a day may cost by the settings; negative is no budget."""
-    gateway_file: str = ""
-    """The gateway's own file, if the settings name one."""
-    spaces: SpaceOptions = SpaceOptions()
-
-
-class Workbench(msgspec.Struct, frozen=True):
-    """What the use cases work with."""
-
-    loop: Loop
-    lens: Callable[[], Lens]
-    find_adapter: Finder
-    drivers: dict[NodeId, NodeDriver]
-    add_driver: Callable[[NodeSpec], NodeDriver]
-    remove_driver: Callable[[NodeId], Awaitable[None]]
-    provision: Callable[[Wanted], Awaitable[tuple[NodeSpec, ...]]] | None
-    write_report: Callable[[ReportData], tuple[Path, Path]]
-    backup: Callable[[Path], Awaitable[int]]
-    ask_gateway: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
-    """Asks the orchestra's own gateway; None where there is none."""
-    spaces: Callable[[], Mapping[NodeId, Workspaces | None]] = dict
-    """The places where attempts work, by node; None for one that is not connected."""
 
 
 class App(CostUseCases):
@@ -307,12 +267,12 @@ class App(CostUseCases):
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def submit_task(self, params: SubmitTaskParams) -> SubmitReply:
-        spec = self._spec(params, "")
+        (spec,) = await self._routed([self._spec(params, "")])
         await self._loop.request(c.Submit((spec,)))
         return await self._loop.ask(lambda state: self._submit_reply(state, spec.id, work_by_priority(state)))
 
     async def submit_batch(self, params: SubmitBatchParams) -> SubmitBatchReply:
-        specs = tuple(self._spec(each, f"tasks[{index}].") for index, each in enumerate(params.tasks))
+        specs = await self._routed([self._spec(each, f"tasks[{index}].") for index, each in enumerate(params.tasks)])
         await self._loop.request(c.Submit(specs))
 
         def answer(state: State) -> SubmitBatchReply:
@@ -328,13 +288,19 @@ class App(CostUseCases):
         check_runnable(spec, where=prefix)
         return spec
 
+    async def _routed(self, specs: Sequence[TaskSpec]) -> tuple[TaskSpec, ...]:
+        """Gives what a kind cannot do that no node has to the kind that stands in for it."""
+        find, routes = self._bench.find_adapter, self.options.routes
+        return await self._loop.ask(lambda state: rerouted(state, specs, routes, lambda kind: find(kind).programs))
+
     def _submit_reply(self, state: State, task_id: TaskId, work: Mapping[int, int]) -> SubmitReply:
         task = state.task(task_id)
         done = self._loop.now_ms() + eta_ms(state, self._loop.kernel.scheduler, task, work)
         return SubmitReply(task_id, "queued", tuple(attempt.agent for attempt in task.live_attempts()), rfc3339(done))
 
     async def submit_plan(self, params: PlanParams) -> PlanReply:
-        document = parse_plan(params.text, source=params.source, directory=params.directory, defaults=self.options.task_defaults)
+        defaults = msgspec.structs.replace(self.options.task_defaults, strict=params.strict)
+        document = parse_plan(params.text, source=params.source, directory=params.directory, defaults=defaults)
         known = await self._loop.ask(lambda state: latest_run(state, document.name))
         if params.resume and known is not None:
             plan, digest, tasks, over = known
@@ -353,12 +319,13 @@ class App(CostUseCases):
 
     async def _start_plan(self, params: PlanParams, document: PlanDocument) -> PlanReply:
         plan = await self._loop.ask(lambda state: free_plan_id(state, document.name))
-        specs = document.specs(plan)
+        specs = await self._routed(document.specs(plan))
         for spec in specs:
             check_runnable(spec)
             make_workspace(spec.workspace, params.directory)
         await self._loop.request(c.Submit(specs, document.head(plan)))
-        return PlanReply(plan, len(specs), False, self.options.rehearsal)
+        warnings = tuple(f"{spec.id} is {warning}" for spec in specs for warning in spec.warnings)
+        return PlanReply(plan, len(specs), False, self.options.rehearsal, warnings)
 
     async def _revive_plan(self, plan: PlanId, tasks: int) -> PlanReply:
         failed = await self._loop.ask(lambda state: [t for t in state.plans[plan].tasks if is_root_failure(state.tasks[t])])

@@ -25,6 +25,7 @@ from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.projections import result
 from orchestra.protocol.text import printable
 from orchestra.root import Root
+from orchestra.viewing import judged_of
 from orchestra.workspace import Collected
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,12 @@ class Keeper:
             await self._write_log(task_id, number, node)
         relative = f"{self._root.path.name}/results/{task_id}"
         settled = None if self._settled is None else await self._settled(task_id)
-        values = await self._loop.ask(lambda state: result(state.tasks[task_id], relative, settled=settled, rehearsal=self._rehearsal))
+
+        def document(state: State) -> dict[str, object]:
+            task = state.tasks[task_id]
+            return result(task, relative, settled=settled, rehearsal=self._rehearsal, judged=judged_of(state, task))
+
+        values = await self._loop.ask(document)
         write_atomically(folder / "result.json", msgspec.json.format(msgspec.json.encode(values), indent=2) + b"\n")
 
     async def _forget_oldest(self, task_id: TaskId) -> None:

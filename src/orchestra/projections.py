@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
-from orchestra.core.model import AgentStatus, OutcomeKind, TaskStatus, Usage
+from orchestra.core.model import AgentStatus, OutcomeKind, Review, TaskStatus, Usage
 from orchestra.core.state import AgentState, AttemptState, PlanState, State, TaskState
 from orchestra.costviews import ProviderLoad, Settled
 from orchestra.ids import TaskId
 from orchestra.quantity import MS_PER_SECOND, USD_MICROS
-from orchestra.views import NodeView, StatusView
+from orchestra.views import JudgementView, NodeView, StatusView
 
 Json = dict[str, object]
 
@@ -265,7 +265,13 @@ def _share(name: str, current: int | None, most: int | None) -> Json:
 
 
 def result(
-    task: TaskState, folder: str, present: Collection[str] | None = None, settled: Settled | None = None, *, rehearsal: bool = False
+    task: TaskState,
+    folder: str,
+    present: Collection[str] | None = None,
+    settled: Settled | None = None,
+    *,
+    rehearsal: bool = False,
+    judged: Sequence[JudgementView] = (),
 ) -> Json:
     """Returns the result document of one task.
 
@@ -276,6 +282,7 @@ def result(
             written together with this document, and the others are null.
         rehearsal: No model was asked; said in a field of its own, which is there only then.
         settled: What the gateway settled for the task; None if none counted, and then what its agents' programs said is taken.
+        judged: What agents think of those of its criteria that no program can check.
     """
     outcome = task.result()
     metrics = {} if outcome is None else outcome.metrics
@@ -301,8 +308,26 @@ def result(
         },
         "cost": _cost(_usage_of(task), settled),
         "errors": _errors(task),
-        "warnings": _warnings(task),
+        "warnings": [*task.spec.warnings, *_warnings(task)],
         **({"rehearsal": True} if rehearsal else {}),
+        **(
+            {"judged": [{"criterion": j.criterion, "met": j.met, "evidence": j.evidence, "by": j.by, "agent": j.kind} for j in judged]}
+            if judged
+            else {}
+        ),
+        **({} if task.spec.origin is None else {"planned_by": task.spec.origin}),
+        **({} if outcome is None or outcome.review is None else {"review": _review(task, outcome.review)}),
+    }
+
+
+def _review(task: TaskState, review: Review) -> Json:
+    """Returns what a review came to. What an agent thinks of a criterion is marked as judged: nothing was executed."""
+    return {
+        "reviews": task.spec.reviews,
+        "verdict": "approve" if review.approved else "refuse",
+        "summary": review.summary,
+        "findings": [{"severity": f.severity, "file": f.file or None, "line": f.line or None, "text": f.text} for f in review.findings],
+        "judged": [{"criterion": j.criterion, "met": j.met, "evidence": j.evidence} for j in review.judgements],
     }
 
 

@@ -19,6 +19,7 @@ YEAR_SECONDS: Final = 31_536_000
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, extra={"says": "a plain name (letters, digits, '.', '_' or '-')"})]
 OptionalName = Annotated[str, Meta(pattern=f"^(?:{NAME.pattern})?(?!\\n)$", extra={"says": "a plain name, or nothing"})]
+StandIn = Annotated[str, Meta(pattern=f"^{NAME.pattern}={NAME.pattern}(?!\\n)$", extra={"says": "two agent kinds as KIND=OTHER"})]
 Line = Annotated[str, Meta(max_length=255, pattern=r"^[^\u0000-\u001f]*(?!\n)$", extra={"says": "one line of text"})]
 Host = Annotated[
     str,
@@ -208,6 +209,38 @@ class Tasks(Section, frozen=True, kw_only=True):
     affinity_sessions: Annotated[
         bool, Meta(description="A task goes on with its agent's session of the last one with the same `affinity`, which knows the matter.")
     ] = True
+    judge_criteria: Annotated[
+        bool, Meta(description="Whether an agent judges criteria that no program can check; else they are refused.")
+    ] = False
+    review_rounds: Annotated[
+        int, Meta(ge=0, le=100, description="How often a review may send a task back; what two rounds do not mend needs a person.")
+    ] = 1
+
+
+class Routing(Section, frozen=True, kw_only=True):
+    planning: Annotated[
+        OptionalName, Meta(description="Agent kind of tasks that return a plan; of prompts that name none, as all of these.")
+    ] = "claude"
+    review: Annotated[OptionalName, Meta(description="Agent kind of reviews, and of what judges criteria.")] = "claude"
+    coding: Annotated[OptionalName, Meta(description="Agent kind of the category coding: one implements, another one reviews.")] = "codex"
+    business: Annotated[OptionalName, Meta(description="Agent kind of the category business.")] = "claude"
+    research: Annotated[OptionalName, Meta(description="Agent kind of the category research.")] = "claude"
+    support: Annotated[OptionalName, Meta(description="Agent kind of the category support.")] = "claude"
+    alternatives: Annotated[
+        tuple[StandIn, ...],
+        Meta(max_length=100, description="KIND=OTHER: who takes the tasks of a kind that no node has; without, they are refused or wait."),
+    ] = ("codex=claude",)
+    slower_percent: Annotated[int, Meta(ge=0, le=1000, description="Added to the estimate of tasks that another kind takes.")] = 50
+
+
+class Planning(Section, frozen=True, kw_only=True):
+    tasks_max: Annotated[
+        int, Meta(ge=1, le=10_000, description="Tasks one returned plan may add; more are a mistake rather than a plan.")
+    ] = 50
+    depth_max: Annotated[
+        int, Meta(ge=1, le=10, description="How many tasks may plan one another in a row; an agent that plans planners never ends.")
+    ] = 2
+    kinds: Annotated[tuple[Name, ...], Meta(max_length=100, description="Agent kinds that planned tasks may have; none means all.")] = ()
 
 
 class Sandbox(Section, frozen=True, kw_only=True):
@@ -291,6 +324,8 @@ class Sections(Section, frozen=True, kw_only=True):
     )
     tasks: Tasks = Tasks()
     sandbox: Sandbox = Sandbox()
+    planning: Planning = Planning()
+    routing: Routing = Routing()
     limits: Limits = Limits()
     tmux: Tmux = Tmux()
     marker: Marker = Marker()

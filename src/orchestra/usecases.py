@@ -75,6 +75,8 @@ class PlanParams(Params, frozen=True):
     source: str
     directory: str
     resume: bool = False
+    strict: bool = False
+    """Criteria that no program can check are refused, whatever the plan and the settings say."""
 
 
 class PlanReply(Reply, frozen=True):
@@ -84,6 +86,7 @@ class PlanReply(Reply, frozen=True):
     """The plan was there already and goes on."""
     rehearsal: bool = False
     """No model is asked."""
+    warnings: tuple[str, ...] = ()
 
 
 class ScaleReply(Reply, frozen=True):

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import msgspec
 
 from orchestra.core.graph import topological_order
-from orchestra.core.model import TASK_LIVE, AgentStatus, Lifecycle, NodeStatus, Priority, TaskStatus
+from orchestra.core.model import TASK_LIVE, AgentStatus, Lifecycle, NodeStatus, Priority, Review, TaskStatus
+from orchestra.core.planning import planned_by
 from orchestra.core.state import AgentState, AttemptState, NodeState, PlanState, State, TaskState, duration_key
 from orchestra.costviews import ProviderLoad, Settled
 from orchestra.engine.board import Board
@@ -24,9 +25,12 @@ from orchestra.views import (
     ApiLimits,
     AttemptView,
     CheckView,
+    FindingView,
+    JudgementView,
     NodeView,
     PlanLine,
     PlanView,
+    ReviewView,
     StatusView,
     TaskCounts,
     TaskDetail,
@@ -260,6 +264,9 @@ def task_view(state: State, task: TaskState, lens: Lens, rank_ms: int = 0, expec
         activity=signal.activity if signal else "",
         progress=signal.progress if signal else None,
         question=next((attempt.question for attempt in live if attempt.question), ""),
+        origin=spec.origin,
+        reviews=spec.reviews,
+        warnings=spec.warnings,
     )
 
 
@@ -290,7 +297,25 @@ def attempt_view(task: TaskState, attempt: AttemptState, lens: Lens) -> AttemptV
         question=attempt.question,
         waiting_ms=attempt.waiting_ms,
         waited_ms=attempt.waited_ms,
+        review=None if outcome is None or outcome.review is None else review_view(outcome.review),
     )
+
+
+def review_view(review: Review) -> ReviewView:
+    """Returns what a review came to."""
+    findings = tuple(FindingView(each.severity, each.file, each.line, each.text) for each in review.findings)
+    return ReviewView("approve" if review.approved else "refuse", review.summary, findings)
+
+
+def judged_of(state: State, task: TaskState) -> tuple[JudgementView, ...]:
+    """Returns what agents think of a task's criteria. What they thought of work that was sent back since is no longer said."""
+    found: list[JudgementView] = []
+    for name in task.spec.gates:
+        judge = state.tasks[name]
+        outcome = judge.result() if judge.spec.reviews == task.id and judge.over else None
+        if outcome is not None and outcome.review is not None:
+            found += [JudgementView(j.criterion, j.met, j.evidence, name, judge.spec.kind) for j in outcome.review.judgements]
+    return tuple(found)
 
 
 def task_detail(state: State, task: TaskState, lens: Lens) -> TaskDetail:
@@ -304,6 +329,10 @@ def task_detail(state: State, task: TaskState, lens: Lens) -> TaskDetail:
         retries=task.spec.retries,
         files=task.spec.files,
         results=lens.result_folder(task.id),
+        planned=planned_by(state, task),
+        reviewed_by=tuple(gate for gate in task.spec.gates if state.tasks[gate].spec.reviews is not None),
+        sent_back=task.sent_back,
+        judged=judged_of(state, task),
     )
 
 

@@ -114,6 +114,32 @@ class CheckView(View, frozen=True):
     tail: tuple[str, ...]
 
 
+class FindingView(View, frozen=True):
+    severity: str
+    file: str
+    line: int
+    text: str
+
+
+class JudgementView(View, frozen=True):
+    """A criterion that no program could check, and what an agent thinks of it."""
+
+    criterion: str
+    met: bool
+    evidence: str
+    by: str
+    """The task that judged it."""
+    kind: str
+    """Agent kind of that task."""
+
+
+class ReviewView(View, frozen=True):
+    verdict: str
+    """`approve` or `refuse`."""
+    summary: str
+    findings: tuple[FindingView, ...] = ()
+
+
 class AttemptView(View, frozen=True):
     number: int
     agent: int
@@ -142,6 +168,8 @@ class AttemptView(View, frozen=True):
     """Since when it waits."""
     waited_ms: int = 0
     """How long it has waited for answers before, in all."""
+    review: ReviewView | None = None
+    """What it returned, of a task that reviews another."""
 
 
 class TaskView(View, frozen=True):
@@ -170,6 +198,12 @@ class TaskView(View, frozen=True):
     progress: float | None = None
     question: str = ""
     """What it waits to be answered, or empty."""
+    origin: str | None = None
+    """The task that planned it."""
+    reviews: str | None = None
+    """The task whose work it judges."""
+    warnings: tuple[str, ...] = ()
+    """What was decided otherwise than it was written."""
 
 
 class TaskDetail(View, frozen=True):
@@ -184,6 +218,14 @@ class TaskDetail(View, frozen=True):
     files: tuple[str, ...]
     results: str
     """Folder with result.json and execution.log."""
+    planned: tuple[str, ...] = ()
+    """The tasks it planned."""
+    reviewed_by: tuple[str, ...] = ()
+    """Reviews whose approval others wait for before they build on it."""
+    sent_back: int = 0
+    """How often it was completed and had to be done again."""
+    judged: tuple[JudgementView, ...] = ()
+    """What agents think of those of its criteria that no program can check; said of its latest work."""
 
 
 class PlanView(View, frozen=True):

@@ -5,6 +5,7 @@ A fake answers at once and does as it is told. Nothing here says how good a mode
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 USAGE: Final = {"input_tokens": 1000, "output_tokens": 500, "prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500}
@@ -26,6 +27,9 @@ echo mine > mine.txt; git add mine.txt; git -c user.name=a -c user.email=a@x com
 """
 """Looks for what is not its own, commits one file, and leaves another."""
 WAIT_LOOP: Final = "echo $$ > pid; while :; do sleep 0.2; done"
+PLANNED: Final = {"tasks": [{"id": "greet", "run": "echo hello > planned.txt", "success_criteria": ["File exists: planned.txt"]}]}
+RETURN_PLAN: Final = f"cat > $ORCHESTRA_RETURN <<'END'\n{json.dumps(PLANNED)}\nEND"
+RETURN_REVIEW: Final = """test -s planned.txt && echo '{"verdict": "approve", "summary": "It greets."}' > $ORCHESTRA_RETURN"""
 
 
 def says(word: str, text: str, **match: Any) -> dict[str, Any]:
@@ -72,6 +76,8 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     *tool_scene("SCENE-CLAUDE-WRITE", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CLAUDE-SPY", "Bash", {"command": SPY, "description": "Look"}, "Looked."),
     *tool_scene("SCENE-CLAUDE-DENIED", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I was not allowed to."),
+    *tool_scene("SCENE-CLAUDE-PLAN", "Bash", {"command": RETURN_PLAN, "description": "Return the plan"}, "Planned."),
+    *tool_scene("SCENE-CLAUDE-REVIEW", "Bash", {"command": RETURN_REVIEW, "description": "Return the review"}, "Reviewed."),
     calls("SCENE-CLAUDE-TURNS", "Bash", {"command": "echo again", "description": "Say again"}),
     *tool_scene("SCENE-CLAUDE-READ", "Read", {"file_path": "../prompt.txt"}, "I know what to do."),
     *tool_scene("SCENE-CLAUDE-ASK", "AskUserQuestion", {"questions": COLOUR}, "Thank you."),

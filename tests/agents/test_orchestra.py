@@ -132,3 +132,35 @@ def test_their_tools_see_no_key_and_no_ledger_and_can_commit(desk: tuple[Path, d
                 ["git", "log", "--format=%s", "orchestra/spies/merged"], cwd=repo, env=env, check=True, stdout=subprocess.PIPE
             )
             assert log.stdout.decode().splitlines().count("by the agent") >= 1
+
+
+PLANNING = """\
+name: plans
+agents: [{count: 1, kind: claude}, {count: 1, kind: shell}]
+defaults: {isolation: worktree, retries: 0}
+tasks:
+  - {id: plan, agent: claude, returns: plan, prompt: SCENE-CLAUDE-PLAN}
+  - {id: read, needs: [plan], run: cat planned.txt}
+  - {id: look, agent: claude, reviews: read, prompt: SCENE-CLAUDE-REVIEW}
+"""
+
+
+def test_claude_returns_a_plan_that_is_carried_out_and_reviews_what_came_of_it(
+    desk: tuple[Path, dict[str, str], list[str]], net: Net
+) -> None:
+    repo, env, enter = desk
+    (repo / "plan.yaml").write_text(PLANNING)
+    done = subprocess.run(
+        [*enter, str(ORCHESTRA), "run", "plan.yaml"], cwd=repo, env=env, text=True, timeout=110, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    sys.stdout.write(done.stdout)  # shown where something below fails
+    assert done.returncode == 0
+    results = repo / ".codex" / "results" / "plans"
+    assert json.loads((results / "plan.greet" / "result.json").read_text())["planned_by"] == "plans/plan"
+    assert (results / "read" / "execution.log").read_text() == "hello\n"
+    assert json.loads((results / "look" / "result.json").read_text())["review"]["verdict"] == "approve"
+    asked = json.dumps(net.requests("SCENE-CLAUDE-PLAN")[0]["body"])
+    assert "ORCHESTRA_RETURN" in asked
+    assert "agent is one of: claude, shell" in asked
+    assert "cat planned.txt" in json.dumps(net.requests("SCENE-CLAUDE-REVIEW")[0]["body"]), "it is told what the reviewed task was told"

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestra.app import AppOptions
 from orchestra.bootstrap.launch import load_settings
 from orchestra.bootstrap.shelf import open_blank, open_shelf
 from orchestra.bootstrap.wiring import app_options
@@ -35,6 +34,7 @@ from orchestra.root import Root
 from orchestra.testing.hosted import Stage, hosted, wait_until
 from orchestra.testing.upstream import Upstream, anthropic_json
 from orchestra.usecases import CostParams, Empty, EstimateParams, PlanNameParams, SetBudgetParams, TaskParams, UseCases
+from orchestra.workbench import AppOptions
 
 MODEL = "claude-opus-4-5"
 REQUEST_USD_MICROS = 1_000 * 5 + 100 * 25

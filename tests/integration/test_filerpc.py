@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from orchestra.agents.registry import adapter_for
-from orchestra.app import App, AppOptions, Workbench
+from orchestra.app import App
 from orchestra.core import commands as c
 from orchestra.core.model import STANDARD, NodeSpec, Outcome, OutcomeKind, Worker
 from orchestra.core.state import State
@@ -31,6 +31,7 @@ from orchestra.root import Root
 from orchestra.testing.builders import NODE, make_task
 from orchestra.usecases import UseCases
 from orchestra.viewing import Lens
+from orchestra.workbench import AppOptions, Workbench
 
 AGENTS = 3
 TASK = {"task_id": "TASK-1", "description": "Add a login form to the page", "payload": {"type": "command", "content": "true"}}

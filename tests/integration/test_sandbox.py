@@ -237,6 +237,13 @@ def test_it_has_a_home_and_temporary_files_that_go_with_the_attempt_and_its_chec
     assert sorted(path.name for path in desk.attempt_folder(spec).iterdir()) == ["claim", "exit.json", "spec.json", "work"]
 
 
+def test_what_it_returns_is_written_from_inside(desk: Desk) -> None:
+    desk.start()
+    spec = desk.order(["/bin/sh", "-c", 'echo "{}" > "$ORCHESTRA_RETURN"'], sandbox=ON, returns="plan")
+    done = desk.wait_record("done", spec)
+    assert (done["exit"]["code"], done["returned"]) == (0, {"text": "{}\n"})
+
+
 def test_files_of_its_kind_are_kept_and_an_end_cannot_be_forged(desk: Desk) -> None:
     desk.start()
     script = 'cd "$ORCHESTRA_ATTEMPT_DIR"; cat scenario.json; echo {} > trajectory.json; echo x > scenario.json; echo "{}" > exit.json; ls spec.json; exit 3'
@@ -588,3 +595,24 @@ def test_a_program_that_an_agent_plants_is_not_run_outside(desk: Desk, repo: Pat
     assert desk.wait_record("done", spec)["exit"]["code"] == 0
     assert git(repo, "log", "--format=%s", "orchestra/p/one.1") == "first\nbase"
     assert list(repo.parent.glob("planted-*")) == []
+
+
+async def test_checks_of_a_merge_run_in_a_sandbox_too(ground: Path) -> None:
+    """They run what an agent wrote. The first two are verified apart and brought together by a merge; only in that do both files exist."""
+    root, repo, gate = ground / "root", ground / "repo", ground / "gate"
+    repo.mkdir()
+    git(repo, "init", "-q", "-b", "main")
+    git(repo, "commit", "-q", "--allow-empty", "-m", "base")
+    check = f"if test -e p.a && test -e p.b; then test ! -e {root}/ledger/ledger.db; fi"
+    tasks = "".join(
+        f"  - {{id: {name}, run: 'until [ -e {gate} ]; do sleep 0.02; done; touch p.{name}', retries: 0, success_criteria: [{{run: '{check}'}}]}}\n"
+        for name in ("a", "b")
+    )
+    settings = {"sandbox.mode": "on", "sandbox.readable": str(gate)}
+    async with hosted(root, agents=2, flags=settings) as stage:
+        plan = await stage.submit(f"name: p\ndefaults: {{isolation: worktree}}\ntasks:\n{tasks}", repo)
+        await stage.wait(lambda state: True if sum(a.started_ms > 0 for _, a in state.live_attempts()) == 2 else None)
+        gate.touch()
+        assert await stage.wait_plan(plan) == "completed"
+        assert [len(task.attempts) for task in stage.coordinator.loop.state.tasks.values()] == [1, 1]
+    assert (root / "ledger" / "ledger.db").exists()

@@ -78,6 +78,7 @@ ACCEPTED: list[Any] = [
     {"write": {"path": "a", "text": "", "keep": True}},
     {"append": {"path": "a", "text": "x"}},
     {"read": "a"},
+    {"return": {"verdict": "approve"}},
     {"run": "echo"},
     {"run": ["echo", "a b"]},
     {"sleep": 0.5},

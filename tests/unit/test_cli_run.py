@@ -249,7 +249,7 @@ def test_json_is_a_line_an_event_and_a_result(plan: Path) -> None:
     said = run(make_wiring(make_watch(8, *DONE)), plan, "--json")
     lines = [json.loads(line) for line in said.stdout.splitlines()]
     assert [line["type"] for line in lines] == ["plan", "event", "event", "event", "result"]
-    assert lines[0] == {"type": "plan", "plan": "demo", "tasks": 1, "resumed": False, "rehearsal": False}
+    assert lines[0] == {"type": "plan", "plan": "demo", "tasks": 1, "resumed": False, "rehearsal": False, "warnings": []}
     assert (lines[1]["seq"], lines[1]["event"]["type"]) == (6, "AttemptAssigned")
     assert lines[-1] | {"duration_ms": 0} == {
         "type": "result",

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from orchestra.agents.registry import adapter_for
-from orchestra.app import App, AppOptions, Workbench
+from orchestra.app import App
 from orchestra.core import commands as c
 from orchestra.core.model import AgentSpec, NodeSpec, OutcomeKind, Strategy, TaskDefaults, Worker
 from orchestra.engine import loop as loop_module
@@ -30,6 +30,7 @@ from orchestra.nodes.courier import Courier
 from orchestra.nodes.transport import Channel
 from orchestra.scheduling import place
 from orchestra.testing.builders import NODE, Bench, make_agents, make_task
+from orchestra.workbench import AppOptions, Workbench
 
 
 class StepClock:

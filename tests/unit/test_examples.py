@@ -42,6 +42,7 @@ def test_no_example_is_forgotten() -> None:
         "fanout-200.yaml",
         "hello.yaml",
         "level6/plan.yaml",
+        "planning.yaml",
     ]
 
 
@@ -121,3 +122,12 @@ def test_the_fleet_demo_without_root_leaves_nothing(
     assert runpy.run_path(str(FLEET_DEMO))["main"]([]) == 69
     assert list(tmp_path.iterdir()) == []
     assert "needs root" in capsys.readouterr().err
+
+
+def test_the_planning_example_has_a_planner_and_a_review() -> None:
+    plan = read("planning.yaml")
+    assert {task.id: (task.returns, task.reviews) for task in plan.drafts if task.returns} == {
+        "plan": ("plan", None),
+        "check": ("review", "write"),
+    }
+    assert next(task.needs for task in plan.drafts if task.id == "check") == ("write",)

@@ -42,6 +42,7 @@ LAYERS: Final = (
     ("usecases",),
     ("answers",),
     ("fleetdesk", "spacedesk", "costdesk", "fallback"),
+    ("workbench",),
     ("app", "client"),
     ("rehearse",),
     ("edges",),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from orchestra.agents.registry import adapter_for
 from orchestra.answers import spread
-from orchestra.app import App, AppOptions, Workbench
+from orchestra.app import App
 from orchestra.clocks.system import SystemClock
 from orchestra.core import commands as c
 from orchestra.core.model import STANDARD, AgentSpec, NodeSpec, Worker
@@ -49,6 +49,7 @@ from orchestra.intake.roster import (
 from orchestra.ledgers.memory import MemoryLedger
 from orchestra.usecases import InitReply, NodeAddParams
 from orchestra.viewing import Lens
+from orchestra.workbench import AppOptions, Workbench
 
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = {"coding": 35, "business": 25, "research": 20, "support": 20}

@@ -45,12 +45,11 @@ def test_every_state_is_reached_from_somewhere(name: str) -> None:
     assert {status for status in statuses(table) if status is not first} <= targets
 
 
-def test_terminal_tasks_leave_only_by_being_revived() -> None:
+def test_terminal_tasks_leave_only_by_being_revived_or_sent_back_by_a_review() -> None:
     for (status, event), target in MACHINES["task"].items():
         if status.value in ("completed", "failed", "cancelled"):
-            assert event is e.TaskRevived
+            assert event is (e.TaskSentBack if status.value == "completed" else e.TaskRevived)
             assert target.value == "pending"
-            assert status.value != "completed"
 
 
 def test_the_fold_knows_every_event() -> None:

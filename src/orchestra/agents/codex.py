@@ -17,6 +17,7 @@ from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, impos
 from orchestra.agents.kindsettings import KindSettings, plain_word
 from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, prompt_of, wish
 from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, SESSION_CHARACTERS_MAX, count_of, exit_without_tail, text_of
+from orchestra.agents.returning import RETURN_FOLDER
 from orchestra.agents.staged import WAITING_SIGNALS, stage_program, waiting_signal
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 from orchestra.errors import BadInput
@@ -152,7 +153,7 @@ class Codex:
         if interactive:
             argv = self._interactive(sandbox, approval, model, session)
         else:
-            argv = self._headless(sandbox, model, session)
+            argv = self._headless(sandbox, model, session, returns=bool(spec.returns))
         return Launch(
             argv=argv,
             files={PROMPT_FILE: prompt_of(spec)},
@@ -167,11 +168,12 @@ class Codex:
         )
 
     @staticmethod
-    def _headless(sandbox: str, model: str, session: str) -> tuple[str, ...]:
+    def _headless(sandbox: str, model: str, session: str, *, returns: bool) -> tuple[str, ...]:
         if sandbox == "bypass":
             options = ["--dangerously-bypass-approvals-and-sandbox"]
         else:
             options = ["-c", f"sandbox_mode={toml_text(sandbox)}", "-c", 'approval_policy="never"']
+            options += ["--add-dir", f"{ATTEMPT_DIR}{RETURN_FOLDER}"] if returns else []
         options += ["-m", model] if model else []
         resumed = ("resume", session) if session else ()
         return ("codex", "exec", "--json", "--skip-git-repo-check", *options, "-o", f"{ATTEMPT_DIR}last.txt", *resumed)

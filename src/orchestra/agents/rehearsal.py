@@ -15,7 +15,7 @@ import msgspec
 
 from orchestra.agents.adapter import ATTEMPT_DIR, STAGE_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, imposed
-from orchestra.core.model import OutcomeKind, TaskSpec, Usage
+from orchestra.core.model import RETURNS_PLAN, OutcomeKind, TaskSpec, Usage
 from orchestra.errors import BadInput
 from orchestra.quantity import usd_micros
 
@@ -103,6 +103,7 @@ STEPS: Final = {
     "long_line": Step(required=("bytes",), fields={"bytes": whole(BYTES_MAX)}),
     "progress": Step(plain=FRACTION, required=("value",), fields={"value": FRACTION, "activity": TEXT}),
     "read": Step(plain=PATH),
+    "return": Step(fields={}, plain=OBJECT),
     "run": Step(plain=COMMAND),
     "say": Step(plain=TEXT),
     "sleep": Step(plain=number(SECONDS_MAX)),
@@ -181,6 +182,8 @@ def scenario_of(spec: TaskSpec, attempt: int = 1) -> dict[str, Any]:
         BadInput: The requirements or the scenario in them are malformed.
     """
     made: dict[str, Any] = {"task": spec.description, "files": list(spec.files)}
+    if spec.returns:
+        made["returns"] = answer_of(spec)
     try:
         requirements = msgspec.json.decode(spec.requirements)
     except msgspec.DecodeError as exc:
@@ -207,6 +210,15 @@ def scenario_of(spec: TaskSpec, attempt: int = 1) -> dict[str, Any]:
         check_steps(steps, f"{field}.attempts.{number}")
     kept = {key: value for key, value in scenario.items() if key != "attempts"}
     return {**kept, "steps": attempts.get(str(attempt), scenario["steps"])}
+
+
+def answer_of(spec: TaskSpec) -> dict[str, Any]:
+    """Returns what a rehearsal returns that brings no scenario: a plan of one rehearsal, or a review that approves and says that nobody looked."""
+    if spec.returns == RETURNS_PLAN:
+        return {"tasks": [{"id": "rehearsed", "agent": "rehearsal", "prompt": f"Rehearse what {spec.id} would have planned."}]}
+    looked = "Rehearsed: nobody looked."
+    judged = [{"number": number, "met": True, "evidence": looked} for number, _ in enumerate(spec.judges, 1)]
+    return {"verdict": "approve", "summary": looked, **({"criteria": judged} if judged else {})}
 
 
 def count_of(value: Any) -> int:

@@ -22,6 +22,7 @@ from orchestra.bootstrap.launch import (
 )
 from orchestra.bootstrap.nodes import check_nodes, known_nodes
 from orchestra.bootstrap.shelf import open_blank
+from orchestra.bootstrap.wiring import task_defaults
 from orchestra.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = [
     "serve_forever",
     "start_in_window",
     "supervise",
+    "task_defaults",
     "trust_key",
     "wait_window_gone",
 ]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestra import __version__
 from orchestra.agents.registry import adapter_for
-from orchestra.app import App, Workbench
+from orchestra.app import App
 from orchestra.bootstrap.gateways import Plan as GatewayPlan
 from orchestra.bootstrap.gateways import make_gatekeeper, plan_gateway
 from orchestra.bootstrap.logs import start_logging, stop_logging
@@ -35,6 +35,7 @@ from orchestra.bootstrap.wiring import (
     milliseconds,
     order_options,
     policy,
+    return_options,
     rpc_options,
 )
 from orchestra.clock import Clock
@@ -72,6 +73,7 @@ from orchestra.scheduling.admission import Load
 from orchestra.settings import Settings
 from orchestra.viewing import Lens
 from orchestra.views import ReportData
+from orchestra.workbench import Workbench
 from orchestra.workspace import Workspaces
 
 log = logging.getLogger(__name__)
@@ -140,7 +142,12 @@ class Coordinator:
         self.loop.listen(self._board.on_events)
         self._gatekeeper = None if plan is None else make_gatekeeper(plan, self.root, self.loop, self._clock)
         self._gateway_apis = () if plan is None else tuple(dict.fromkeys(plan.options.upstreams.values()))
-        self._translator = Translator(lambda: self.loop.state, adapter_for, None if self._gatekeeper is None else self._gatekeeper.excuse)
+        self._translator = Translator(
+            lambda: self.loop.state,
+            adapter_for,
+            None if self._gatekeeper is None else self._gatekeeper.excuse,
+            return_options(self._settings),
+        )
         self._orders = OrderMaker(adapter_for, order_options(self._settings, self.root, {} if plan is None else plan.options.kinds))
         self.app = App(self._bench(), app_options(self._settings, self.root))
         self._keeper = Keeper(

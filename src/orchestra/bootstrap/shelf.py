@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Never, TypeVar, cast
 
 from orchestra.agents.registry import adapter_for
-from orchestra.app import App, Workbench
+from orchestra.app import App
 from orchestra.bootstrap.coordinator import restore_kernel, write_report
 from orchestra.bootstrap.wiring import app_options, ledger_options, make_transport, make_workspaces, policy
 from orchestra.clocks.system import SystemClock
@@ -30,6 +30,7 @@ from orchestra.root import Root
 from orchestra.settings import Settings
 from orchestra.usecases import UseCases
 from orchestra.viewing import Lens
+from orchestra.workbench import Workbench
 
 R = TypeVar("R")
 NOTICE = "no coordinator is running; this is what its ledger says"

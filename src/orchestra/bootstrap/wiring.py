@@ -16,12 +16,12 @@ import msgspec
 from orchestra import __version__
 from orchestra.agents.access import keys_of
 from orchestra.agents.registry import adapters
-from orchestra.app import AppOptions
 from orchestra.core import commands as c
 from orchestra.core.model import Limits, NodeSpec, TaskDefaults
 from orchestra.edges.filerpc.service import FileRpcOptions
 from orchestra.engine.driver import DriverOptions
 from orchestra.engine.orders import OrderOptions, SandboxOptions
+from orchestra.engine.returns import ReturnOptions
 from orchestra.errors import SettingsInvalid
 from orchestra.fallback import FallbackOptions
 from orchestra.ids import AttemptId, NodeId
@@ -33,10 +33,12 @@ from orchestra.nodes.transport import PASS_ENVIRONMENT, LocalTransport, Transpor
 from orchestra.quantity import usd_micros
 from orchestra.root import RUNTIME_FOLDERS, Root
 from orchestra.scheduling.admission import AdmissionOptions
+from orchestra.scheduling.routing import RouteOptions
 from orchestra.settings import Settings
 from orchestra.settings_schema import KindValue
 from orchestra.spacedesk import SpaceOptions
 from orchestra.views import REHEARSAL
+from orchestra.workbench import AppOptions
 from orchestra.workspace import Workspaces
 from orchestra.workspaces.calling import MachineOptions
 from orchestra.workspaces.machine import WorkspaceOptions
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 FENCE_LOOK_SECONDS: Final = 2.0
 """A worker looks at its lease each second, and the last renewal may have been on its way for as long."""
 DAY_MS: Final = 86_400_000
+CATEGORIES: Final = ("planning", "review", "coding", "business", "research", "support")
 LOCAL: Final = NodeId("local")
 LOCAL_HOSTS: Final = ("", "local", "localhost", "127.0.0.1", "::1")
 TOOLS: Final = frozenset(
@@ -100,6 +103,9 @@ def policy(settings: Settings) -> c.Policy:
         tasks_max=limits.tasks,
         strikes_max=settings.recovery.escalation_threshold,
         reserve=settings.agents.reserve,
+        planned_tasks_max=settings.planning.tasks_max,
+        planning_depth_max=settings.planning.depth_max,
+        review_rounds_max=settings.tasks.review_rounds,
     )
 
 
@@ -140,7 +146,13 @@ def order_options(settings: Settings, root: Root, gateway_kinds: Mapping[str, tu
         fence=settings.recovery.fence_seconds > 0,
         rehearsal=settings.rehearsal,
         sandbox=sandbox_options(settings, root),
+        returns=return_options(settings),
     )
+
+
+def return_options(settings: Settings) -> ReturnOptions:
+    """Returns what returned plans are held to."""
+    return ReturnOptions(settings.planning.tasks_max, settings.planning.kinds, task_defaults(settings), route_options(settings))
 
 
 def kind_settings(settings: Settings) -> dict[str, dict[str, str]]:
@@ -282,12 +294,22 @@ def task_defaults(settings: Settings) -> TaskDefaults:
         backoff_ms=milliseconds(tasks.retry_backoff_seconds),
         backoff_max_ms=milliseconds(tasks.retry_backoff_max_seconds),
         timeout_ms=milliseconds(tasks.timeout_seconds),
+        kinds={name: kind for name in CATEGORIES if (kind := getattr(settings.routing, name))},
+        judge=tasks.judge_criteria,
     )
 
 
 def gateway_file(settings: Settings, root: Root) -> Path:
     """Returns the gateway's own file that the settings name; a relative path counts from the root."""
     return root.path / Path(settings.gateway.file).expanduser()
+
+
+def route_options(settings: Settings) -> RouteOptions:
+    """Returns who stands in for whom."""
+    if settings.rehearsal:
+        return RouteOptions()  # a recorded agent plays every kind, installed or not
+    pairs = (pair.partition("=") for pair in settings.routing.alternatives)
+    return RouteOptions({kind: other for kind, _, other in pairs}, settings.routing.slower_percent)
 
 
 def app_options(settings: Settings, root: Root) -> AppOptions:
@@ -307,6 +329,7 @@ def app_options(settings: Settings, root: Root) -> AppOptions:
         day_budget_usd_micros=daily or -1,
         gateway_file=str(gateway_file(settings, root)) if settings.gateway.file else "",
         spaces=space_options(settings),
+        routes=route_options(settings),
     )
 
 

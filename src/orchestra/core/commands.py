@@ -232,6 +232,8 @@ class AttemptFinished(Command, frozen=True):
     task: TaskId
     attempt: int
     outcome: Outcome
+    planned: tuple[TaskSpec, ...] = ()
+    """The tasks of the plan it returned, under the ids they will have."""
 
 
 class MergeDone(Command, frozen=True):
@@ -309,3 +311,9 @@ class Policy(msgspec.Struct, frozen=True):
     """How often a task is given back to an agent because its work conflicts, before somebody has to look."""
     scale_step: int = 10
     """Slots that a gradual scaling starts at a time."""
+    planned_tasks_max: int = 50
+    """Tasks that one returned plan may add."""
+    planning_depth_max: int = 2
+    """How many tasks may plan one another in a row."""
+    review_rounds_max: int = 1
+    """How often a review may send a task back before its refusal is final."""

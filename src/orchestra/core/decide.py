@@ -28,6 +28,7 @@ from orchestra.core.fleet import (
     scale_on,
     suits,
 )
+from orchestra.core.gates import gated
 from orchestra.core.graph import topological_order
 from orchestra.core.merging import merge_conflicted, merge_done, merge_failed, merges_given_up, requeue_now
 from orchestra.core.model import (
@@ -40,6 +41,7 @@ from orchestra.core.model import (
     TaskSpec,
     TaskStatus,
 )
+from orchestra.core.planning import ended, in_order
 from orchestra.core.recovery import (
     UP,
     after_agent_cleared,
@@ -59,6 +61,7 @@ from orchestra.core.recovery import (
     worker_fell,
     worker_seen,
 )
+from orchestra.core.review import settled
 from orchestra.core.state import AttemptState, State, TaskState, better
 from orchestra.core.waiting import after_attempt_sighted, answered, attempt_asks, attempt_goes_on
 from orchestra.errors import DuplicateId, IllegalMove, InvariantBroken, Refused
@@ -167,7 +170,7 @@ def _submit(s: State, cmd: c.Submit, now: int, policy: c.Policy) -> Events:
         if spec.id in new or spec.id in s.tasks:
             raise DuplicateId(f"there is a task {spec.id!r} already", field=f"tasks[{index}].id", hint="task ids are used once")
         new[spec.id] = spec
-    ordered = topological_order(new, known=s.tasks)
+    ordered = topological_order(gated(new, s.tasks), known=s.tasks)
     for spec in ordered:
         check_runnable(s, spec)
     head: Events = [] if cmd.plan is None else [e.PlanSubmitted(cmd.plan.id, cmd.plan.name, cmd.plan.digest, cmd.plan.source, len(new))]
@@ -196,7 +199,7 @@ def _cancel_plan(s: State, cmd: c.CancelPlan, now: int, policy: c.Policy) -> Eve
     if not plan.open:
         raise IllegalMove(f"plan {cmd.plan} is over: {plan.status.value}", field="plan")
     # From the end, so that no need is cancelled before those that wait for it (they would be reported as blocked).
-    return [ev for task in reversed(plan.tasks) if not s.tasks[task].over for ev in _cancel(s.tasks[task], cmd.reason)]
+    return [ev for task in reversed(in_order(s, plan)) if not s.tasks[task].over for ev in _cancel(s.tasks[task], cmd.reason)]
 
 
 def _retry_task(s: State, cmd: c.RetryTask, now: int, policy: c.Policy) -> Events:
@@ -290,7 +293,7 @@ def _attempt_finished(s: State, cmd: c.AttemptFinished, now: int, policy: c.Poli
     if attempt is None:
         return []  # of a ledger that is not ours
     if attempt.live:
-        return [*answered(cmd, attempt, now), e.AttemptEnded(cmd.task, cmd.attempt, cmd.outcome)]
+        return [*answered(cmd, attempt, now), ended(s, cmd, policy)]
     known = attempt.outcome
     same = known is not None and (known.kind, known.code, known.signal) == (cmd.outcome.kind, cmd.outcome.code, cmd.outcome.signal)
     return [] if same or cmd.outcome.kind is OutcomeKind.LOST else [e.StaleResultRecorded(cmd.task, cmd.attempt, cmd.outcome)]
@@ -349,6 +352,10 @@ def _shutdown_overdue(s: State, now: int, policy: c.Policy) -> Events:
 
 def _after_task_submitted(s: State, ev: e.TaskSubmitted, now: int, policy: c.Policy) -> Events:
     return _queue_or_block(s, s.tasks[ev.spec.id])
+
+
+def _after_task_sent_back(s: State, ev: e.TaskSentBack, now: int, policy: c.Policy) -> Events:
+    return _queue_or_block(s, s.tasks[ev.task])
 
 
 def _after_task_revived(s: State, ev: e.TaskRevived, now: int, policy: c.Policy) -> Events:
@@ -419,7 +426,7 @@ def _after_attempt_ended(s: State, ev: e.AttemptEnded, now: int, policy: c.Polic
         yield e.AgentRemoved(agent.id, agent.spec.node)
 
 
-def _settle(s: State, task: TaskState, now: int, policy: c.Policy) -> Events:
+def _settle(s: State, task: TaskState, now: int, policy: c.Policy) -> Iterable[e.Event]:
     """All attempts of the round are over: completed, again, or given up."""
     best = task.attempts[task.round_start - 1]
     for attempt in task.attempts[task.round_start :]:
@@ -428,7 +435,7 @@ def _settle(s: State, task: TaskState, now: int, policy: c.Policy) -> Events:
     if outcome is None:
         raise InvariantBroken(f"attempt {task.id}#{best.number} ended without an outcome")
     if outcome.kind is OutcomeKind.DONE and not task.cancel_reason:
-        return [e.TaskMerging(task.id, best.number)] if task.spec.isolated else [e.TaskCompleted(task.id, best.number)]
+        return settled(s, task, best.number, policy)
     if task.cancel_reason:
         return [e.TaskCancelled(task.id, task.cancel_reason)]
     if outcome.kind is OutcomeKind.STOPPED:
@@ -552,6 +559,7 @@ Consequence = Callable[[State, Any, int, c.Policy], Iterable[e.Event]]
 CONSEQUENCES: Final[dict[type[e.Event], Consequence]] = {
     e.TaskSubmitted: _after_task_submitted,
     e.TaskRevived: _after_task_revived,
+    e.TaskSentBack: _after_task_sent_back,
     e.TaskQueued: _after_task_queued,
     e.TaskCompleted: _after_task_completed,
     e.TaskFailed: _after_task_failed,

@@ -120,10 +120,13 @@ def effects_of(state: State, event: e.Event, seq: int) -> tuple[Effect, ...]:
         case e.TaskMerging(task, attempt):
             return (MergeWork(seq, task, attempt),)
         case e.AttemptEnded(task, attempt, outcome):
-            unwanted = state.tasks[task].spec.isolated and outcome.kind is not OutcomeKind.DONE
+            spec = state.tasks[task].spec
+            unwanted = spec.isolated and (outcome.kind is not OutcomeKind.DONE or spec.reviews is not None)
             return (DropWork(seq, task, attempt),) if unwanted else ()
-        case e.TaskCompleted(task) | e.TaskFailed(task) | e.TaskCancelled(task):
-            return (KeepResult(seq, task), *_unwanted(state, seq, task))
+        case e.TaskCompleted(task) | e.TaskFailed(task) | e.TaskCancelled(task) | e.TaskSentBack(task):
+            judged = state.tasks[task].spec.reviews if state.tasks[task].spec.judges else None  # whose result says how it was judged
+            kept = (KeepResult(seq, task), *(() if judged is None else (KeepResult(seq, judged),)))
+            return kept if isinstance(event, e.TaskSentBack) else (*kept, *_unwanted(state, seq, task))
         case e.AgentAdded(agent):
             return (
                 (OpenAgents(seq, agent.node, (agent.id,)),) if agent.id in state.agents and state.nodes[agent.node].breaker is None else ()

@@ -314,6 +314,41 @@ class TaskRevived(Event, frozen=True):
     task: TaskId
 
 
+class PlanExtended(Event, frozen=True):
+    """What the task planned joins the plan it belongs to: so many tasks follow."""
+
+    task: TaskId
+    attempt: int
+    tasks: int
+    last: tuple[TaskId, ...] = ()
+    """Those of them that none of the others needs."""
+    plan: PlanId | None = None
+
+
+class NeedsAdded(Event, frozen=True):
+    """The task waits for these too: what it needs has planned them."""
+
+    task: TaskId
+    needs: tuple[TaskId, ...]
+
+
+class ReviewRefused(Event, frozen=True):
+    """The review found the work wanting; it is made again when that has been repaired."""
+
+    task: TaskId
+    attempt: int
+    reviewed: TaskId
+
+
+class TaskSentBack(Event, frozen=True):
+    """What was completed is to be done again: a review refused it, or something it rests on."""
+
+    task: TaskId
+    by: TaskId
+    feedback: str = ""
+    """The findings, for the next attempt; empty for what only rests on the refused work."""
+
+
 # --- attempts --------------------------------------------------------------------------------------------------------
 
 
@@ -378,6 +413,8 @@ class AttemptEnded(Event, frozen=True):
     task: TaskId
     attempt: int
     outcome: Outcome
+    planned: tuple[TaskSpec, ...] = ()
+    """The tasks of the plan it returned; they join when it is the attempt that counts."""
 
 
 class StaleResultRecorded(Event, frozen=True):
@@ -451,6 +488,10 @@ AnyEvent = (
     | TaskCancelRequested
     | TaskCancelled
     | TaskRevived
+    | PlanExtended
+    | NeedsAdded
+    | ReviewRefused
+    | TaskSentBack
     | AttemptAssigned
     | AttemptStarted
     | AttemptWaiting

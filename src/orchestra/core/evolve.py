@@ -14,6 +14,8 @@ import msgspec
 from orchestra.core import events as e
 from orchestra.core import transitions as t
 from orchestra.core.model import OutcomeKind, TaskStatus
+from orchestra.core.planning import fold_needs_added, fold_plan_extended
+from orchestra.core.review import fold_review_refused, fold_sent_back
 from orchestra.core.sessions import note_session
 from orchestra.core.state import (
     AgentState,
@@ -346,7 +348,9 @@ def _close(s: State, task: TaskState, ev: e.Event, at: int) -> None:
 def _task_completed(s: State, ev: e.TaskCompleted, at: int) -> None:
     task = s.tasks[ev.task]
     _close(s, task, ev, at)
-    task.primary, task.reason = ev.attempt, ""
+    task.primary, task.reason, task.feedback = ev.attempt, "", ""
+    for attempt in task.attempts:
+        attempt.planned = ()  # it has joined, or another one's has
     for dependent in task.dependents:
         s.tasks[dependent].unmet -= 1
     s.totals.completed += 1
@@ -384,7 +388,7 @@ def _task_revived(s: State, ev: e.TaskRevived, at: int) -> None:
     task = s.tasks[ev.task]
     was_failed = task.status is TaskStatus.FAILED
     task.status = t.move(t.TASK, task.status, ev)
-    task.failures = task.losses = task.deferrals = task.ended_ms = task.conflicts = 0
+    task.failures = task.losses = task.deferrals = task.ended_ms = task.conflicts = task.refusals = 0
     task.reason, task.cancel_reason, task.blocked_by = "", "", None
     if was_failed:
         s.totals.failed -= 1
@@ -480,7 +484,7 @@ def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
     task, attempt = _attempt(s, ev.task, ev.attempt)
     task.status = t.move(t.TASK, task.status, ev)
     attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
-    attempt.ended_ms, attempt.outcome = at, ev.outcome
+    attempt.ended_ms, attempt.outcome, attempt.planned = at, ev.outcome, ev.planned
     attempt.question, attempt.question_number, attempt.waiting_ms = "", 0, 0
     kind = ev.outcome.kind
     if kind is OutcomeKind.LOST:
@@ -567,6 +571,10 @@ FOLDS: Final[dict[type[e.Event], Callable[[State, Any, int], None]]] = {
     e.TaskCancelRequested: _task_cancel_requested,
     e.TaskCancelled: _task_cancelled,
     e.TaskRevived: _task_revived,
+    e.PlanExtended: fold_plan_extended,
+    e.NeedsAdded: fold_needs_added,
+    e.ReviewRefused: fold_review_refused,
+    e.TaskSentBack: fold_sent_back,
     e.AttemptAssigned: _attempt_assigned,
     e.AttemptStarted: _attempt_started,
     e.AttemptWaiting: _attempt_waiting,

@@ -52,10 +52,11 @@ def check_one(task: TaskState) -> None:
 
 
 def check_needs(state: State, task: TaskState) -> None:
-    """INV-DAG: nothing was started before all its needs were completed."""
+    """INV-DAG: nothing was started before all its needs were completed. What a review opened again may have been, before that."""
     unmet = sum(state.tasks[need].status is not TaskStatus.COMPLETED for need in task.spec.needs)
     _require(task.unmet == unmet, "INV-DAG", task.id, f"counts {task.unmet} unmet needs, has {unmet}")
-    if task.attempts or task.status is TaskStatus.QUEUED:
+    waits_again = task.status in (TaskStatus.PENDING, TaskStatus.CANCELLED) and (task.sent_back or task.spec.reviews is not None)
+    if (task.attempts and not waits_again) or task.status is TaskStatus.QUEUED:
         _require(unmet == 0, "INV-DAG", task.id, "was queued or started with unmet needs")
 
 

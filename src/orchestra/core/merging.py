@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.model import Lifecycle, NodeStatus, TaskStatus
+from orchestra.core.planning import completed
 from orchestra.core.state import State, TaskState
 from orchestra.ids import TaskId
 
@@ -32,10 +33,11 @@ def _merging(s: State, name: TaskId, number: int) -> TaskState | None:
 
 
 def merge_done(s: State, cmd: c.MergeDone, now: int, policy: c.Policy) -> Events:
-    if _merging(s, cmd.task, cmd.attempt) is None:
+    task = _merging(s, cmd.task, cmd.attempt)
+    if task is None:
         return []
     merged = e.WorkMerged(cmd.task, cmd.attempt, cmd.branch, cmd.commit, cmd.files)
-    return [merged, e.TaskCompleted(cmd.task, cmd.attempt)]
+    return [merged, *completed(s, task, cmd.attempt, policy)]
 
 
 def merge_conflicted(s: State, cmd: c.MergeConflicted, now: int, policy: c.Policy) -> Events:

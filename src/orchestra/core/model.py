@@ -142,6 +142,11 @@ TASK_TERMINAL = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 TASK_LIVE = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.WAITING, TaskStatus.VERIFYING, TaskStatus.UNKNOWN)
 
 
+RETURNS_PLAN = "plan"
+RETURNS_REVIEW = "review"
+"""What a task may have to return besides its work, in a file that is read when it ends."""
+
+
 class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an agent is given to do: `command` is a shell script, `code` a program with a language, `analysis` a prompt."""
 
@@ -203,6 +208,12 @@ class TaskDefaults(msgspec.Struct, frozen=True):
     backoff_ms: int = BACKOFF_DEFAULT_MS
     backoff_max_ms: int = BACKOFF_MAX_DEFAULT_MS
     timeout_ms: int = TIMEOUT_DEFAULT_MS
+    kinds: dict[str, str] = {}
+    """Agent kind of prompts that name none, by category; `planning` and `review` are categories here."""
+    judge: bool = False
+    """Criteria that no program can check are given to an agent, instead of being refused."""
+    strict: bool = False
+    """They are refused, whatever anybody else says."""
 
 
 STANDARD = TaskDefaults()
@@ -261,6 +272,20 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     submitted_by: str = ""
     sandbox: str = ""
     """`on`, `off`, or empty for what the settings and the kind say."""
+    returns: str = ""
+    """What it has to return besides its work: `plan`, `review`, or nothing."""
+    reviews: TaskId | None = None
+    """The task whose work it judges."""
+    judges: tuple[str, ...] = ()
+    """Criteria of that task that no program can check, for it to judge one by one."""
+    gates: tuple[TaskId, ...] = ()
+    """Whoever needs it waits for these too: reviews that may still send it back, and what it planned."""
+    origin: TaskId | None = None
+    """The task that planned it."""
+    depth: int = 0
+    """How many tasks planned one another until this one; 0 for what people and programs submitted."""
+    warnings: tuple[str, ...] = ()
+    """What was decided otherwise than it was written, for people."""
 
 
 class AgentSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -336,6 +361,32 @@ class CheckResult(msgspec.Struct, frozen=True, omit_defaults=True):
     tail: tuple[str, ...] = ()
 
 
+class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing a review found."""
+
+    severity: str
+    text: str
+    file: str = ""
+    line: int = 0
+
+
+class Judgement(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an agent thinks of one criterion that no program can check."""
+
+    criterion: str
+    met: bool
+    evidence: str = ""
+
+
+class Review(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a review came to."""
+
+    approved: bool
+    summary: str
+    findings: tuple[Finding, ...] = ()
+    judgements: tuple[Judgement, ...] = ()
+
+
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How an attempt ended and what it left, as far as the ledger keeps it. Logs stay in the attempt's folder."""
 
@@ -358,3 +409,5 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     output_files: tuple[str, ...] = ()
     metrics: dict[str, float] = {}
     """Figures read from the checks: tests_passed, tests_failed, coverage_percent, linter_errors."""
+    review: Review | None = None
+    """What a task that reviews another returned."""

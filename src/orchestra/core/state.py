@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 6
+STATE_FORMAT = 8
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -57,6 +57,8 @@ class AttemptState(msgspec.Struct, omit_defaults=True):
     waited_ms: int = 0
     """How long it has waited before, in all."""
     outcome: Outcome | None = None
+    planned: tuple[TaskSpec, ...] = ()
+    """The tasks of the plan it returned, until its task is over."""
 
     @property
     def live(self) -> bool:
@@ -94,6 +96,10 @@ class TaskState(msgspec.Struct, omit_defaults=True):
     conflicts: int = 0
     feedback: str = ""
     """What the next attempt has to know of the one before."""
+    refusals: int = 0
+    """How often it, a review, sent the reviewed work back."""
+    sent_back: int = 0
+    """How often it was completed and had to be done again."""
 
     @property
     def id(self) -> TaskId:
@@ -231,7 +237,9 @@ class PlanState(msgspec.Struct, omit_defaults=True):
     submitted_ms: int
     source: str = ""
     size: int = 0
-    """Tasks it was submitted with; fewer are in `tasks` while they are being taken in."""
+    """Tasks it was submitted with, and that joined it; fewer are in `tasks` while they are being taken in."""
+    joined: int = 0
+    """Tasks that were planned by others of its tasks. They stand at the end of `tasks`, also where earlier ones need them."""
     status: PlanStatus = PlanStatus.RUNNING
     tasks: list[TaskId] = []
     open: int = 0

@@ -78,6 +78,8 @@ TASK: Final[Table[TaskStatus]] = {
     (T.MERGING, e.TaskCancelled): T.CANCELLED,
     (T.RETRY_WAIT, e.TaskQueued): T.QUEUED,
     (T.RETRY_WAIT, e.TaskCancelled): T.CANCELLED,
+    **{(status, e.ReviewRefused): T.PENDING for status in (T.ASSIGNED, T.RUNNING, T.VERIFYING, T.UNKNOWN)},
+    (T.COMPLETED, e.TaskSentBack): T.PENDING,
     (T.FAILED, e.TaskRevived): T.PENDING,
     (T.CANCELLED, e.TaskRevived): T.PENDING,
 }

@@ -30,7 +30,7 @@ from orchestra.core.model import AgentSpec, AgentStatus, Outcome, OutcomeKind, T
 from orchestra.core.state import State
 from orchestra.engine.board import Board
 from orchestra.engine.failpoints import hit
-from orchestra.engine.orders import Earlier, OrderMaker, earlier_of
+from orchestra.engine.orders import Earlier, OrderMaker, known_of
 from orchestra.engine.reconcile import BEAT_MISSED_MS, expected, reconcile
 from orchestra.engine.translate import Translator
 from orchestra.errors import BadInput, NodeFailed, PortFailed
@@ -261,7 +261,7 @@ class Duties:
 
     def _earlier(self, state: State, effect: StartAttempt) -> Earlier:
         agent = state.agents.get(effect.agent) if self._orders.options.affinity_sessions else None
-        return earlier_of(state.tasks[effect.task], agent)
+        return known_of(state, effect.task, self._orders.options, agent)
 
     def _admit(
         self, effects: Sequence[StartAttempt], specs: Sequence[TaskSpec]

@@ -13,10 +13,11 @@ from orchestra.agents.access import Access, keys_of
 from orchestra.agents.adapter import SPACE_DIR, Context, Launch
 from orchestra.core.model import AgentSpec, Check, Limits, OutcomeKind, TaskSpec
 from orchestra.core.sessions import session_for
-from orchestra.core.state import AgentState, TaskState
-from orchestra.engine.translate import KIND_ERRORS, Finder
+from orchestra.core.state import AgentState, State, TaskState
+from orchestra.engine.returns import KIND_ERRORS, ReturnOptions, brief_of
+from orchestra.engine.translate import Finder
 from orchestra.errors import BadInput
-from orchestra.ids import AttemptId
+from orchestra.ids import AttemptId, TaskId
 from orchestra.node import AttemptOrder
 from orchestra.views import REHEARSAL
 from orchestra.workspace import Workspace
@@ -59,6 +60,7 @@ class OrderOptions(msgspec.Struct, frozen=True):
     """The node stops an attempt when it has not heard of the coordinator for too long."""
     rehearsal: bool = False
     sandbox: SandboxOptions = SandboxOptions()
+    returns: ReturnOptions = ReturnOptions()
 
 
 class OrderMaker:
@@ -107,7 +109,8 @@ class OrderMaker:
                 cost_so_far_usd_micros=before.cost_usd_micros,
                 access=access,
             )
-            launch = self._find(spec.kind).launch(with_feedback(spec, before.feedback), context)
+            told = "\n\n".join(filter(None, (before.brief, before.feedback)))
+            launch = self._find(spec.kind).launch(with_feedback(spec, told), context)
         except BadInput:
             raise
         except KIND_ERRORS as exc:  # one task of a kind that is broken must not end the coordinator
@@ -162,6 +165,7 @@ class OrderMaker:
             "marker": f"{options.marker_prefix}{uuid.uuid4()}{options.marker_suffix}",
             "title": f"{REHEARSAL} {title(spec)}" if options.rehearsal else title(spec),
             **({"fence": True} if options.fence else {}),
+            **({"returns": spec.returns} if spec.returns else {}),
         }
 
 
@@ -174,10 +178,17 @@ class Earlier(msgspec.Struct, frozen=True):
     """The CLI's session to go on with: of work that only did not pass its checks, or of a task with the same affinity, in a folder that is still the same."""
     agent: int = 0
     """Who has that session; it is of no use to another."""
+    brief: str = ""
+    """What it has to return, and of what."""
+
+
+def known_of(state: State, task: TaskId, options: OrderOptions, agent: AgentState | None = None) -> Earlier:
+    """Returns all that the next attempt has to know."""
+    return msgspec.structs.replace(earlier_of(state.tasks[task], agent), brief=brief_of(state, state.tasks[task], options.returns))
 
 
 def earlier_of(task: TaskState, agent: AgentState | None = None) -> Earlier:
-    """Returns it from the state: the conflict its work ran into, else why the last attempt was not good enough.
+    """Returns it from the state: what its work was sent back for, and why the last attempt was not good enough.
 
     Args:
         task: What is to be done.
@@ -187,15 +198,14 @@ def earlier_of(task: TaskState, agent: AgentState | None = None) -> Earlier:
     cost = sum(outcome.usage.cost_usd_micros for outcome in outcomes)
     judged = [outcome for outcome in outcomes if outcome.kind is not OutcomeKind.DEFERRED]
     last = judged[-1] if judged else None
-    if task.feedback:
-        return Earlier(cost, task.feedback)
-    if last is None and agent is not None:
+    if last is None and not task.feedback and agent is not None:
         return Earlier(cost, "", session_for(agent, task.spec), agent.id)
     if last is None or last.kind not in (OutcomeKind.UNVERIFIED, OutcomeKind.FAILED):
-        return Earlier(cost)
+        return Earlier(cost, task.feedback)
     attempt = task.attempts[-1]
     again = last.session if last.kind is OutcomeKind.UNVERIFIED and attempt.outcome is last and not task.spec.isolated else ""
-    lines = [f"An earlier attempt at this did not succeed: {last.reason}"]
+    lines = [task.feedback, ""] if task.feedback else []
+    lines += [f"An earlier attempt at this did not succeed: {last.reason}"]
     for check in last.checks:
         if not check.passed:
             lines += [f"The check {check.name!r} ended with:", *(f"    {line}" for line in check.tail)]

@@ -12,7 +12,7 @@ from orchestra.agents.ending import outcome
 from orchestra.core import commands as c
 from orchestra.core.model import AgentStatus, CheckResult, Outcome, OutcomeKind, TaskSpec
 from orchestra.core.state import State, TaskState
-from orchestra.errors import OrchestraError
+from orchestra.engine.returns import KIND_ERRORS, ReturnOptions, ReturnReader
 from orchestra.ids import AttemptId, TaskId
 from orchestra.node import Record
 from orchestra.protocol.text import printable
@@ -21,17 +21,18 @@ QUESTION_CHARACTERS_MAX: Final = 2000
 Finder = Callable[[str], Adapter]
 Excuse = Callable[[TaskSpec, AttemptId, str], str]
 """Says why a failure with such a reason is the model API's and not the task's, or nothing."""
-KIND_ERRORS: Final = (OrchestraError, LookupError, TypeError, ValueError)
-"""What a kind may raise that is missing, or that reads what an agent said and did not expect it."""
 
 
 class Translator:
     """Records to commands, and to signals for the activity board."""
 
-    def __init__(self, state: Callable[[], State], find_adapter: Finder, excuse: Excuse | None = None) -> None:
+    def __init__(
+        self, state: Callable[[], State], find_adapter: Finder, excuse: Excuse | None = None, returns: ReturnOptions | None = None
+    ) -> None:
         self._state = state
         self._find = find_adapter
         self._excuse = excuse
+        self._returns = ReturnReader(find_adapter, returns or ReturnOptions())
 
     def commands(self, record: Record) -> list[c.Command]:
         """Returns what the core has to know of the record."""
@@ -79,7 +80,10 @@ class Translator:
         if missing:
             # A need is met only by verified work: an end without its checks is not done, whatever the agent said.
             result = msgspec.structs.replace(result, kind=OutcomeKind.UNVERIFIED, reason="said done, but its checks were not run")
-        return c.AttemptFinished(attempt.task, attempt.number, result)
+        planned: tuple[TaskSpec, ...] = ()
+        if task.spec.returns and result.kind is OutcomeKind.DONE:
+            result, planned = self._returns.read(self._state(), task, result, done.get("returned"))
+        return c.AttemptFinished(attempt.task, attempt.number, result, planned)
 
     def _verdict(self, spec: TaskSpec, end: Exit) -> Verdict:
         """Asks the kind. It may have been uninstalled since, or be broken: the end is told all the same, or no restart would get past it."""

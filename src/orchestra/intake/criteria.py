@@ -53,6 +53,19 @@ def checks_for(criteria: Sequence[str | RunCriterion], *, field: str) -> tuple[C
     return tuple(_check(criterion, f"{field}[{index}]") for index, criterion in enumerate(criteria))
 
 
+def for_judgement(criteria: Sequence[str | RunCriterion]) -> tuple[str, ...]:
+    """Returns those that no program can check: phrases that are neither commands nor known."""
+    phrases = (each.strip() for each in criteria if isinstance(each, str) and "\0" not in each)
+    return tuple(text for text in phrases if text and not text.startswith("$ ") and not _is_known(text))
+
+
+def _is_known(text: str) -> bool:
+    try:
+        return _known(text, "") is not None
+    except BadInput:
+        return True  # and cannot be met, which whoever makes the check says
+
+
 def written(criterion: str | RunCriterion) -> str:
     """Returns a criterion as people read it."""
     return criterion if isinstance(criterion, str) else f.given(criterion.name, f"$ {criterion.run}")

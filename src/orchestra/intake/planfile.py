@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Final, Literal
 
@@ -20,6 +20,8 @@ from orchestra.core.graph import topological_order
 from orchestra.core.model import (
     ANY_KIND,
     ESTIMATE_DEFAULT_MS,
+    RETURNS_PLAN,
+    RETURNS_REVIEW,
     STANDARD,
     Payload,
     TaskDefaults,
@@ -28,14 +30,17 @@ from orchestra.core.model import (
 from orchestra.errors import BadInput, PlanInvalid
 from orchestra.ids import NodeId, PlanId, TaskId, plan_task_id
 from orchestra.intake import fields as f
-from orchestra.intake.criteria import Criterion, checks_for, written
+from orchestra.intake.criteria import Criterion, checks_for, for_judgement, written
 from orchestra.intake.document import Document, Path, parse, show_path
+from orchestra.intake.judging import with_judges
 from orchestra.intake.shape import PROBLEMS_MAX, Problem, convert, nearest
 from orchestra.quantity import ms_from_seconds
 
 SHELL_KIND: Final = "shell"
 REHEARSAL_KIND: Final = "rehearsal"
 SHARED_KINDS: Final = (SHELL_KIND, REHEARSAL_KIND)
+ROUTES: Final = {RETURNS_PLAN: "planning", RETURNS_REVIEW: "review"}
+"""Categories of tasks by what they return, whatever their own category is; they decide which kind of agent gets a prompt that names none."""
 SCHEMA_ID: Final = "https://json-schema.org/draft/2020-12/schema"
 TASKS: Final = "tasks"
 
@@ -110,6 +115,11 @@ class PlanTask(TaskFields, frozen=True, kw_only=True):
 
     id: Annotated[f.Name, Meta(description="Name of the task, unique in the plan whatever its case.")]
     needs: Annotated[tuple[f.Name, ...], Meta(max_length=100_000, description="Tasks of this plan that must be completed before.")] = ()
+    returns: Annotated[Literal["plan"], Meta(description="It returns a plan, whose tasks join this one.")] | UnsetType = UNSET
+    reviews: (
+        Annotated[f.Name, Meta(description="Task of this plan whose work it judges, and may send back once. It needs that task.")]
+        | UnsetType
+    ) = UNSET
 
 
 class PlanFile(f.Record, frozen=True, kw_only=True):
@@ -120,6 +130,12 @@ class PlanFile(f.Record, frozen=True, kw_only=True):
     workspace: f.Folder | UnsetType = UNSET
     agents: Annotated[AgentGroup | tuple[AgentGroup, ...], Meta(description="The fleet it wants.")] | UnsetType = UNSET
     defaults: Annotated[TaskFields, Meta(description="What every task says that says nothing else.")] = TaskFields()
+    judge: (
+        Annotated[
+            bool, Meta(description="Criteria that no program can check are judged by an agent. Default: the setting tasks.judge_criteria.")
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class PlanDocument(msgspec.Struct, frozen=True):
@@ -137,7 +153,16 @@ class PlanDocument(msgspec.Struct, frozen=True):
         """Returns the tasks as the plan's, with ids `<plan>/<task>`."""
         ids = {draft.id: plan_task_id(plan, draft.id) for draft in self.drafts}
         replace = msgspec.structs.replace
-        return tuple(replace(draft, id=ids[draft.id], plan=plan, needs=tuple(ids[need] for need in draft.needs)) for draft in self.drafts)
+        return tuple(
+            replace(
+                draft,
+                id=ids[draft.id],
+                plan=plan,
+                needs=tuple(ids[need] for need in draft.needs),
+                reviews=None if draft.reviews is None else ids[draft.reviews],
+            )
+            for draft in self.drafts
+        )
 
     def head(self, plan: PlanId) -> PlanHead:
         """Returns what the orchestra keeps of the plan besides its tasks."""
@@ -156,28 +181,38 @@ def parse_plan(text: str, *, source: str, directory: str, defaults: TaskDefaults
     Raises:
         PlanInvalid: It cannot be run. `problems` names up to twenty reasons, each with line and column; `field` is the first one's.
     """
-    document = parse(text, source=source)
+    return read_document(parse(text, source=source), directory, defaults)
+
+
+def read_document(document: Document, directory: str, defaults: TaskDefaults) -> PlanDocument:
+    """Returns the plan that a parsed document describes; see `parse_plan`."""
     if not isinstance(document.value, dict):
-        raise _refusal(document, [Problem((), "a plan is a mapping with the fields name and tasks")])
+        raise refusal(document, [Problem((), "a plan is a mapping with the fields name and tasks")])
     plan = convert(document.value, PlanFile)
     if isinstance(plan, list):
-        raise _refusal(document, plan)
+        raise refusal(document, plan)
     problems = list(islice(_id_problems(plan), PROBLEMS_MAX))
     drafts: list[TaskSpec] = []
+    judge = f.given(plan.judge, defaults.judge) and not defaults.strict
+    judged: dict[TaskId, tuple[str, ...]] = {}
     for index, task in enumerate(plan.tasks):
         if len(problems) >= PROBLEMS_MAX:
             break
         try:
-            drafts.append(_draft(plan, task, (TASKS, index), directory, defaults))
+            phrases = for_judgement(f.given(_merged(plan.defaults, task).success_criteria, ())) if judge else ()
+            drafts.append(_draft(plan, task, (TASKS, index), directory, defaults, phrases))
+            judged |= {TaskId(task.id): phrases} if phrases else {}
         except _Told as told:
             problems.extend(told.problems)
+    if judged and not problems:
+        drafts, problems = with_judges(drafts, judged, defaults)
     if not problems:
         problems = _cycle_problems(drafts)
     if problems:
-        raise _refusal(document, problems)
+        raise refusal(document, problems)
     agents = given_agents(plan)
     digest = hashlib.sha256(msgspec.json.encode(document.value, order="deterministic")).hexdigest()
-    return PlanDocument(plan.name, digest, source, agents, tuple(drafts))
+    return PlanDocument(plan.name, digest, document.source, agents, tuple(drafts))
 
 
 def plan_schema() -> dict[str, object]:
@@ -209,7 +244,8 @@ class _Told(Exception):
         self.problems = problems
 
 
-def _refusal(document: Document, problems: list[Problem]) -> PlanInvalid:
+def refusal(document: Document, problems: list[Problem]) -> PlanInvalid:
+    """Returns the error that names the problems with a plan, each with its place in the text."""
     shown = problems[:PROBLEMS_MAX]
     lines = tuple(
         f"{document.where(p.path)}: {show_path(p.path) + ': ' if p.path else ''}{p.message}" + (f" ({p.hint})" if p.hint else "")
@@ -239,10 +275,24 @@ def _id_problems(plan: PlanFile) -> Iterator[Problem]:
                 close = nearest(need, (other.id for other in plan.tasks))
                 hint = f"did you mean {close!r}?" if close else "name a task of this plan"
                 yield Problem(path, f"task {task.id!r} needs {need!r}, which is not in the plan", hint)
+        if not isinstance(task.reviews, UnsetType):
+            yield from _review_problems(plan, index, task, task.reviews, known)
         if len(task.needs) > 1 and len(set(task.needs)) < len(task.needs):
             places: dict[str, int] = {}
             twice = next(at for at, need in enumerate(task.needs) if places.setdefault(need, at) != at)
             yield Problem((TASKS, index, "needs", twice), f"task {task.id!r} names the need {task.needs[twice]!r} twice", "once is enough")
+
+
+def _review_problems(plan: PlanFile, index: int, task: PlanTask, reviewed: str, known: set[str]) -> Iterator[Problem]:
+    path: Path = (TASKS, index, "reviews")
+    if reviewed == task.id:
+        yield Problem(path, f"task {task.id!r} reviews itself", "name another task")
+    elif reviewed not in known:
+        close = nearest(reviewed, (other.id for other in plan.tasks))
+        hint = f"did you mean {close!r}?" if close else "name a task of this plan"
+        yield Problem(path, f"task {task.id!r} reviews {reviewed!r}, which is not in the plan", hint)
+    if not isinstance(task.returns, UnsetType):
+        yield Problem((TASKS, index, "returns"), f"task {task.id!r} reviews, and so returns a review", "remove `returns`, or `reviews`")
 
 
 def _cycle_problems(drafts: list[TaskSpec]) -> list[Problem]:
@@ -255,18 +305,25 @@ def _cycle_problems(drafts: list[TaskSpec]) -> list[Problem]:
     return []
 
 
-def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback: TaskDefaults) -> TaskSpec:
+def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback: TaskDefaults, judged: Sequence[str] = ()) -> TaskSpec:
     """Returns the core's record of one task under its bare name."""
     merged = _merged(plan.defaults, task)
     payload = _payload(plan.defaults, task, path)
-    kind = _kind(plan, merged, payload, path)
+    returns = RETURNS_REVIEW if not isinstance(task.reviews, UnsetType) else f.given(task.returns, "")
+    kind = _kind(plan, merged, payload, path, fallback.kinds.get(ROUTES.get(returns, f.given(merged.category, "coding")), ""))
     criteria = f.given(merged.success_criteria, ())
     try:
-        checks = checks_for(criteria, field=show_path((*path, "success_criteria"))) if criteria else ()
+        run = [each for each in criteria if not (isinstance(each, str) and each.strip() in judged)] if judged else criteria
+        checks = checks_for(run, field=show_path((*path, "success_criteria"))) if run else ()
     except BadInput as refusal:
         at = refusal.field.rpartition("[")[2].removesuffix("]")
         base: Path = (*path, "success_criteria") if task.success_criteria is not UNSET else ("defaults", "success_criteria")
-        raise _Told(Problem((*base, int(at)), refusal.message, refusal.hint)) from None
+        hint = (
+            f"{refusal.hint}; `judge: true` in the plan has an agent judge such a phrase"
+            if "by a machine" in refusal.message
+            else refusal.hint
+        )
+        raise _Told(Problem((*base, int(at)), refusal.message, hint)) from None
     strategy, replicas = f.strategy_of(merged.target_agents)
     timeout_ms, cost = f.stops_of(merged.constraints, fallback.timeout_ms)
     requirements = merged.requirements
@@ -279,7 +336,7 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         priority=f.WIRE_PRIORITIES[f.given(merged.priority, "normal")],
         strategy=strategy,
         replicas=replicas,
-        needs=tuple(TaskId(need) for need in task.needs),
+        needs=tuple(TaskId(need) for need in _needs(task)),
         retries=f.given(merged.retries, fallback.retries),
         backoff_ms=_ms(merged.retry_backoff_seconds, fallback.backoff_ms),
         backoff_max_ms=_ms(merged.retry_backoff_max_seconds, fallback.backoff_max_ms),
@@ -301,7 +358,14 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         programs=f.given(merged.programs, ()),
         env=dict(f.given(merged.env, {})),
         limits=f.limits_of(merged.limits),
+        returns=returns,
+        reviews=None if isinstance(task.reviews, UnsetType) else TaskId(task.reviews),
     )
+
+
+def _needs(task: PlanTask) -> tuple[str, ...]:
+    reviewed = () if isinstance(task.reviews, UnsetType) or task.reviews in task.needs else (task.reviews,)
+    return (*task.needs, *reviewed)
 
 
 def _ms(seconds: float | UnsetType, default_ms: int) -> int:
@@ -347,7 +411,7 @@ def _payload(defaults: TaskFields, task: PlanTask, path: Path) -> Payload:
     raise _Told(Problem(path, f"task {task.id!r} has nothing to do", "give exactly one of payload, run and prompt"))
 
 
-def _kind(plan: PlanFile, merged: TaskFields, payload: Payload, path: Path) -> str:
+def _kind(plan: PlanFile, merged: TaskFields, payload: Payload, path: Path, routed: str) -> str:
     if not isinstance(merged.agent, UnsetType):
         return merged.agent
     if payload.type in ("command", "code"):
@@ -355,6 +419,8 @@ def _kind(plan: PlanFile, merged: TaskFields, payload: Payload, path: Path) -> s
     kinds = {group.kind for group in given_agents(plan)} - {ANY_KIND}
     if len(kinds) == 1:
         return kinds.pop()
+    if routed and (not kinds or routed in kinds or any(group.kind == ANY_KIND for group in given_agents(plan))):
+        return routed
     raise _Told(
         Problem(path, "it is not said which kind of agent answers the prompt", "write agent: claude (or codex, ...) here or in defaults")
     )

@@ -177,7 +177,7 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, wor
         raise BadInput("a dependency is named twice", field="dependencies", hint="once is enough")
     if task_id in needs:
         raise BadInput("the task depends on itself", field="dependencies", hint="remove it")
-    kind = params.agent or ("shell" if payload.type in ("command", "code") else default_kind)
+    kind = params.agent or ("shell" if payload.type in ("command", "code") else default_kind or defaults.kinds.get(params.category, ""))
     if not kind:
         raise BadInput(
             "a prompt needs an agent that understands it", field="agent", hint="name an agent kind, or set agents.kind in the settings"

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from orchestra.quantity import show_ms, show_usd
 from orchestra.reporting import figures as fig
 from orchestra.reporting import pictures as pic
+from orchestra.reporting.notes import notes_of
 from orchestra.reporting.words import last_lines, one_line, plain, report_folder, results_link, short, show_time, sign, tone
 from orchestra.views import REHEARSAL, REHEARSAL_NOTICE, AgentView, AttemptView, ReportData, TaskDetail, TaskView
 
@@ -249,10 +250,15 @@ def _row(book: _Book, task: TaskView, room: int) -> Values:
         "word": one_line(task.status.replace("_", " "), 20),
         "description": one_line(task.description, room),
         "reason": one_line(task.reason, room) if task.status != "completed" else "",
+        "notes": [one_line(note, 300) for note in notes_of(task, detail)],
         "agent": ", ".join(_agent(book, agent) for agent in task.agents[:4]),
         "attempts": task.attempts,
         "time": _took(book, task),
-        "checks": [{"passed": check.passed, "name": one_line(check.name, 28)} for check in checks[:CHECKS_MAX]],
+        "checks": [{"passed": check.passed, "name": one_line(check.name, 28)} for check in checks[:CHECKS_MAX]]
+        + [
+            {"passed": each.met, "name": one_line(f"{each.criterion} (judged)", 60)}
+            for each in (detail.judged if detail else ())[:CHECKS_MAX]
+        ],
         "checks_more": max(0, len(checks) - CHECKS_MAX),
         "link": results_link(book.data, detail, book.folder) if detail is not None and over else "",
         "logged": task.attempts > 0,

@@ -9,6 +9,7 @@ from typing import Final
 from orchestra.quantity import show_ms
 from orchestra.reporting import figures as fig
 from orchestra.reporting.html import commands, counted_attempt, tiles
+from orchestra.reporting.notes import notes_of
 from orchestra.reporting.words import last_lines, one_line, plain, report_folder, results_link, short, show_time, sign
 from orchestra.views import REHEARSAL_NOTICE, ReportData, TaskDetail, TaskView
 
@@ -184,12 +185,15 @@ def _row(data: ReportData, task: TaskView, detail: TaskDetail | None, folder: st
     link = results_link(data, detail, folder) if detail is not None and task.status in fig.OVER else ""
     about = f" {escape(task.description, 120)}" if task.description else ""
     return (
-        f"**{escape(short(task.task), 80)}**{about}",
+        f"**{escape(short(task.task), 80)}**{about}" + "".join(f"; {escape(note, 300)}" for note in notes_of(task, detail)),
         f"{sign(task.status)} {escape(task.status.replace('_', ' '), 20)}",
         ", ".join(f"#{agent}" for agent in task.agents[:4]),
         str(task.attempts),
         _took(data, detail),
-        " ".join(f"{'✓' if check.passed else '✗'} {escape(check.name, 32)}" for check in checks[:6]),
+        " ".join(
+            [f"{'✓' if check.passed else '✗'} {escape(check.name, 32)}" for check in checks[:6]]
+            + [f"{'✓' if each.met else '✗'} {escape(each.criterion, 60)} (judged)" for each in (detail.judged if detail else ())[:6]]
+        ),
         f"[folder](<{link}>)" if link else "",
     )
 

@@ -17,6 +17,7 @@ from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.fleet import suits
 from orchestra.core.model import AgentStatus, Lifecycle, Strategy, TaskStatus
+from orchestra.core.planning import in_order
 from orchestra.core.state import AgentState, State, TaskState
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
 from orchestra.scheduling.admission import Gate
@@ -73,8 +74,11 @@ class Scheduler:
                 queued.append(event.task)
             elif isinstance(event, e.AgentAdded):
                 newly_divided = newly_divided or (not self._divided and bool(event.agent.category))
-            elif isinstance(event, e.PlanSubmitted | e.PlanReopened):
-                self._rank_plan(state, event.plan)
+            elif isinstance(event, e.PlanSubmitted | e.PlanReopened | e.PlanExtended):
+                if event.plan is not None:
+                    self._rank_plan(state, event.plan)
+            elif isinstance(event, e.TaskSentBack) and (plan := state.tasks[event.task].spec.plan) is not None:
+                self._rank_plan(state, plan)
             elif isinstance(event, e.TaskCompleted | e.TaskFailed | e.TaskCancelled):
                 self._ranks.pop(event.task, None)
                 self._let_go(event.task)
@@ -203,7 +207,7 @@ class Scheduler:
             self._put(*waiting)
 
     def _rank_plan(self, state: State, plan: PlanId) -> None:
-        specs = [state.tasks[task].spec for task in state.plans[plan].tasks if not state.tasks[task].over]
+        specs = [state.tasks[task].spec for task in in_order(state, state.plans[plan]) if not state.tasks[task].over]
         self._ranks.update(upward_ranks(specs, lambda spec: estimate_ms(state, spec)))
 
 

@@ -11,6 +11,7 @@ from .journal import RECORD_BYTES_MAX
 from .output import TAIL_CHARS, TAIL_LINES, Output, shrunk
 from .processes import boot_id, start_of_child
 from .program import Program
+from .returning import FILE, FOLDER, make_place, returned, too_large
 from .spawning import forget_typed
 
 TYPE_CHECKING = False
@@ -69,6 +70,11 @@ class Attempt:
         )
         if os.access(self.folder + "/prompt.txt", os.F_OK):
             env["ORCHESTRA_PROMPT_FILE"] = self.folder + "/prompt.txt"
+        if spec["returns"]:
+            place = self.folder + "/" + FOLDER
+            self.slot.persist(lambda: make_place(place), place)
+            env["ORCHESTRA_RETURN"] = self.folder + "/" + FILE
+            env["ORCHESTRA_RETURNS"] = spec["returns"]
         return env
 
     def perform(self) -> None:
@@ -78,17 +84,18 @@ class Attempt:
         view.say("== %s | %s #%d | %s" % (spec["title"], spec["task"], spec["attempt"], time.strftime("%H:%M:%S")))
         outcome = self._run_agent()
         checks: list[dict[str, Any]] = []
-        if spec["checks"] and self._succeeded(outcome):
+        succeeded = self._succeeded(outcome)
+        more = {"returned": returned(self.folder)} if spec["returns"] and succeeded else {}
+        if spec["checks"] and succeeded:
             outcome = fitted({"exit": outcome, "checks": []})[0]["exit"]
             self.slot.record("exited", **self.names, exit=outcome)
             checks = self.run_checks()
             if self.slot.fence is not None and self.slot.fence.fallen:
                 outcome["reason"] = "fenced"
-        if self.sandbox is not None:
-            self._leave_sandbox(self.sandbox)
+        self.leave_sandbox()
         self.output.log.close()
         outcome["dropped_bytes"] = self.output.log.dropped_bytes
-        result, body = fitted({"exit": outcome, "checks": checks})
+        result, body = fitted(dict({"exit": outcome, "checks": checks}, **more))
         self.slot.keep(self.folder + "/exit.json", b"{%s,%s" % (self.named, body[1:]))
         self.slot.tell("done", b"%s,%s" % (self.named, body[1:-1]))
         self.slot.settle()
@@ -100,7 +107,7 @@ class Attempt:
         program.sandbox = self.sandbox
         return program
 
-    def _enter_sandbox(self) -> None:
+    def enter_sandbox(self) -> None:
         """Makes the sandbox that the order asks for; where there is none to be had, the order says whether it goes without."""
         wanted = self.spec["sandbox"]
         if not wanted:
@@ -117,10 +124,12 @@ class Attempt:
         sandbox.prepare()
         self.sandbox = sandbox
 
-    def _leave_sandbox(self, sandbox: Sandbox) -> None:
+    def leave_sandbox(self) -> None:
         """Takes out what is to last, and removes the rest. None of that is done by what ran in it."""
+        if self.sandbox is None:
+            return
         try:
-            for what, argv, env in sandbox.leave():
+            for what, argv, env in self.sandbox.leave():
                 self._run_outside(what, argv, env)
         except OSError as problem:  # it may have been left in any state
             self.slot.view.say("! the sandbox was left as it is: %s" % problem)
@@ -148,7 +157,7 @@ class Attempt:
         if not program.reason:
             try:
                 self._make_work_folder()
-                self._enter_sandbox()
+                self.enter_sandbox()
                 program.sandbox = self.sandbox
                 if stdin == -1:
                     stdin = program.open_screen(self.folder)
@@ -268,5 +277,8 @@ def fitted(result: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         outcome["last"] = {kind: shrunk(record, last_bytes) for kind, record in outcome["last"].items()}
         checks = [dict(check, tail=check["tail"][max(0, len(check["tail"]) - tail_lines // 2) :]) for check in result["checks"]]
         result = dict(result, exit=outcome, checks=checks)
+        body = dumps(result)
+    if len(body) > room and "returned" in result:
+        result = dict(result, returned=too_large())
         body = dumps(result)
     return result, body

@@ -185,6 +185,13 @@ class Player:
 
         self.voice.tool("Read", {"file_path": path}, act)
 
+    def on_return(self, value: dict[str, Any]) -> None:
+        path = os.environ.get("ORCHESTRA_RETURN")
+        if not path:
+            raise ScenarioBad("return: nothing is to be returned; ORCHESTRA_RETURN names no file")
+        text = json.dumps(value)
+        self.voice.tool("Write", {"file_path": path, "content": text}, lambda: (put(path, text, "w"), False))
+
     def on_run(self, command: Any) -> None:
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else [str(word) for word in command]
         shown = command if isinstance(command, str) else " ".join(argv)
@@ -373,6 +380,8 @@ def made_steps(scenario: dict[str, Any], prompt: str) -> list[Any]:
             {"progress": {"value": number / (len(files) + 1), "activity": f"wrote {path}"}},
             {"sleep": pause},
         ]
+    if isinstance(scenario.get("returns"), dict):
+        steps.append({"return": scenario["returns"]})
     what = f"{len(files)} file{'' if len(files) == 1 else 's'} in place" if files else "the task declares no files, so nothing was written"
     return [*steps, {"usage": {"input_tokens": 200, "output_tokens": 60}}, {"say": f"Rehearsed: {what}."}]
 

@@ -113,7 +113,9 @@ PRIVATE_TMP = ("/tmp", "/var/tmp")
 BESIDE_PROGRAMS = ("lib", "lib64", "libexec", "share", "include", "node_modules", "versions", "pyvenv.cfg")
 """What a program may need from beside the `bin` it is in; not the whole folder around it, where a credential may lie."""
 INTERPRETERS = ("node", "python3", "python", "git")
-OWN_FILES = ("spec", "claim", "exit", "lost", "output", "scratch", "work")
+WRITTEN = ("return", "reports")
+"""Folders of the attempt that are written from inside: what the agent returns, and what checks report."""
+OWN_FILES = ("spec", "claim", "exit", "lost", "output", "scratch", "work", *WRITTEN)
 """What the worker keeps in the attempt's folder, up to the first dot. Whoever could write there could say how the attempt ended."""
 
 READABLE, EMPTY = ("ro", "show", "link"), ("hide", "private")
@@ -250,6 +252,9 @@ class Sandbox:
         for name in os.listdir(self.folder):
             if _of_the_kind(name):
                 ground.add("show", "%s/%s" % (self.folder, name))
+        for name in WRITTEN:
+            if os.path.isdir("%s/%s" % (self.folder, name)):
+                ground.add("rw", "%s/%s" % (self.folder, name))
 
     def _system(self) -> None:
         ground = self.ground

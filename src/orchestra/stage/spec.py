@@ -33,6 +33,7 @@ KINDS.update(
         "marker": str,
         "title": str,
         "sandbox": dict,
+        "returns": str,
     }
 )
 NAMES, EXPECTED = list(KINDS), list(KINDS.values())
@@ -46,6 +47,7 @@ def _defaults() -> dict[str, Any]:
     full.update(
         {
             "sandbox": {},
+            "returns": "",
             "limits": {},
             "umask": 0o022,
             "output": {},

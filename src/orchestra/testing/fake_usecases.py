@@ -18,7 +18,7 @@ import msgspec
 from orchestra.bootstrap.nodes import NodeCheck
 from orchestra.bootstrap.trust import KeyOffer
 from orchestra.core import events as e
-from orchestra.core.model import NodeSpec
+from orchestra.core.model import NodeSpec, TaskDefaults
 from orchestra.costviews import BudgetsReply, CostReply, CostRow
 from orchestra.errors import CoordinatorUnreachable, HostKeyRefused
 from orchestra.ids import NodeId
@@ -324,6 +324,10 @@ class FakeWiring:
     def load_settings(self, root: Path, flags: Mapping[str, str], /) -> Settings:
         """Returns what was scripted, by default the defaults."""
         return self.settings
+
+    def task_defaults(self, settings: Settings, /) -> TaskDefaults:
+        """Returns what tasks get when nobody sets anything."""
+        return TaskDefaults()
 
     @asynccontextmanager
     async def connect(self, root: Path, /) -> AsyncIterator[UseCases]:

@@ -51,6 +51,8 @@ class Request(NamedTuple):
     """A coordinator runs for the root already."""
     merge_into: str | None = None
     """A branch of the user's for the work of the completed plan."""
+    strict: bool = False
+    """Criteria that no program can check are refused."""
 
 
 class Reached(NamedTuple):
@@ -109,7 +111,10 @@ async def _run(session: Session, request: Request, reached: Reached, stops: Stop
 
 async def _start(session: Session, request: Request, use_cases: UseCases) -> PlanReply:
     await _prepare(session, request, use_cases)
-    return await use_cases.submit_plan(PlanParams(request.text, request.path, request.directory, request.resume))
+    reply = await use_cases.submit_plan(PlanParams(request.text, request.path, request.directory, request.resume, request.strict))
+    for warning in reply.warnings:
+        session.render.note(warning)
+    return reply
 
 
 async def _prepare(session: Session, request: Request, use_cases: UseCases) -> None:

@@ -13,7 +13,7 @@ from orchestra.views import EventView, HealthCheck
 if TYPE_CHECKING:
     from orchestra.bootstrap.nodes import NodeCheck
     from orchestra.bootstrap.trust import KeyOffer
-    from orchestra.core.model import NodeSpec
+    from orchestra.core.model import NodeSpec, TaskDefaults
     from orchestra.intake.request import InitParams
     from orchestra.ledgers.care import RepairPlan, VerifyReport
     from orchestra.settings import Settings
@@ -52,6 +52,8 @@ class Wiring(Protocol):
     """The part of bootstrap that the command line uses."""
 
     def load_settings(self, root: Path, flags: Mapping[str, str], /) -> Settings: ...
+
+    def task_defaults(self, settings: Settings, /) -> TaskDefaults: ...
 
     def connect(self, root: Path, /) -> AbstractAsyncContextManager[UseCases]: ...
 

@@ -121,7 +121,7 @@ def estimate(context: click.Context, plan: Path, agents: int | None) -> None:
 
     session = session_of(context)
     settings = session.wiring.load_settings(session.root, session.flags)  # they may define agent kinds that the plan names
-    text, _ = read_plan(plan)
+    text, _ = read_plan(plan, session.wiring.task_defaults(settings))
     params = EstimateParams(text, str(plan), str(plan.parent.absolute()), agents or 0)
     try:
         reply = session.ask(lambda use_cases: use_cases.estimate(params))

@@ -118,8 +118,8 @@ def rehearse(
     from orchestra.intake.document import parse
 
     session = session_of(context)
-    session.wiring.load_settings(session.root, session.flags)  # they may define agent kinds that the plan names
-    text, document = read_plan(plan)
+    settings = session.wiring.load_settings(session.root, session.flags)  # they may define agent kinds that the plan names
+    text, document = read_plan(plan, session.wiring.task_defaults(settings))
     value = parse(text, source=str(plan)).value
     place = scenario or plan.parent / SCENARIO
     scenes = read_scenario(place) if scenario is not None or place.is_dir() else {}

@@ -11,6 +11,7 @@ from orchestra.edges.cli.grammar import Command, session_of
 from orchestra.errors import BadInput
 
 if TYPE_CHECKING:
+    from orchestra.core.model import TaskDefaults
     from orchestra.intake.planfile import PlanDocument
 
 
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 @click.option("--attach", is_flag=True, help="Show the windows in this terminal; detach with the tmux prefix and d to see the progress.")
 @click.option("--resume", is_flag=True, help="Go on with the latest run of this plan.")
 @click.option("--merge-into", metavar="BRANCH", help="Merge the plan's work into this branch of yours when all of it is completed.")
+@click.option("--strict", is_flag=True, help="Refuse success criteria that no program can check, instead of having an agent judge them.")
 @click.pass_context
-def run(context: click.Context, plan: Path, agents: int | None, keep: bool, attach: bool, resume: bool, merge_into: str | None) -> int:
+def run(
+    context: click.Context, plan: Path, agents: int | None, keep: bool, attach: bool, resume: bool, merge_into: str | None, strict: bool
+) -> int:
     """Run a plan and show its progress.
 
     Ctrl-C once lets running tasks finish, twice stops them; --resume goes on later.
@@ -33,15 +37,17 @@ def run(context: click.Context, plan: Path, agents: int | None, keep: bool, atta
     """
     import asyncio
 
+    import msgspec
+
     from orchestra.edges.cli.conduct import EXIT_UNFINISHED, Request, conduct, say_unfinished
 
     session = session_of(context)
     if attach and not session.render.on_terminal:
         raise BadInput("--attach needs a terminal", field="attach", hint="leave it out, and use `orchestra agent attach` from one")
     settings = session.wiring.load_settings(session.root, session.flags)  # they may define agent kinds that the plan names
-    text, document = read_plan(plan)
+    text, document = read_plan(plan, msgspec.structs.replace(session.wiring.task_defaults(settings), strict=strict))
     running = session.wiring.coordinator_running(session.root)
-    request = Request(str(plan), text, document, str(plan.parent.absolute()), agents, keep, attach, resume, running, merge_into)
+    request = Request(str(plan), text, document, str(plan.parent.absolute()), agents, keep, attach, resume, running, merge_into, strict)
     try:
         return asyncio.run(conduct(session, settings, request))
     except KeyboardInterrupt:
@@ -49,7 +55,7 @@ def run(context: click.Context, plan: Path, agents: int | None, keep: bool, atta
         return EXIT_UNFINISHED
 
 
-def read_plan(path: Path) -> tuple[str, PlanDocument]:
+def read_plan(path: Path, defaults: TaskDefaults) -> tuple[str, PlanDocument]:
     """Returns the text of a plan file and what it says.
 
     Raises:
@@ -67,7 +73,7 @@ def read_plan(path: Path) -> tuple[str, PlanDocument]:
         ) from exc
     except UnicodeDecodeError as exc:
         raise BadInput(f"the plan {path} is not UTF-8: byte {exc.start} cannot be read", field="PLAN", hint="save it as UTF-8") from exc
-    document = parse_plan(text, source=str(path), directory=str(path.parent.absolute()))
+    document = parse_plan(text, source=str(path), directory=str(path.parent.absolute()), defaults=defaults)
     for draft in document.drafts:
         check_runnable(draft)
     return text, document

@@ -94,6 +94,7 @@ class LineScreen(QuietScreen):
         self._prefix = f"{reply.plan}/"
         self._began_ms = 0
         self._done = 0
+        self._tasks = reply.tasks
 
     def __enter__(self) -> Self:
         verb = "going on with" if self._reply.resumed else "running"
@@ -124,8 +125,14 @@ class LineScreen(QuietScreen):
                 return (Styled("start", "cyan"), f"   {name} on agent #{event['agent']}{again}")
             case "TaskCompleted":
                 self._done += 1
-                count = "" if self._reply.resumed else f" ({self._done} of {self._reply.tasks})"  # what was done before is not known here
+                count = "" if self._reply.resumed else f" ({self._done} of {self._tasks})"  # what was done before is not known here
                 return (Styled("done", "green"), f"    {name}{count}")
+            case "PlanExtended":
+                self._tasks += event["tasks"]
+                return (Styled("plan", "cyan"), f"    {name} planned {event['tasks']} tasks")
+            case "TaskSentBack":
+                self._done -= 1
+                return (Styled("back", "yellow"), f"    {name}: refused by {str(event['by']).removeprefix(self._prefix)}")
             case "TaskFailed":
                 return (Styled("failed", "red"), f"  {name}: {reason}")
             case "TaskRetryScheduled":

@@ -60,10 +60,19 @@ def show_detail(render: Renderer, detail: TaskDetail) -> None:
         ("time", f"{took(task) or 'not yet'}, estimated {show_ms(task.estimate_ms)}"),
         ("tries", f"{task.attempts} of at most {detail.retries + 1}"),
         ("criteria", "; ".join(detail.success_criteria)),
+        ("planned by", task.origin or ""),
+        ("planned", ", ".join(detail.planned)),
+        ("reviews", task.reviews or ""),
+        ("reviewed by", ", ".join(detail.reviewed_by)),
+        ("sent back", f"{detail.sent_back} times" if detail.sent_back > 1 else "once" if detail.sent_back else ""),
+        ("warnings", "; ".join(task.warnings)),
         ("files", ", ".join(detail.files)),
         ("results", detail.results),
     ]
     render.fields((name, value) for name, value in rows if value)
+    for judged in detail.judged:
+        evidence = f": {judged.evidence}" if judged.evidence else ""
+        render.line("  ", mark(judged.met), f" {judged.criterion} (judged by {judged.by}, {judged.kind}){evidence}")
     for attempt in detail.attempts:
         render.line()
         primary = ", the one that counts" if attempt.number == detail.primary_attempt else ""
@@ -86,6 +95,11 @@ def show_evidence(render: Renderer, attempt: AttemptView) -> None:
     """Writes what an attempt left: checks, cost, last lines."""
     for check in attempt.checks:
         render.line("  ", mark(check.passed), f" {check.name}", f": {check.reason}" if check.reason and not check.passed else "")
+    if attempt.review is not None:
+        render.line(f"  review: {attempt.review.verdict}: {attempt.review.summary}")
+        for finding in attempt.review.findings:
+            place = finding.file + (f":{finding.line}" if finding.line else "")
+            render.line(f"    {finding.severity}{f' {place}' if place else ''}: {finding.text}")
     if attempt.tokens or attempt.cost_usd_micros:
         render.line(f"  {attempt.tokens} tokens, {show_usd(attempt.cost_usd_micros)}")
     show_tail(render, attempt.tail)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from orchestra.clock import Clock
 from orchestra.core.model import Lifecycle, PlanStatus, TaskDefaults, TaskStatus
 from orchestra.core.state import State
@@ -56,7 +58,11 @@ def _known_task(state: State, loop: Loop, params: SubmitTaskParams) -> SubmitRep
         spec = to_spec(params, task_id=task.id, default_kind=known.kind, workspace=known.workspace, defaults=defaults)
     except BadInput:
         return None
-    if spec != known:
+    if not set(spec.needs) <= set(known.needs):
+        return None
+    # Reviews may have joined its needs, and another kind may have taken its place: all else is as it was asked for.
+    decided = ("needs", "gates", *(("kind", "estimate_ms", "requirements", "warnings") if known.warnings else ()))
+    if msgspec.structs.replace(spec, **{name: getattr(known, name) for name in decided}) != known:
         return None
     done_ms = task.ended_ms if task.over else loop.now_ms() + eta_ms(state, loop.kernel.scheduler, task)
     return SubmitReply(task.id, "queued", tuple(int(attempt.agent) for attempt in task.live_attempts()), rfc3339(done_ms))

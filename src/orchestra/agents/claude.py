@@ -249,6 +249,7 @@ class Claude:
             view="json",
             signals=(*SIGNALS, *WAITING_SIGNALS) if interactive else SIGNALS,
             success=SuccessRule(signal_type="result", signal_fields={"is_error": False}),
+            sandbox=True,
         )
 
     def _env(self, settings: KindSettings, *, through: bool) -> dict[str, str]:

@@ -148,7 +148,7 @@ class Coordinator:
             None if self._gatekeeper is None else self._gatekeeper.excuse,
             return_options(self._settings),
         )
-        self._orders = OrderMaker(adapter_for, order_options(self._settings, {} if plan is None else plan.options.kinds))
+        self._orders = OrderMaker(adapter_for, order_options(self._settings, self.root, {} if plan is None else plan.options.kinds))
         self.app = App(self._bench(), app_options(self._settings, self.root))
         self._keeper = Keeper(
             self.loop,

@@ -25,7 +25,7 @@ from orchestra.engine.loop import Loop
 from orchestra.errors import OrchestraError, PortFailed
 from orchestra.gateway.admin import ask_admin
 from orchestra.ids import AttemptId, PlanId
-from orchestra.metering.outlook import PARK, STOP, Fact, Outlook, Use
+from orchestra.metering.outlook import PARK, STOP, Fact, Outlook, Ruling, Use
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +97,9 @@ class Gatekeeper:
         """Returns how much of an API's limits is used."""
         return self._outlook.use.get(api, Use())
 
-    def excuse(self, spec: TaskSpec, attempt: AttemptId, reason: str) -> str:
-        """Returns why a failure is the model API's and not the task's, or nothing."""
-        return self._outlook.excuse(spec, attempt, reason, self._clock.steady_ms())
+    def ruling(self, spec: TaskSpec, attempt: AttemptId, reason: str) -> Ruling | None:
+        """Returns what a failure is in truth, by what the gateway saw; None where the agent's word stands."""
+        return self._outlook.ruling(spec, attempt, reason, self._clock.steady_ms())
 
     async def ask(self, method: str, params: dict[str, Any]) -> Any:
         """Returns what the gateway's administration answers.

@@ -164,3 +164,32 @@ def test_claude_returns_a_plan_that_is_carried_out_and_reviews_what_came_of_it(
     assert "ORCHESTRA_RETURN" in asked
     assert "agent is one of: claude, shell" in asked
     assert "cat planned.txt" in json.dumps(net.requests("SCENE-CLAUDE-REVIEW")[0]["body"]), "it is told what the reviewed task was told"
+
+
+POOR = """\
+name: poor
+agents: [{count: 1, kind: claude}, {count: 1, kind: codex}]
+defaults: {isolation: worktree, retries: 2, retry_backoff_seconds: 0.01}
+tasks:
+  - {id: claude, agent: claude, prompt: SCENE-SAY}
+  - {id: codex, agent: codex, prompt: SCENE-SAY}
+"""
+
+
+def test_what_a_tasks_budget_does_not_bear_is_not_asked_for_and_not_tried_again(desk: tuple[Path, dict[str, str], list[str]]) -> None:
+    repo, env, enter = desk
+    (repo / "plan.yaml").write_text(POOR)
+    done = subprocess.run(
+        [*enter, str(ORCHESTRA), "run", "plan.yaml", "--set", "cost.task_budget_usd=0.001"], cwd=repo, env=env, text=True, timeout=110,
+        check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    sys.stdout.write(done.stdout)
+    assert done.returncode == 1
+    for name in ("claude", "codex"):
+        found = json.loads((repo / ".codex" / "results" / "poor" / name / "result.json").read_text())
+        assert found["errors"][0].startswith("budget: "), found["errors"]
+        assert found["cost"]["estimated_cost_dollars"] == 0
+        shown = subprocess.run(
+            [str(ORCHESTRA), "task", "show", f"poor/{name}", "--json"], cwd=repo, env=env, check=True, stdout=subprocess.PIPE
+        )
+        assert len(json.loads(shown.stdout)["attempts"]) == 1

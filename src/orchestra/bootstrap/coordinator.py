@@ -145,7 +145,7 @@ class Coordinator:
         self._translator = Translator(
             lambda: self.loop.state,
             adapter_for,
-            None if self._gatekeeper is None else self._gatekeeper.excuse,
+            None if self._gatekeeper is None else self._gatekeeper.ruling,
             return_options(self._settings),
         )
         self._orders = OrderMaker(adapter_for, order_options(self._settings, self.root, {} if plan is None else plan.options.kinds))

@@ -261,4 +261,5 @@ class Gatekeeper:
                 await self.ask("health", {})
                 await self._clock.sleep_ms(POLL_MS)
         except PortFailed:
-            return
+            if self._process is not None:
+                self._process.ended()

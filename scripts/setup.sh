@@ -90,6 +90,7 @@ missing_packages() {
         if ! have unshare || ! have flock; then printf 'util-linux '; fi
         have chromium || printf 'chromium '
         have strace || printf 'strace '
+        have bwrap || printf 'bubblewrap '
         have_system mkfs.ext4 || printf 'e2fsprogs '
         ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || printf 'libfaketime '
         # The fleet lab: machines in miniature, out of namespaces.

@@ -25,7 +25,7 @@ from orchestra.engine.loop import Loop
 from orchestra.errors import OrchestraError, PortFailed
 from orchestra.gateway.admin import ask_admin
 from orchestra.ids import AttemptId, PlanId
-from orchestra.metering.outlook import PARK, STOP, Fact, Outlook, Use
+from orchestra.metering.outlook import PARK, STOP, Fact, Outlook, Ruling, Use
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ class Gatekeeper:
         self._port = 0
         self._ended: asyncio.Queue[AttemptId] = asyncio.Queue()
         self._ending = False
+        self._process: Started | None = None
         loop.listen(self._on_events)
 
     # --- asked by others ---------------------------------------------------------------------------------------------
@@ -96,9 +97,9 @@ class Gatekeeper:
         """Returns how much of an API's limits is used."""
         return self._outlook.use.get(api, Use())
 
-    def excuse(self, spec: TaskSpec, attempt: AttemptId, reason: str) -> str:
-        """Returns why a failure is the model API's and not the task's, or nothing."""
-        return self._outlook.excuse(spec, attempt, reason, self._clock.steady_ms())
+    def ruling(self, spec: TaskSpec, attempt: AttemptId, reason: str) -> Ruling | None:
+        """Returns what a failure is in truth, by what the gateway saw; None where the agent's word stands."""
+        return self._outlook.ruling(spec, attempt, reason, self._clock.steady_ms())
 
     async def ask(self, method: str, params: dict[str, Any]) -> Any:
         """Returns what the gateway's administration answers.
@@ -179,8 +180,10 @@ class Gatekeeper:
 
     async def _begin(self) -> str:
         """Starts it and waits until it answers; returns why it does not, or nothing."""
+        if self._process is not None:
+            self._process.ended()  # or it would stay in the table of processes
         try:
-            process = await self._start()
+            process = self._process = await self._start()
         except OrchestraError as error:
             return f"the gateway cannot be started: {error}"
         deadline_ms = self._clock.steady_ms() + START_MS
@@ -258,4 +261,5 @@ class Gatekeeper:
                 await self.ask("health", {})
                 await self._clock.sleep_ms(POLL_MS)
         except PortFailed:
-            return
+            if self._process is not None:
+                self._process.ended()

@@ -25,6 +25,9 @@ Host = Annotated[
     str,
     Meta(max_length=255, pattern=r"^(?:[A-Za-z0-9_\[:][^\s\u0000-\u001f]*)?(?!\n)$", extra={"says": "a host name or address, or nothing"}),
 ]
+Place = Annotated[
+    str, Meta(max_length=4096, pattern=r"^(?:/|~(?:/|$))[^\u0000-\u001f]*(?!\n)$", extra={"says": "a path that begins with / or ~/"})
+]
 Seconds = Annotated[float, Meta(ge=0.001, le=YEAR_SECONDS)]
 Wait = Annotated[float, Meta(ge=0, le=YEAR_SECONDS)]
 Days = Annotated[float, Meta(ge=0, le=3650)]
@@ -240,6 +243,23 @@ class Planning(Section, frozen=True, kw_only=True):
     kinds: Annotated[tuple[Name, ...], Meta(max_length=100, description="Agent kinds that planned tasks may have; none means all.")] = ()
 
 
+class Sandbox(Section, frozen=True, kw_only=True):
+    mode: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="Where attempts run in a sandbox. auto: those of coding agents, on machines that can; on: all, and where one cannot the attempt "
+            "is refused; off: none."
+        ),
+    ] = "auto"
+    hide: Annotated[tuple[Place, ...], Meta(max_length=1000, description="Further folders and files that are not to be seen in it.")] = ()
+    readable: Annotated[
+        tuple[Place, ...], Meta(max_length=1000, description="Folders and files that are to be seen though it would hide them.")
+    ] = ()
+    writable: Annotated[
+        tuple[Place, ...], Meta(max_length=1000, description="Further folders that can be written in it, for example a cache.")
+    ] = ()
+
+
 class Limits(Section, frozen=True, kw_only=True):
     tasks: Annotated[Positive, Meta(description="Tasks the orchestra holds, ended ones included; bounds memory and snapshots.")] = 200_000
     request_bytes: Annotated[int, Meta(ge=1024, le=1_073_741_824, description="Bytes of one request; larger ones are refused unread.")] = (
@@ -324,6 +344,7 @@ class Sections(Section, frozen=True, kw_only=True):
         msgspec.field(default_factory=dict)
     )
     tasks: Tasks = Tasks()
+    sandbox: Sandbox = Sandbox()
     planning: Planning = Planning()
     routing: Routing = Routing()
     limits: Limits = Limits()

@@ -18,6 +18,14 @@ COLOUR: Final = [
         "options": [{"label": "red", "description": "like fire"}, {"label": "blue", "description": "like water"}],
     }
 ]
+SPY: Final = """
+C=$(git rev-parse --git-common-dir)
+for file in "$HOME/.ssh/id_ed25519" "$C/../.codex/ledger/ledger.db" "$C/../.codex/config/orchestra.yaml"; do
+    if test -e "$file"; then basename "$file" >> seen.txt; fi
+done
+echo mine > mine.txt; git add mine.txt; git -c user.name=a -c user.email=a@x commit -qm 'by the agent'; echo on > left.txt
+"""
+"""Looks for what is not its own, commits one file, and leaves another."""
 WAIT_LOOP: Final = "echo $$ > pid; while :; do sleep 0.2; done"
 PLANNED: Final = {"tasks": [{"id": "greet", "run": "echo hello > planned.txt", "success_criteria": ["File exists: planned.txt"]}]}
 RETURN_PLAN: Final = f"cat > $ORCHESTRA_RETURN <<'END'\n{json.dumps(PLANNED)}\nEND"
@@ -66,6 +74,7 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     says("SCENE-SAY", "Said."),
     # Claude Code
     *tool_scene("SCENE-CLAUDE-WRITE", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
+    *tool_scene("SCENE-CLAUDE-SPY", "Bash", {"command": SPY, "description": "Look"}, "Looked."),
     *tool_scene("SCENE-CLAUDE-DENIED", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I was not allowed to."),
     *tool_scene("SCENE-CLAUDE-PLAN", "Bash", {"command": RETURN_PLAN, "description": "Return the plan"}, "Planned."),
     *tool_scene("SCENE-CLAUDE-REVIEW", "Bash", {"command": RETURN_REVIEW, "description": "Return the review"}, "Reviewed."),
@@ -76,6 +85,7 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     # Codex
     *tool_scene("SCENE-CODEX-KEYS", "exec_command", {"cmd": TELL_KEYS}, "Counted."),
     *tool_scene("SCENE-CODEX-WRITE", "exec_command", {"cmd": "echo hello > hello.txt"}, "I wrote hello.txt."),
+    *tool_scene("SCENE-CODEX-SPY", "exec_command", {"cmd": SPY}, "Looked."),
     *tool_scene("SCENE-CODEX-DENIED", "exec_command", {"cmd": "echo hello > hello.txt"}, "I was not allowed to."),
     *tool_scene("SCENE-CODEX-ASK", "request_user_input", {"questions": [{"id": "colour", **COLOUR[0]}]}, "Thank you."),
     calls("SCENE-CODEX-WAIT", "exec_command", {"cmd": WAIT_LOOP}, hasToolResult=False),

@@ -98,6 +98,42 @@ def test_claude_and_codex_work_on_one_repository(desk: tuple[Path, dict[str, str
     assert {"poem/write", "poem/count"} <= set(json.dumps(json.loads(report.stdout)).split('"'))
 
 
+SPIES = """\
+name: spies
+agents:
+  - {count: 1, kind: claude}
+  - {count: 1, kind: codex}
+defaults: {isolation: worktree, retries: 0, success_criteria: [{run: "git log -1 --format=%s | grep -qx 'by the agent'"}]}
+tasks:
+  - {id: claude, agent: claude, prompt: SCENE-CLAUDE-SPY}
+  - {id: codex, agent: codex, prompt: SCENE-CODEX-SPY}
+"""
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_their_tools_see_no_key_and_no_ledger_and_can_commit(desk: tuple[Path, dict[str, str], list[str]], mode: str) -> None:
+    repo, env, enter = desk
+    key = Path(env["HOME"]) / ".ssh" / "id_ed25519"
+    key.parent.mkdir()
+    key.write_text("a key")
+    (repo / "plan.yaml").write_text(SPIES)
+    argv = [*enter, str(ORCHESTRA), "run", "plan.yaml", "--set", f"sandbox.mode={mode}"]
+    done = subprocess.run(
+        argv, cwd=repo, env=env, text=True, timeout=110, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    sys.stdout.write(done.stdout)
+    for name in ("claude", "codex"):
+        patch = (repo / ".codex" / "results" / "spies" / name / "diff.patch").read_text()
+        seen = [line for line in ("+id_ed25519", "+ledger.db", "+orchestra.yaml") if line in patch.splitlines()]
+        assert len(seen) == (0 if mode == "auto" else 3), "what is to be found is there, and is not found"
+        if mode == "auto":
+            log = subprocess.run(
+                ["git", "log", "--format=%s", "orchestra/spies/merged"], cwd=repo, env=env, check=True, stdout=subprocess.PIPE
+            )
+            assert log.stdout.decode().splitlines().count("by the agent") >= 1
+
+
 PLANNING = """\
 name: plans
 agents: [{count: 1, kind: claude}, {count: 1, kind: shell}]
@@ -128,3 +164,32 @@ def test_claude_returns_a_plan_that_is_carried_out_and_reviews_what_came_of_it(
     assert "ORCHESTRA_RETURN" in asked
     assert "agent is one of: claude, shell" in asked
     assert "cat planned.txt" in json.dumps(net.requests("SCENE-CLAUDE-REVIEW")[0]["body"]), "it is told what the reviewed task was told"
+
+
+POOR = """\
+name: poor
+agents: [{count: 1, kind: claude}, {count: 1, kind: codex}]
+defaults: {isolation: worktree, retries: 2, retry_backoff_seconds: 0.01}
+tasks:
+  - {id: claude, agent: claude, prompt: SCENE-SAY}
+  - {id: codex, agent: codex, prompt: SCENE-SAY}
+"""
+
+
+def test_what_a_tasks_budget_does_not_bear_is_not_asked_for_and_not_tried_again(desk: tuple[Path, dict[str, str], list[str]]) -> None:
+    repo, env, enter = desk
+    (repo / "plan.yaml").write_text(POOR)
+    done = subprocess.run(
+        [*enter, str(ORCHESTRA), "run", "plan.yaml", "--set", "cost.task_budget_usd=0.001"], cwd=repo, env=env, text=True, timeout=110,
+        check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    sys.stdout.write(done.stdout)
+    assert done.returncode == 1
+    for name in ("claude", "codex"):
+        found = json.loads((repo / ".codex" / "results" / "poor" / name / "result.json").read_text())
+        assert found["errors"][0].startswith("budget: "), found["errors"]
+        assert found["cost"]["estimated_cost_dollars"] == 0
+        shown = subprocess.run(
+            [str(ORCHESTRA), "task", "show", f"poor/{name}", "--json"], cwd=repo, env=env, check=True, stdout=subprocess.PIPE
+        )
+        assert len(json.loads(shown.stdout)["attempts"]) == 1

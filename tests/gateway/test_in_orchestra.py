@@ -19,7 +19,7 @@ from orchestra.core.model import TaskStatus
 from orchestra.core.state import State
 from orchestra.gateway.admin import ask_admin
 from orchestra.intake.request import StatusParams
-from orchestra.testing.hosted import hosted, wait_until
+from orchestra.testing.hosted import hosted, is_gone, wait_until
 from orchestra.testing.upstream import Answer, Script, Seen, Upstream
 from orchestra.usecases import AgentsParams, TaskParams
 from tests.gateway.support import CANARY
@@ -80,7 +80,12 @@ def prepare(folder: Path, base_url: str, *, cost: dict[str, Any] | None = None, 
         "error": "result:error",
         "summary": "result:summary",
     }
-    settings = {"gateway": {"file": str(folder / "gateway.json")}, "kinds": {"asker": asker}, "cost": cost or {}}
+    settings = {
+        "gateway": {"file": str(folder / "gateway.json")},
+        "kinds": {"asker": asker},
+        "cost": cost or {},
+        "sandbox": {"readable": [str(folder / "ask.py")]},
+    }
     (root / "config" / "orchestra.yaml").write_text(json.dumps({"orchestra": settings}))
     return root
 
@@ -132,10 +137,6 @@ def holders(text: str) -> list[int]:
 
 def files_with(text: str, folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and path.name != "key" and text.encode() in path.read_bytes()]
-
-
-def is_there(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
 
 
 async def test_the_key_is_in_the_gateway_alone(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ async def test_it_survives_the_coordinator_and_ends_with_the_orchestra(tmp_path:
             assert await stage.wait_plan(await stage.submit(plan("q", "b"), tmp_path / "work")) == "completed"
             assert (await ask(root, "health"))["pid"] == before
             assert (await ask(root, "usage", by="plan"))["usage"].keys() == {"p", "q"}
-        assert not is_there(before)
+        assert is_gone(before)
 
 
 async def test_a_spent_day_pauses_the_work_and_more_money_lets_it_go_on(tmp_path: Path) -> None:
@@ -250,7 +251,7 @@ async def test_a_task_that_spent_its_budget_fails_and_says_so(tmp_path: Path) ->
         async with hosted(root, agents=1) as stage:
             assert await stage.wait_plan(await stage.submit(plan("p", "a", retries=0), tmp_path / "work")) == "failed"
             task = await stage.wait(lambda state: state.tasks["p/a"])  # type: ignore[index]
-            assert "budget of $0.0010 of this task p/a does not bear" in task.reason
+            assert task.reason == "budget: the task's budget of $0.0010 is spent"
             assert not api.seen
             await ask(root, "set_budget", scope="task", name="p/a", usd_micros=1_000_000)
             await stage.app.retry(TaskParams("p/a"))

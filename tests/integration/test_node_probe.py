@@ -123,12 +123,23 @@ GOOD = NodeProbe(
     tmux_path="/usr/bin/tmux",
     ms=0,
     programs={"git": "/usr/bin/git"},
+    sandbox="",
     path="/usr/bin:/bin",
 )
 
 
 def test_a_good_machine_has_nothing_against_it() -> None:
-    assert [each.name for each in findings(GOOD)] == ["python", "tmux", "folder", "disk", "memory", "open files", "processes", "clock"]
+    assert [each.name for each in findings(GOOD)] == [
+        "python",
+        "tmux",
+        "folder",
+        "disk",
+        "memory",
+        "open files",
+        "processes",
+        "sandbox",
+        "clock",
+    ]
     assert all(each.ok and not each.fatal and not each.remedy for each in findings(GOOD))
 
 
@@ -147,6 +158,8 @@ def test_a_good_machine_has_nothing_against_it() -> None:
         ("open files", {"open_files_max": 256}, False, "open files for 256 only, less than 512"),
         ("processes", {"processes_max": 100}, False, "processes for 100 only"),
         ("clock", {"clock_offset_ms": -2_500, "clock_error_ms": 100}, False, "2500 ms behind ours"),
+        ("sandbox", {"sandbox": "bwrap is not installed"}, False, "has no sandbox: bwrap is not installed"),
+        ("sandbox", {"sandbox": "No permissions to create new namespace"}, False, "has no sandbox: No permissions"),
     ],
 )
 def test_each_shortage_is_named_with_its_remedy(name: str, change: dict[str, object], fatal: bool, words: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestra.errors import Refused
+from orchestra.root import Root
 from orchestra.workspace import TidyRequest, Workspace
 from tests.integration.test_workspaces import at, change, failed, git, made, make_repo, merged, read, spaces
 
@@ -103,3 +104,16 @@ async def test_copies_are_tidied(tmp_path: Path) -> None:
     assert [(entry.task, entry.action) for entry in report.entries] == [("clean.1", "remove"), ("dirty.1", "remove")]
     assert read(f"{report.entries[1].kept}/files/n") == "n\n"
     assert not at(clean).exists()
+
+
+async def test_what_an_orchestra_keeps_in_the_folder_is_no_part_of_the_copy(tmp_path: Path) -> None:
+    """Its root is there by default, with sockets and pipes that could not be copied."""
+    folder = plain(tmp_path)
+    root = Root(folder / ".codex")
+    root.prepare()
+    os.mkfifo(root.nodes / "bell")
+    (root.path / "config").mkdir()
+    (root.path / "config" / "orchestra.yaml").write_text("orchestra: {}\n")
+    space = await made(spaces(tmp_path), folder)
+    assert sorted(os.listdir(at(space))) == [".codex", "a.txt", "in", "out", "run.sh", "sub"]
+    assert os.listdir(at(space) / ".codex") == ["config"]

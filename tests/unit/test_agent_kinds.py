@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,10 +16,11 @@ from orchestra.bootstrap import load_settings
 from orchestra.core import commands as c
 from orchestra.core.model import AgentSpec, AttemptStatus, Outcome, OutcomeKind, Payload, TaskSpec, Usage
 from orchestra.core.state import AttemptState, State, TaskState
-from orchestra.engine.orders import OrderMaker, OrderOptions, earlier_of
+from orchestra.engine.orders import OrderMaker, OrderOptions, SandboxOptions, earlier_of
 from orchestra.engine.translate import Translator
 from orchestra.errors import SettingsInvalid
 from orchestra.ids import AgentId, AttemptId, NodeId, TaskId
+from orchestra.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +80,42 @@ def test_a_session_goes_on_with_the_agent_that_has_it_and_in_the_same_folder_onl
     assert "s-1" not in argv(task_after((7, UNVERIFIED)), 8)
     assert "s-1" not in argv(task_after((7, UNVERIFIED), isolated=True), 7)
     assert "s-1" not in argv(task_after((7, msgspec.structs.replace(UNVERIFIED, kind=OutcomeKind.FAILED))), 7)
+
+
+def sandbox_in(mode: str, kind: str, *, wish: str = "", remote: bool = False, place: Workspace | None = None) -> dict[str, Any]:
+    options = SandboxOptions(mode, hide=("~/private",), hide_here=("/root/ledger",), writable=("/cache",))
+    payload = Payload("command", "true") if kind == "shell" else Payload("analysis", "Write a poem.")
+    spec = TaskSpec(id=TaskId("t"), description="", payload=payload, kind=kind, sandbox=wish)
+    made = OrderMaker(lambda kind: adapters()[kind], OrderOptions(sandbox=options)).make(
+        spec, AttemptId(spec.id, 1), AgentSpec(AgentId(1), NodeId("here")), remote=remote, place=place
+    )
+    found: dict[str, Any] = made.spec.get("sandbox", {})
+    return found
+
+
+def test_what_a_model_says_is_done_in_a_sandbox_and_what_the_user_wrote_only_if_the_settings_say_so() -> None:
+    for kind in ("claude", "codex", "opencode", "gemini", "aider", "mini-swe-agent"):
+        assert sandbox_in("auto", kind)["mode"] == "auto", kind
+        assert sandbox_in("off", kind) == {}
+    assert sandbox_in("auto", "shell") == {}
+    assert sandbox_in("on", "shell") == {"mode": "on", "hide": ["~/private", "/root/ledger"], "readable": [], "writable": ["/cache"]}
+
+
+def test_a_task_may_have_a_sandbox_of_its_own_and_may_not_do_without_where_all_have_one() -> None:
+    assert sandbox_in("off", "shell", wish="on")["mode"] == "on"
+    assert sandbox_in("auto", "shell", wish="on")["mode"] == "on"
+    assert sandbox_in("auto", "claude", wish="off") == {}
+    assert sandbox_in("on", "claude", wish="off")["mode"] == "on"
+
+
+def test_a_sandbox_has_the_worktree_and_hides_what_the_coordinator_keeps_on_its_own_machine() -> None:
+    attempt = AttemptId(TaskId("t"), 1)
+    place = Workspace(attempt=attempt, kind="git", repo="/repo", path="/work/t.1", cwd="/work/t.1/below")
+    found = sandbox_in("auto", "claude", remote=True, place=place)
+    assert found["worktree"] == "/work/t.1"
+    assert found["writable"] == ["/cache", "/work/t.1"]
+    assert found["hide"] == ["~/private"], "another machine has none of it"
+    assert "worktree" not in sandbox_in("auto", "claude", place=msgspec.structs.replace(place, kind="copy"))
 
 
 class OfSession:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestra.core.model import Payload, TaskSpec
+from orchestra.core.model import OutcomeKind, Payload, TaskSpec
 from orchestra.ids import AttemptId, PlanId, TaskId
 from orchestra.metering.outlook import ALARM_MS, EXCUSED_MS, PROBE_MS, STEPS, Outlook
 
@@ -20,6 +20,12 @@ def outlook(on_spent: str = "pause") -> Outlook:
 
 def health(*, down: tuple[str, ...] = (), parked: int = 0, is_open: int = 0) -> dict[str, Any]:
     return {"upstreams_down": list(down), "accounts": {"main.a": {"parked_ms": parked}, "other.a": {"parked_ms": 0}}, "open": is_open}
+
+
+def excused(made: Outlook, reason: str, now_ms: int) -> str:
+    """Why the failure is not the task's, or nothing."""
+    found = made.ruling(SPEC, ATTEMPT, reason, now_ms)
+    return found[1] if found is not None and found[0] is OutcomeKind.DEFERRED else ""
 
 
 def lane(percent: int, waiting: int) -> dict[str, Any]:
@@ -95,20 +101,20 @@ def test_an_api_that_fails_is_tried_with_one_attempt_now_and_then() -> None:
 def test_while_the_gateway_is_away_nothing_starts_and_nothing_fails_for_it() -> None:
     made = outlook()
     look(made)
-    assert made.excuse(SPEC, ATTEMPT, "network: refused", 10) == ""
+    assert excused(made, "network: refused", 10) == ""
     made.away("the gateway is being started", 20)
     assert made.gate().closed == {"claude": "the gateway is being started", "codex": "the gateway is being started"}
-    assert "being started" in made.excuse(SPEC, ATTEMPT, "network: refused", 21)
+    assert "being started" in excused(made, "network: refused", 21)
     look(made, 30)
-    assert made.excuse(SPEC, ATTEMPT, "network: refused", 30 + EXCUSED_MS - 11) != ""
-    assert made.excuse(SPEC, ATTEMPT, "network: refused", 20 + EXCUSED_MS + 1) == ""
+    assert excused(made, "network: refused", 30 + EXCUSED_MS - 11) != ""
+    assert excused(made, "network: refused", 20 + EXCUSED_MS + 1) == ""
 
 
 @pytest.mark.parametrize("reason", ["crashed: without a word", "said something about network:", "auth: no key"])
 def test_other_failures_are_the_tasks_own(reason: str) -> None:
     made = outlook()
     look(made, parked=1)
-    assert made.excuse(SPEC, ATTEMPT, reason, 0) == ""
+    assert excused(made, reason, 0) == ""
 
 
 def test_a_spent_day_holds_all_until_it_has_another_budget() -> None:
@@ -120,7 +126,7 @@ def test_a_spent_day_holds_all_until_it_has_another_budget() -> None:
     look(made, budgets=(("day", "2026-01-31", 5),))
     assert made.gate().closed.keys() == {"claude", "codex"}
     assert not made.gate().critical_pass
-    assert made.excuse(SPEC, ATTEMPT, "budget: spent", 0) == "the budget of the day is spent"
+    assert excused(made, "budget: spent", 0) == "the budget of the day is spent"
     look(made, budgets=(("day", "2026-01-31", 50),))
     assert made.gate().closed == {}
 
@@ -144,7 +150,8 @@ def test_a_task_is_to_blame_for_its_own_budget() -> None:
     made = outlook()
     look(made)
     made.hear(spent("task", "p/a"), 0)
-    assert made.excuse(SPEC, ATTEMPT, "budget: spent", 0) == ""
+    found = made.ruling(SPEC, ATTEMPT, "quota: as another program calls it", 0)
+    assert found == (OutcomeKind.REFUSED, "budget: the task's budget of $0.0000 is spent")
 
 
 def test_a_limit_that_stays_near_is_an_alarm_and_one_that_calms_is_not() -> None:

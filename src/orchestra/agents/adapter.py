@@ -67,6 +67,8 @@ class Launch(msgspec.Struct, frozen=True):
     signals: tuple[str, ...] = ()
     """Values of `type` in printed JSON lines that are reported at once."""
     success: SuccessRule = SuccessRule()
+    sandbox: bool = False
+    """It does what a model says: it runs in a sandbox wherever there is one to be had, unless the settings say otherwise."""
 
 
 class Signal(msgspec.Struct, frozen=True):

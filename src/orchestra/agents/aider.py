@@ -72,6 +72,7 @@ class Aider:
             files={PROMPT_FILE: prompt_of(spec)},
             env={"HOME": f"{AGENT_DIR}aider", **ENV, **({"OPENAI_API_BASE": url} if url else {}), **spec.env},
             env_pass=self.variables,
+            sandbox=True,
         )
 
     def signal(self, line: dict[str, Any]) -> Signal | None:

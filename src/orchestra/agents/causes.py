@@ -83,6 +83,8 @@ _BY_TYPE: Final = {
 }
 """Values of `type` or `code` in the error bodies of the Anthropic and OpenAI APIs."""
 
+OUR_BUDGET: Final = "orchestra: the budget of "
+"""How the gateway refuses what a budget does not bear; a CLI passes on the provider's kind of error with it."""
 _BY_WORDS: Final = (
     (
         Cause.QUOTA,
@@ -109,6 +111,8 @@ def of_status(status: object) -> Cause | None:
 
 def of_message(message: str) -> Cause | None:
     """Returns what an error message says that the CLI or the API wrote: its body's type, its status, or the words known for it."""
+    if OUR_BUDGET in message:
+        return Cause.BUDGET
     kinds = error_kinds(message)
     if Cause.QUOTA in kinds:
         return Cause.QUOTA  # also where the status says 429: waiting a minute does not help

@@ -16,7 +16,7 @@ import msgspec
 
 from orchestra.agents.access import RETRIES
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
-from orchestra.agents.causes import Cause, failed, last_line, of_message, of_status, reason, unexplained
+from orchestra.agents.causes import OUR_BUDGET, Cause, failed, last_line, of_message, of_status, reason, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, imposed
 from orchestra.agents.kindsettings import KindSettings, plain_word
 from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, cost_left, prompt_of, wish
@@ -170,7 +170,8 @@ def cause_of(end: Exit, result: dict[str, Any]) -> Cause | None:
     message = end.last.get("assistant", {})
     error = message.get("error") if message.get("is_api_error_message") is True else None
     found = _BY_ERROR.get(error) if isinstance(error, str) else None
-    found = found or of_status(result.get("api_error_status")) or of_message(said)
+    ours = of_message(said) if OUR_BUDGET in said else None
+    found = ours or found or of_status(result.get("api_error_status")) or of_message(said)
     return Cause.QUOTA if found is Cause.RATE_LIMITED and is_spent(end, said) else found
 
 
@@ -249,6 +250,7 @@ class Claude:
             view="json",
             signals=(*SIGNALS, *WAITING_SIGNALS) if interactive else SIGNALS,
             success=SuccessRule(signal_type="result", signal_fields={"is_error": False}),
+            sandbox=True,
         )
 
     def _env(self, settings: KindSettings, *, through: bool) -> dict[str, str]:

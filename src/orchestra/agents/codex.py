@@ -164,6 +164,7 @@ class Codex:
             view="json",
             signals=(*SIGNALS, *WAITING_SIGNALS) if interactive else SIGNALS,
             success=SuccessRule(signal_type="turn.completed"),
+            sandbox=True,
         )
 
     @staticmethod

@@ -197,6 +197,7 @@ class Command:
             view="json" if cli.types or cli.rule.signal_type else "lines",
             signals=cli.types,
             success=cli.rule,
+            sandbox=True,
         )
 
     def signal(self, line: dict[str, Any]) -> Signal | None:

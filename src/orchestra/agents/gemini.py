@@ -67,6 +67,7 @@ class Gemini:
             view="json",
             signals=("init", "message", "tool_use", "result"),
             success=SuccessRule(signal_type="result", signal_fields={"status": "success"}),
+            sandbox=True,
         )
 
     def signal(self, line: dict[str, Any]) -> Signal | None:

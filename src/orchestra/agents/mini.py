@@ -52,6 +52,7 @@ class Mini:
                 **spec.env,
             },
             env_pass=self.variables,
+            sandbox=True,
         )
 
     def signal(self, line: dict[str, Any]) -> Signal | None:

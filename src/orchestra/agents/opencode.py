@@ -92,6 +92,7 @@ class Opencode:
             view="json",
             signals=("step_start", "text", "tool_use", "step_finish", "error"),
             success=SuccessRule(signal_type="step_finish"),
+            sandbox=True,
         )
 
     def signal(self, line: dict[str, Any]) -> Signal | None:

@@ -22,8 +22,10 @@ from orchestra.ledger import StoredEvent
 from orchestra.ledgers import care
 from orchestra.ledgers.folder import refuse_network_folder
 from orchestra.ledgers.sqlite import SqliteLedger
+from orchestra.nodes.probe import sandbox_remedy
 from orchestra.root import Root
 from orchestra.settings import Settings
+from orchestra.stage.sandbox_probe import problem_with
 from orchestra.views import EventView, HealthCheck
 
 TMUX_MIN: Final = (3, 2)
@@ -44,6 +46,7 @@ def doctor(root: Path, settings: Settings) -> tuple[HealthCheck, ...]:
     checks += [_attempt("private folder for sockets", lambda: str(place.runtime_folder()))]
     if any(spec.remote for spec in node_specs(settings)):
         checks.append(_ssh_program())
+    checks.append(_sandbox())
     checks += [_kind(name, adapter.programs) for name, adapter in adapters().items()]
     if (place.ledger / "ledger.db").exists():
         checks.append(_attempt("ledger", lambda: _ledger(place)))
@@ -110,6 +113,12 @@ def _ssh_program() -> HealthCheck:
     path = shutil.which("ssh")
     remedy = "install openssh-client: windows on other machines are shown with it (`orchestra agent attach`); all else works without"
     return HealthCheck("ssh program", path is not None, path or "not found on PATH", "" if path else remedy)
+
+
+def _sandbox() -> HealthCheck:
+    path = shutil.which("bwrap")
+    problem = "bwrap is not installed" if path is None else problem_with(path)
+    return HealthCheck("sandbox", not problem, problem or str(path), sandbox_remedy(problem) if problem else "")
 
 
 def _kind(name: str, programs: tuple[str, ...]) -> HealthCheck:

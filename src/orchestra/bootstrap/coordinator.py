@@ -146,10 +146,10 @@ class Coordinator:
         self._translator = Translator(
             lambda: self.loop.state,
             adapter_for,
-            None if self._gatekeeper is None else self._gatekeeper.excuse,
+            None if self._gatekeeper is None else self._gatekeeper.ruling,
             return_options(self._settings),
         )
-        self._orders = OrderMaker(adapter_for, order_options(self._settings, {} if plan is None else plan.options.kinds))
+        self._orders = OrderMaker(adapter_for, order_options(self._settings, self.root, {} if plan is None else plan.options.kinds))
         self.app = App(self._bench(), app_options(self._settings, self.root))
         self._keeper = Keeper(self.loop, self.root, self._drivers.get, self.app.costs.settled_of, keeper_options(self._settings))
         prover = Prover(self._node_of, self._orders) if self._settings.workspaces.verify_merges else None

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -148,21 +147,25 @@ def make_gatekeeper(plan: Plan, root: Root, loop: Any, clock: Any) -> Gatekeeper
 
 
 class _Process:
-    """The process of a gateway."""
+    """The process of a gateway. It is nobody's to wait for: it goes on when this one ends."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log_file: Path, began: int) -> None:
-        self._process = process
+    def __init__(self, pid: int, log_file: Path, began: int) -> None:
+        self._pid = pid
         self._log = log_file
         self._began = began
+        self._code: int | None = None
 
     def ended(self) -> str | None:
         """Returns its last words if it has ended."""
-        if self._process.returncode is None:
-            return None
+        if self._code is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if not pid:
+                return None
+            self._code = os.waitstatus_to_exitcode(status)
         with self._log.open("rb") as file:
             file.seek(self._began)
             said = file.read(SAID_BYTES).decode(errors="replace")
-        return " ".join(said.split())[-400:] or f"it ended with code {self._process.returncode}"
+        return " ".join(said.split())[-400:] or f"it ended with code {self._code}"
 
 
 async def _start(plan: Plan, root: Root, books: Path) -> Started:
@@ -180,19 +183,14 @@ async def _start(plan: Plan, root: Root, books: Path) -> Started:
             log_file.replace(log_file.with_suffix(".log.1"))
         with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as output:
             began = output.tell()
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "orchestra", "gateway", "run", "--config", str(plan.config)),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                env=environment,
-                start_new_session=True,
-            )
+            argv = [sys.executable, "-m", "orchestra", "gateway", "run", "--config", str(plan.config)]
+            nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+            streams = [(os.POSIX_SPAWN_DUP2, output.fileno(), number) for number in (1, 2)]
+            pid = await asyncio.to_thread(os.posix_spawn, argv[0], argv, environment, file_actions=[nothing, *streams], setsid=True)
     except OSError as error:
         raise PortFailed(f"{error.strerror or error}", hint=f"see {root.logs}") from error
-    log.info("gateway-process", extra={"pid": process.pid})
-    return _Process(process, log_file, began)
+    log.info("gateway-process", extra={"pid": pid})
+    return _Process(pid, log_file, began)
 
 
 async def free_port(key: str) -> int:

@@ -20,7 +20,7 @@ from orchestra.core import commands as c
 from orchestra.core.model import Limits, NodeSpec, TaskDefaults
 from orchestra.edges.filerpc.service import FileRpcOptions
 from orchestra.engine.driver import DriverOptions
-from orchestra.engine.orders import OrderOptions
+from orchestra.engine.orders import OrderOptions, SandboxOptions
 from orchestra.engine.returns import ReturnOptions
 from orchestra.errors import SettingsInvalid
 from orchestra.fallback import FallbackOptions
@@ -34,7 +34,7 @@ from orchestra.nodes.tmux_node import NodeOptions, TmuxNode
 from orchestra.nodes.transport import PASS_ENVIRONMENT, LocalTransport, Transport
 from orchestra.protocol.masking import secret_values
 from orchestra.quantity import usd_micros
-from orchestra.root import Root
+from orchestra.root import RUNTIME_FOLDERS, Root
 from orchestra.scheduling.admission import AdmissionOptions
 from orchestra.scheduling.routing import RouteOptions
 from orchestra.settings import Settings
@@ -124,7 +124,16 @@ def own_umask() -> int:
     return mask
 
 
-def order_options(settings: Settings, gateway_kinds: Mapping[str, tuple[str, ...]] | None = None) -> OrderOptions:
+def sandbox_options(settings: Settings, root: Root) -> SandboxOptions:
+    """Returns what attempts run in. What the coordinator keeps is not for them to see: ledger, queue, results of others, sockets."""
+    own = [*(str(root.path / name) for name in (*RUNTIME_FOLDERS, "config")), str(root.runtime_folder())]
+    if settings.gateway.file:
+        own.append(str(root.path / Path(settings.gateway.file).expanduser()))
+    sandbox = settings.sandbox
+    return SandboxOptions(sandbox.mode, sandbox.hide, tuple(own), sandbox.readable, sandbox.writable)
+
+
+def order_options(settings: Settings, root: Root, gateway_kinds: Mapping[str, tuple[str, ...]] | None = None) -> OrderOptions:
     """Returns what orders are made with."""
     return OrderOptions(
         grace_ms=milliseconds(settings.tasks.grace_seconds),
@@ -145,6 +154,7 @@ def order_options(settings: Settings, gateway_kinds: Mapping[str, tuple[str, ...
         affinity_sessions=settings.tasks.affinity_sessions,
         fence=settings.recovery.fence_seconds > 0,
         rehearsal=settings.rehearsal,
+        sandbox=sandbox_options(settings, root),
         returns=return_options(settings),
     )
 

@@ -270,6 +270,8 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     env: dict[str, str] = {}
     limits: Limits = Limits()
     submitted_by: str = ""
+    sandbox: str = ""
+    """`on`, `off`, or empty for what the settings and the kind say."""
     returns: str = ""
     """What it has to return besides its work: `plan`, `review`, or nothing."""
     reviews: TaskId | None = None

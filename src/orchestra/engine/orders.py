@@ -30,6 +30,17 @@ REPORTS: Final = {"ORCHESTRA_REPORTER": f"{STAGE_DIR}reporter.py", "ORCHESTRA_RE
 """What counts the tests that a check runs, and where it leaves them as JUnit XML, beside what the worker keeps of the attempt."""
 
 
+class SandboxOptions(msgspec.Struct, frozen=True):
+    """Settings of the sandbox; reasons and defaults in `orchestra.settings`."""
+
+    mode: str = "off"
+    hide: tuple[str, ...] = ()
+    hide_here: tuple[str, ...] = ()
+    """The same on this machine only: what the coordinator keeps."""
+    readable: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
+
+
 class OrderOptions(msgspec.Struct, frozen=True):
     """Settings of attempts; reasons and defaults in `orchestra.settings`."""
 
@@ -53,6 +64,7 @@ class OrderOptions(msgspec.Struct, frozen=True):
     fence: bool = False
     """The node stops an attempt when it has not heard of the coordinator for too long."""
     rehearsal: bool = False
+    sandbox: SandboxOptions = SandboxOptions()
     returns: ReturnOptions = ReturnOptions()
 
 
@@ -118,6 +130,8 @@ class OrderMaker:
             values["cwd"] = place.cwd
         elif remote and spec.workspace and spec.workspace_here:
             values["cwd"] = SPACE_DIR + space_name(spec.workspace)
+        if sandbox := sandbox_of(self.options.sandbox, spec, launch, place, remote=remote):
+            values["sandbox"] = sandbox
         return AttemptOrder(attempt, slot.id, values, launch.files, launch.agent_files)
 
     def make_checks(self, spec: TaskSpec, attempt: AttemptId, slot: AgentSpec, *, remote: bool, place: Workspace) -> AttemptOrder:
@@ -221,6 +235,17 @@ def title(spec: TaskSpec) -> str:
 def space_name(workspace: str) -> str:
     """Returns the name of a node's own folder that stands for a workspace of the machine the plan was read on."""
     return f"{hashlib.sha256(workspace.encode()).hexdigest()[:12]}"
+
+
+def sandbox_of(options: SandboxOptions, spec: TaskSpec, launch: Launch, place: Workspace | None, *, remote: bool) -> dict[str, Any]:
+    """Returns what the worker is to know of the sandbox, nothing if there is to be none. A task may want one, but not be without where all shall have one."""
+    mode = spec.sandbox if spec.sandbox and options.mode != "on" else options.mode
+    if mode == "off" or (mode == "auto" and not launch.sandbox):
+        return {}
+    hide = (*options.hide, *(() if remote else options.hide_here))
+    writable = (*options.writable, *((place.path,) if place is not None else ()))
+    worktree = {"worktree": place.path} if place is not None and place.kind == "git" else {}
+    return {"mode": mode, "hide": list(hide), "readable": list(options.readable), "writable": list(writable), **worktree}
 
 
 def _limits(*levels: Limits) -> dict[str, int]:

@@ -19,19 +19,19 @@ from orchestra.protocol.text import printable
 
 QUESTION_CHARACTERS_MAX: Final = 2000
 Finder = Callable[[str], Adapter]
-Excuse = Callable[[TaskSpec, AttemptId, str], str]
-"""Says why a failure with such a reason is the model API's and not the task's, or nothing."""
+Ruler = Callable[[TaskSpec, AttemptId, str], tuple[OutcomeKind, str] | None]
+"""Says what a failure with such a reason is in truth, by what others saw: deferred, or refused. None where the agent's word stands."""
 
 
 class Translator:
     """Records to commands, and to signals for the activity board."""
 
     def __init__(
-        self, state: Callable[[], State], find_adapter: Finder, excuse: Excuse | None = None, returns: ReturnOptions | None = None
+        self, state: Callable[[], State], find_adapter: Finder, ruler: Ruler | None = None, returns: ReturnOptions | None = None
     ) -> None:
         self._state = state
         self._find = find_adapter
-        self._excuse = excuse
+        self._ruler = ruler
         self._returns = ReturnReader(find_adapter, returns or ReturnOptions())
 
     def commands(self, record: Record) -> list[c.Command]:
@@ -73,10 +73,10 @@ class Translator:
         verdict = self._own_usage(self._verdict(task.spec, end), task, attempt.number)
         missing = verdict.kind is OutcomeKind.DONE and len(checks) < len(task.spec.checks)
         result = outcome(verdict, end, checks)
-        if self._excuse is not None and verdict.kind in (OutcomeKind.FAILED, OutcomeKind.REFUSED, OutcomeKind.TIMEOUT):
-            why = self._excuse(task.spec, attempt, verdict.reason)
-            if why:
-                result = msgspec.structs.replace(result, kind=OutcomeKind.DEFERRED, reason=why)
+        if self._ruler is not None and verdict.kind in (OutcomeKind.FAILED, OutcomeKind.REFUSED, OutcomeKind.TIMEOUT):
+            ruling = self._ruler(task.spec, attempt, verdict.reason)
+            if ruling is not None:
+                result = msgspec.structs.replace(result, kind=ruling[0], reason=ruling[1])
         if missing:
             # A need is met only by verified work: an end without its checks is not done, whatever the agent said.
             result = msgspec.structs.replace(result, kind=OutcomeKind.UNVERIFIED, reason="said done, but its checks were not run")

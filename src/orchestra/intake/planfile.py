@@ -98,6 +98,16 @@ class TaskFields(f.Record, frozen=True, kw_only=True):
         ]
         | UnsetType
     ) = UNSET
+    sandbox: (
+        Annotated[
+            Literal["auto", "on", "off"],
+            Meta(
+                description="on: its attempts run in a sandbox, and nowhere else. off: they do not, unless the settings want all in one. auto: as the "
+                "settings say. Default auto."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class PlanTask(TaskFields, frozen=True, kw_only=True):
@@ -340,6 +350,7 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         workspace=_workspace(plan, merged, kind, directory),
         workspace_here=not _folder(plan, merged, kind).startswith("/"),
         isolated=_isolated(plan, merged, kind),
+        sandbox=f.given(merged.sandbox, "auto").replace("auto", ""),
         stdin=f.given(merged.stdin, ""),
         affinity=f.given(merged.affinity, ""),
         node=None if isinstance(merged.node, UnsetType) else NodeId(merged.node),

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestra.core.model import TaskSpec
+from orchestra.core.model import OutcomeKind, TaskSpec
 from orchestra.ids import AttemptId
 from orchestra.quantity import show_ms, show_usd
 from orchestra.scheduling.admission import ApiGate
@@ -51,6 +51,10 @@ class Fact(msgspec.Struct, frozen=True):
     cursor: int = 0
 
 
+Ruling = tuple[OutcomeKind, str]
+"""What an attempt ended as, and why."""
+
+
 class Use(msgspec.Struct, frozen=True):
     """How much of the limits of an API is used in the fullest of its classes; 0 as a limit is none known."""
 
@@ -85,8 +89,8 @@ class Outlook:
         """API -> looks since it serves again."""
         self._spent: dict[tuple[str, str], int] = {}
         """(scope, name) -> the budget that is spent."""
-        self._refused: dict[str, str] = {}
-        """Attempt -> scope of the budget that refused it."""
+        self._refused: dict[str, tuple[str, int]] = {}
+        """Attempt -> scope of the budget that refused it, and how much that is."""
         self._near: dict[str, int] = {}
         """Limit -> since when it is near; negative once an alarm was given."""
         self.use: dict[str, Use] = {}
@@ -169,7 +173,7 @@ class Outlook:
             key = fields["scope"], fields["name"]
             attempt = str(fields.get("attempt", ""))
             if len(self._refused) < REFUSED_MAX:
-                self._refused[attempt] = fields["scope"]
+                self._refused[attempt] = fields["scope"], fields["budget_usd_micros"]
             if self._spent.get(key) == fields["budget_usd_micros"]:
                 return None  # told already
             self._spent[key] = fields["budget_usd_micros"]
@@ -207,22 +211,23 @@ class Outlook:
         """Returns who may start before there is a gateway: whoever comes first brings it up."""
         return ApiGate(kinds=frozenset(self._kinds))
 
-    def excuse(self, spec: TaskSpec, attempt: AttemptId, reason: str, now_ms: int) -> str:
-        """Returns why a failure is not the task's, or nothing: its reason begins with the cause's word."""
+    def ruling(self, spec: TaskSpec, attempt: AttemptId, reason: str, now_ms: int) -> Ruling | None:
+        """Returns what a failure is in truth, by what the gateway saw: the model API's or a shared budget's fault (`deferred`), or the end of the task's own
+        budget (`refused`). None where the agent's word stands; its reason begins with the cause's word."""
         apis = self._kinds.get(spec.kind, ())
         cause = reason.partition(":")[0]
-        if not apis:
-            return ""
-        if cause == BUDGET_CAUSE:
-            scope = self._refused.pop(str(attempt), "")
-            return f"the budget of the {scope} is spent" if scope in SHARED else ""
-        if cause not in API_CAUSES:
-            return ""
+        if not apis or cause not in API_CAUSES | {BUDGET_CAUSE}:
+            return None
+        scope, budget = self._refused.get(str(attempt), ("", 0))
+        if scope in SHARED:
+            return OutcomeKind.DEFERRED, f"the budget of the {scope} is spent"
+        if scope:
+            return OutcomeKind.REFUSED, f"{BUDGET_CAUSE}: the {scope}'s budget of {show_usd(budget)} is spent"
         shut = [api for api in apis if api in self._closed_ms and now_ms - self._closed_ms[api] <= EXCUSED_MS]
-        if not (self._away or shut):
-            return ""
+        if cause == BUDGET_CAUSE or not (self._away or shut):
+            return None
         why = self._away or next(filter(None, (self._trouble.get(api, "") for api in shut)), "the model API did not serve it")
-        return f"{why}: {reason}"
+        return OutcomeKind.DEFERRED, f"{why}: {reason}"
 
     def forget(self, attempt: AttemptId) -> None:
         """The attempt is over."""

@@ -54,6 +54,8 @@ class NodeProbe(msgspec.Struct, frozen=True, kw_only=True):
     tmux_path: str
     ms: int
     programs: dict[str, str]
+    sandbox: str = "bwrap is not installed"
+    """Why attempts cannot run in a sandbox there, or empty."""
     path: str
     """Where programs are looked for."""
     clock_offset_ms: int = 0
@@ -143,6 +145,7 @@ def findings(probe: NodeProbe, needs: NodeNeeds | None = None) -> tuple[Finding,
         _at_least(
             probe, "processes", probe.processes_max, needs.processes, "raise `nproc` in /etc/security/limits.conf, or TasksMax= there"
         ),
+        _sandbox(probe),
         _clock(probe, needs),
         *(_program(probe, name) for name in needs.programs),
     )
@@ -226,6 +229,22 @@ def _program(probe: NodeProbe, name: str) -> Finding:
     return Finding(name, False, f"node {probe.node} has no program {name}", remedy)
 
 
+def sandbox_remedy(problem: str) -> str:
+    """Returns what to do where attempts cannot run in a sandbox."""
+    if "not installed" in problem:
+        return "install bubblewrap (Debian: apt-get install bubblewrap); without it attempts see and change all that their user can"
+    return (
+        "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 or user.max_user_namespaces, on Ubuntu also "
+        "kernel.apparmor_restrict_unprivileged_userns=0 or an AppArmor profile for bwrap); in a container they are the host's to allow"
+    )
+
+
+def _sandbox(probe: NodeProbe) -> Finding:
+    if not probe.sandbox:
+        return Finding("sandbox", True, f"node {probe.node} can run attempts in a sandbox (bwrap)")
+    return Finding("sandbox", False, f"node {probe.node} has no sandbox: {probe.sandbox}", sandbox_remedy(probe.sandbox))
+
+
 def _size(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count // MIB} MiB"
 
@@ -281,6 +300,20 @@ def version_of(tmux):
     said = said.decode("utf-8", "replace").strip()
     return said[5:] if said.startswith("tmux ") else said
 
+def sandbox():
+    bwrap = shutil.which("bwrap")
+    if not bwrap:
+        return "bwrap is not installed"
+    argv = [bwrap, "--die-with-parent", "--unshare-pid", "--cap-drop", "ALL"]
+    argv += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--", "/bin/sh", "-c", ":"]
+    try:
+        subprocess.check_output(argv, stderr=subprocess.STDOUT, timeout=5)
+    except subprocess.CalledProcessError as problem:
+        return " ".join(problem.output.decode("utf-8", "replace").split())[-300:] or "bwrap ended with code %d" % problem.returncode
+    except (OSError, subprocess.SubprocessError) as problem:
+        return str(problem)
+    return ""
+
 def problem_of(folder):
     there = folder
     while not os.path.lexists(there) and there != "/":
@@ -317,7 +350,7 @@ facts = {
     "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "memory_available_bytes": memory(),
     "folder": folder, "folder_exists": there == folder, "folder_problem": problem, "disk_free_bytes": free, "load_1m": round(os.getloadavg()[0], 2),
     "open_files_max": limit("RLIMIT_NOFILE"), "processes_max": least(pids() + ([limit("RLIMIT_NPROC")] if uid else [])),
-    "tmux": version_of(tmux_path) if tmux_path else "", "tmux_path": tmux_path, "path": os.environ.get("PATH", ""),
+    "tmux": version_of(tmux_path) if tmux_path else "", "tmux_path": tmux_path, "path": os.environ.get("PATH", ""), "sandbox": sandbox(),
     "programs": dict((name, path) for name, path in ((name, shutil.which(name)) for name in sys.argv[3:]) if path),
 }
 facts["ms"] = int(time.time() * 1000)

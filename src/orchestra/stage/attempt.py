@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .output import Piece
+    from .sandbox import Sandbox
     from .slot import Slot
 
 ENV_BASE = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "TZ", "TERM")
+SANDBOX_LEAVE_MS = 600000  # to take over the commits of a day, or to remove as many files
 ENV_NEVER = ("TMUX", "TMUX_PANE")  # an agent must not drive the server it is shown in
 
 _env_base: dict[str, str] = {}
@@ -45,6 +47,7 @@ class Attempt:
         self.output = Output(slot, folder, spec)
         self.cwd = spec["cwd"] or folder + "/work"
         self.env = self._environment()
+        self.sandbox: Sandbox | None = None
 
     def _environment(self) -> dict[str, str]:
         own, spec = os.environ, self.spec
@@ -89,6 +92,7 @@ class Attempt:
             checks = self.run_checks()
             if self.slot.fence is not None and self.slot.fence.fallen:
                 outcome["reason"] = "fenced"
+        self.leave_sandbox()
         self.output.log.close()
         outcome["dropped_bytes"] = self.output.log.dropped_bytes
         result, body = fitted(dict({"exit": outcome, "checks": checks}, **more))
@@ -100,7 +104,50 @@ class Attempt:
     def _program(self, argv: list[str], timeout_ms: int | None) -> Program:
         program = Program(self.slot, argv, timeout_ms, self.spec["grace_ms"], self.spec["limits"])
         program.umask = self.spec["umask"]
+        program.sandbox = self.sandbox
         return program
+
+    def enter_sandbox(self) -> None:
+        """Makes the sandbox that the order asks for; where there is none to be had, the order says whether it goes without."""
+        wanted = self.spec["sandbox"]
+        if not wanted:
+            return
+        from .sandbox import Sandbox, Unavailable
+
+        if self.spec["checks"]:
+            self._make_reports()  # what is there now can be written from inside
+        try:
+            sandbox = Sandbox(self.slot.base, self.folder, self.slot.agent, self.cwd, self.env, search_path(), wanted)
+        except Unavailable as problem:
+            if wanted["mode"] == "on":
+                raise OSError("no sandbox, and sandbox.mode is 'on': %s" % problem) from None
+            self.slot.view.say("! not in a sandbox: %s" % problem)
+            return
+        sandbox.prepare()
+        self.sandbox = sandbox
+
+    def leave_sandbox(self) -> None:
+        """Takes out what is to last, and removes the rest. None of that is done by what ran in it."""
+        if self.sandbox is None:
+            return
+        try:
+            for what, argv, env in self.sandbox.leave():
+                self._run_outside(what, argv, env)
+        except OSError as problem:  # it may have been left in any state
+            self.slot.view.say("! the sandbox was left as it is: %s" % problem)
+
+    def _run_outside(self, what: str, argv: list[str], env: dict[str, str]) -> None:
+        tail: list[str] = []
+
+        def take(found: list[Piece]) -> None:
+            tail.extend(text[:TAIL_CHARS] for text in self.output.take("sandbox", found))
+            del tail[:-1]
+
+        program = Program(self.slot, argv, SANDBOX_LEAVE_MS, self.spec["grace_ms"], {})
+        program.start(env, "/", os.devnull, [(take, self.output.splitter()), (take, self.output.splitter())])
+        program.wait()
+        if program.status != 0:
+            self.slot.view.say("! the sandbox could not %s: %s" % (what, tail[-1] if tail else "no reason given"))
 
     def _run_agent(self) -> dict[str, Any]:
         program = self._program(self.spec["argv"], self.spec["timeout_ms"])
@@ -112,6 +159,8 @@ class Attempt:
         if not program.reason:
             try:
                 self._make_work_folder()
+                self.enter_sandbox()
+                program.sandbox = self.sandbox
                 if stdin == -1:
                     stdin = program.open_screen(self.folder)
                 program.start(self.env, self.cwd, stdin, takers)
@@ -173,15 +222,25 @@ class Attempt:
     def run_checks(self) -> list[dict[str, Any]]:
         """Runs one check after the other; gives what each came to, of fewer if it is to end before."""
         results = []
-        try:
-            os.mkdir(self.folder + "/reports", 0o700)
-        except OSError:
-            pass  # it is there, or the disk is full: then a check that wants it says so
+        self._make_reports()
         for check in self.spec["checks"]:
             if self._not_to_run():
                 break
             results.append(self._run_check(check))
         return results
+
+    def _make_reports(self) -> None:
+        """The folder in which checks leave what they counted; what somebody else put there is no report."""
+        folder = self.folder + "/reports"
+        try:
+            if os.path.islink(folder):
+                os.unlink(folder)
+            if not os.path.isdir(folder):
+                os.mkdir(folder, 0o700)
+            for name in os.listdir(folder):
+                os.unlink(folder + "/" + name)
+        except OSError:
+            pass  # the disk is full, say: a check that wants it says so
 
     def _run_check(self, check: dict[str, Any]) -> dict[str, Any]:
         source = "check:" + check["name"]

@@ -78,9 +78,11 @@ def run(base: str, path: str, order: bytes) -> bytes:
 
     for _ in ending(left, 0, {}):
         bench.turn(time.monotonic() + BEAT_S / 10)
-    shutil.rmtree(folder + "/reports", ignore_errors=True)
+    shutil.rmtree(folder + "/scratch", ignore_errors=True)  # a sandbox that nobody left
     attempt = Attempt(bench, folder, spec)
+    attempt.enter_sandbox()  # they run what the agent wrote
     results = attempt.run_checks()
+    attempt.leave_sandbox()
     attempt.output.log.close()
     return FOUND_NOTHING if bench.stopping_all else dumps(results)
 

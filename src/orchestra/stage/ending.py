@@ -59,8 +59,11 @@ def signal_processes(found: dict[int, str], number: int) -> None:
                 pass
 
 
-def ending(find: Callable[[], dict[int, str]], grace_s: float, killed: dict[int, str]) -> Iterator[None]:
-    """Ends what `find` finds, until it finds nothing: TERM once, KILL after the grace. Yields wherever the caller should wait a little."""
+def ending(find: Callable[[], dict[int, str]], grace_s: float, killed: dict[int, str], keeper: int = 0) -> Iterator[None]:
+    """Ends what `find` finds, until it finds nothing: TERM once, KILL after the grace. Yields wherever the caller should wait a little.
+
+    `keeper` holds a sandbox: it goes by itself when nothing is in it any more, and would take all with it at once if it was told to go.
+    """
     deadline = time.monotonic() + grace_s
     asked: dict[int, str] = {}
     while True:
@@ -70,7 +73,7 @@ def ending(find: Callable[[], dict[int, str]], grace_s: float, killed: dict[int,
             return
         killed.update(left)
         if moment < deadline:
-            fresh = {pid: start for pid, start in left.items() if asked.get(pid) != start}
+            fresh = {pid: start for pid, start in left.items() if asked.get(pid) != start and pid != keeper}
             signal_processes(fresh, signal.SIGTERM)
             signal_processes(fresh, signal.SIGCONT)  # a stopped process hears TERM only when it goes on
             asked.update(fresh)

@@ -9,7 +9,7 @@ import time
 from .cgroup import Cgroup
 from .ending import ENDING_POLL_S, ending, tagged
 from .processes import LINUX, boot_ticks, descendants, processes, resident_bytes, with_descendants
-from .spawning import apply_limits, spawn
+from .spawning import apply_limits, found_program, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .output import Piece, Splitter
+    from .sandbox import Sandbox
     from .screen import Screen
     from .slot import Slot
 else:
@@ -27,6 +28,11 @@ READ_BYTES = 65536  # what a Linux pipe holds
 MEASURE_S = 5.0  # between two looks at the memory of an attempt without a memory limit
 LONG_S = 2.0  # an attempt that ran this long pays for a look through all processes when it ends
 WHOLE_SCAN_POLL_S = 0.2
+SANDBOX_PROCESSES = 2  # besides what runs in it
+SANDBOX_END_S = 2.0  # in which the kernel ends all that is left in a sandbox
+GATE = 'read -r _ <&4; exec "$@" 4<&-'
+SIGNAL_MAX = 64
+SIGNAL_BASE = 128  # added to the signal that ended a program in a sandbox, as a shell does
 
 
 class Program:
@@ -34,6 +40,8 @@ class Program:
 
     def __init__(self, slot: Slot, argv: list[str], timeout_ms: int | None, grace_ms: int, limits: dict[str, Any]) -> None:
         self.slot, self.argv, self.limits = slot, argv, limits
+        self.sandbox: Sandbox | None = None
+        self.status_fd = -1  # on which a sandbox tells that the program was started, and how it ended
         self.timeout_ms, self.grace_ms = timeout_ms, grace_ms
         self.pid = 0
         self.start_ticks = 0, 1  # between which it was started
@@ -71,12 +79,23 @@ class Program:
         try:
             pairs.extend(os.pipe() for _ in takers)  # one by one: if one cannot be made, those before it are closed below
             pairs.append((-1, self._open_stdin(stdin)))
+            argv, extra = self.argv, []
+            if self.sandbox is not None:
+                found_program(argv[0], env.get("PATH", os.defpath))  # what is not there is to be told in the same words
+                argv = self.sandbox.argv(argv)
+                pairs.append(os.pipe())
+                extra = [pairs[3][1]]
+                if self.limits:  # a sandbox has started others before they could be set: it begins when they are
+                    argv = ["/bin/sh", "-c", GATE, "sh", *argv]
+                    gate = os.pipe()
+                    pairs.append(gate[::-1])
+                    extra.append(gate[0])
             self._make_cgroup()
             before = boot_ticks()
-            self.pid = spawn(self.argv, env, cwd, (pairs[2][1], pairs[0][1], pairs[1][1]), self.umask)
+            self.pid = spawn(argv, env, cwd, (pairs[2][1], pairs[0][1], pairs[1][1], *extra), self.umask)
             self.start_ticks = before, boot_ticks()
         except (OSError, ValueError):
-            for pair in pairs[: len(takers)]:
+            for pair in pairs[: len(takers)] + pairs[len(takers) + 1 :]:
                 os.close(pair[0])
             self.close_stdin()
             self.close_screen()
@@ -86,11 +105,14 @@ class Program:
         finally:
             for pair in pairs:
                 os.close(pair[1])
+        self.status_fd = pairs[3][0] if pairs[3:] else -1
         self.slot.program = self
         self.slot.childless = False
         if self.cgroup is not None:
             self.cgroup.add(self.pid)
         apply_limits(self.pid, self.limits)
+        if pairs[4:]:
+            os.close(pairs[4][0])
         for (fd, _), (take, splitter) in zip(pairs, takers):
             os.set_blocking(fd, False)
             self.streams[fd] = (take, splitter)
@@ -111,7 +133,12 @@ class Program:
         wanted = self.limits.get("memory_bytes"), self.limits.get("processes"), self.limits.get("cpus")
         if any(wanted):
             self.slot.programs += 1
-            self.cgroup = Cgroup("orchestra-%d-%d" % (os.getpid(), self.slot.programs), *wanted)
+            self.cgroup = Cgroup("orchestra-%d-%d" % (os.getpid(), self.slot.programs), wanted[0], self._processes_max(), wanted[2])
+
+    def _processes_max(self) -> int | None:
+        """As many as the order allows; those that hold the sandbox do not count."""
+        most = self.limits.get("processes")
+        return most and most + (SANDBOX_PROCESSES if self.sandbox is not None else 0)
 
     # hearing
 
@@ -201,11 +228,17 @@ class Program:
 
     def interrupt(self) -> None:
         """Ctrl-C in the pane."""
-        if self.pid and self.status is None:
-            try:
+        if not self.pid or self.status is not None:
+            return
+        try:
+            if self.sandbox is None:
                 os.killpg(self.pid, signal.SIGINT)
-            except OSError:
-                pass
+                return
+            for pid in descendants(os.getpid()):  # all of the group but its first, which holds the sandbox
+                if pid != self.pid and os.getpgid(pid) == self.pid:
+                    os.kill(pid, signal.SIGINT)
+        except OSError:
+            pass
 
     # ending
 
@@ -219,7 +252,11 @@ class Program:
         self.ended = time.monotonic()
         if not self.reason:
             self._drain()
+        if self.sandbox is not None and not self.reason:
+            self._wait_sandbox()
         self._end_tree()
+        if self.status_fd >= 0:
+            self._hear_sandbox()
         self.ended = self.ended if self.status is not None and not self.reason else time.monotonic()
         self._drain()
         for fd in list(self.streams):
@@ -243,6 +280,24 @@ class Program:
             if grace_ms is not None:
                 self.grace_ms = grace_ms
 
+    def _wait_sandbox(self) -> None:
+        """Once its holder is gone the kernel ends all that is left in it."""
+        until = time.monotonic() + SANDBOX_END_S
+        while not (self.slot.childless or self.slot.reap()) and time.monotonic() < until:
+            self.slot.turn(until)
+
+    def _hear_sandbox(self) -> None:
+        """What never came to run did not exit either: the holder says how its program ended, and only if there was one."""
+        os.set_blocking(self.status_fd, False)
+        try:
+            said = os.read(self.status_fd, READ_BYTES)
+        except BlockingIOError:
+            said = b""
+        os.close(self.status_fd)
+        self.status_fd = -1
+        if b'"exit-code"' not in said and not self.reason and self.status is not None and os.WIFEXITED(self.status):
+            self.reason = "spawn"
+
     def _end_tree(self) -> None:
         folder = self.slot.folder
         forced = bool(self.reason) or not (self.slot.childless or self.slot.reap()) or time.monotonic() - self.began > LONG_S
@@ -259,8 +314,9 @@ class Program:
             return with_descendants(table, tagged(table, folder))
 
         killed: dict[int, str] = {}
+        keeper = self.pid if self.sandbox is not None else 0
         for find, pause in ((below, ENDING_POLL_S), (everywhere, WHOLE_SCAN_POLL_S)):
-            for _ in ending(find, grace_s, killed):
+            for _ in ending(find, grace_s, killed, keeper):
                 self.slot.turn(time.monotonic() + pause)
         self.slot.reap()
         self.stubborn = len(below())
@@ -277,7 +333,7 @@ class Program:
         found = descendants(os.getpid())
         resident = resident_bytes(found)
         self.rss_max = max(self.rss_max, resident)
-        too_many = limits.get("processes") and len(found) > limits["processes"]
+        too_many = limits.get("processes") and len(found) > (self._processes_max() or 0)
         too_large = limits.get("memory_bytes") and resident > limits["memory_bytes"]
         if too_many or too_large or (self.cgroup is not None and self.cgroup.out_of_memory()):
             self.end("memory", 0)
@@ -287,6 +343,9 @@ class Program:
         self.cpu_s += usage.ru_utime + usage.ru_stime
         self.rss_max = max(self.rss_max, usage.ru_maxrss * (1024 if LINUX else 1))
         if pid == self.pid:
+            if self.sandbox is not None and os.WIFEXITED(status):
+                number = os.WEXITSTATUS(status) - SIGNAL_BASE
+                status = number if 0 < number <= SIGNAL_MAX else status  # what the kernel reports of a program that a signal ended
             self.status = status
             if not self.reason and self.cgroup is not None and self.cgroup.out_of_memory() and os.WIFSIGNALED(status):
                 self.reason = "memory"

@@ -22,8 +22,20 @@ KINDS: dict[str, type] = {
     "grace_ms": int,
     "umask": int,
 }
-KINDS.update({"limits": dict, "output": dict, "signals": list, "success": dict, "checks": list, "fence": bool, "marker": str, "title": str})
-KINDS["returns"] = str
+KINDS.update(
+    {
+        "limits": dict,
+        "output": dict,
+        "signals": list,
+        "success": dict,
+        "checks": list,
+        "fence": bool,
+        "marker": str,
+        "title": str,
+        "sandbox": dict,
+        "returns": str,
+    }
+)
 NAMES, EXPECTED = list(KINDS), list(KINDS.values())
 
 OUTPUT = {"file_bytes_max": 16777216, "line_bytes_max": 65536, "view": "lines"}
@@ -32,8 +44,20 @@ SUCCESS = {"codes": [0], "signal": None}
 
 def _defaults() -> dict[str, Any]:
     full: dict[str, Any] = {"v": 1, "env": {}, "env_pass": [], "cwd": None, "stdin": "null", "timeout_ms": None, "grace_ms": GRACE_MS}
-    full.update({"limits": {}, "umask": 0o022, "output": {}, "signals": [], "success": {}, "checks": [], "fence": False, "marker": ""})
-    full["returns"] = ""
+    full.update(
+        {
+            "sandbox": {},
+            "returns": "",
+            "limits": {},
+            "umask": 0o022,
+            "output": {},
+            "signals": [],
+            "success": {},
+            "checks": [],
+            "fence": False,
+            "marker": "",
+        }
+    )
     return full
 
 
@@ -89,6 +113,19 @@ def _check_start(full: dict[str, Any]) -> None:
         raise ValueError("spec: grace_ms or umask is out of range")
     if full["limits"]:
         _must(all(value is None or isinstance(value, int) for value in full["limits"].values()), "limits are not numbers")
+    if full["sandbox"]:
+        _check_sandbox(full["sandbox"])
+
+
+def _check_sandbox(wanted: dict[str, Any]) -> None:
+    """How much it is wanted, and what the order adds to it."""
+    _must(wanted.get("mode") in ("auto", "on"), "sandbox.mode is not auto or on")
+    for name in ("hide", "readable", "writable"):
+        paths = wanted.get(name, [])
+        right = isinstance(paths, list) and all(isinstance(path, str) and path.startswith(("/", "~")) for path in paths)
+        _must(right, "sandbox.%s is not a list of absolute paths" % name)
+    worktree = wanted.get("worktree")
+    _must(worktree is None or (isinstance(worktree, str) and worktree.startswith("/")), "sandbox.worktree is not an absolute path")
 
 
 def _check_end(full: dict[str, Any]) -> None:

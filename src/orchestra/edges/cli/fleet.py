@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from orchestra.usecases import UseCases
     from orchestra.views import HealthCheck, NodeView, StatusView
 
-OPTIONAL_CHECKS: Final = ("agent kind ", "ssh program")
+OPTIONAL_CHECKS: Final = ("agent kind ", "ssh program", "sandbox")
 """Checks whose names begin so tell what could be used; an orchestra runs without."""
 DOWN: Final = ("uninitialized", "terminated", "failed")
 """Where there are no agents at work, and an `init` starts some."""

@@ -24,8 +24,21 @@ Entry = Any
 """[kind, size, mode, own mtime_ns, own ctime_ns, digest or link text, source mtime_ns]"""
 
 
+ORCHESTRAS_MARK = b"# What an orchestra writes while it runs"
+"""How the ignore file begins that an orchestra puts into each folder of its root: that it is in the user's folder is usual, and it is no part of the work."""
+
+
+def is_an_orchestras(folder: str) -> bool:
+    """Whether the folder is one in which an orchestra keeps what it writes."""
+    try:
+        with open(os.path.join(folder, ".gitignore"), "rb") as file:
+            return file.read(len(ORCHESTRAS_MARK)) == ORCHESTRAS_MARK
+    except OSError:
+        return False
+
+
 def walk(top: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yields everything below a folder, folders before what is in them, in the order of names; links are not followed."""
+    """Yields everything below a folder, folders before what is in them, in the order of names; links are not followed. What an orchestra keeps is left out."""
     pending = [""]
     while pending:
         folder = pending.pop()
@@ -35,9 +48,11 @@ def walk(top: str) -> Iterator[tuple[str, os.stat_result]]:
         for name in names:
             path = os.path.join(folder, name)
             found = os.lstat(os.path.join(top, path))
-            yield path, found
             if stat.S_ISDIR(found.st_mode):
+                if is_an_orchestras(os.path.join(top, path)):
+                    continue
                 below.append(path)
+            yield path, found
         pending.extend(reversed(below))
 
 

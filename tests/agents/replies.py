@@ -72,6 +72,7 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     },
     {"match": {"userMessage": "SCENE-REFUSAL"}, "response": {"content": "", "finishReason": "refusal"}},
     says("SCENE-SAY", "Said."),
+    {**says("SCENE-SLOW", "word " * 30), "latency": 100, "chunkSize": 5},
     # Claude Code
     *tool_scene("SCENE-CLAUDE-WRITE", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CLAUDE-SPY", "Bash", {"command": SPY, "description": "Look"}, "Looked."),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.agents.support import KEYS, PROGRAMS, URL, Net, installed, program
+from tests.integration.stage_support import wait_until
 
 ORCHESTRA = Path(sys.executable).with_name("orchestra")
 SETTINGS = f"""\
@@ -193,3 +194,54 @@ def test_what_a_tasks_budget_does_not_bear_is_not_asked_for_and_not_tried_again(
             [str(ORCHESTRA), "task", "show", f"poor/{name}", "--json"], cwd=repo, env=env, check=True, stdout=subprocess.PIPE
         )
         assert len(json.loads(shown.stdout)["attempts"]) == 1
+
+
+def ran(repo: Path, env: dict[str, str], enter: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the plan to its end."""
+    argv = [*enter, str(ORCHESTRA), "run", "plan.yaml", *options]
+    done = subprocess.run(
+        argv, cwd=repo, env=env, text=True, timeout=110, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    sys.stdout.write(done.stdout)  # shown where something fails
+    return done
+
+
+def shown(repo: Path, env: dict[str, str], task: str) -> dict[str, Any]:
+    argv = [str(ORCHESTRA), "task", "show", task, "--json"]
+    found: dict[str, Any] = json.loads(subprocess.run(argv, cwd=repo, env=env, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+def test_eight_at_once_each_on_an_agent_of_its_own(desk: tuple[Path, dict[str, str], list[str]]) -> None:
+    repo, env, enter = desk
+    tasks = [{"id": f"t{number}", "agent": "claude" if number % 2 else "codex", "prompt": "SCENE-SLOW"} for number in range(8)]
+    (repo / "plan.yaml").write_text(json.dumps({"name": "eight", "agents": {"count": 8}, "tasks": tasks}))
+    assert ran(repo, env, enter).returncode == 0
+    used = [[attempt["agent"] for attempt in shown(repo, env, f"eight/t{number}")["attempts"]] for number in range(8)]
+    assert sorted(used) == [[number] for number in range(1, 9)]
+
+
+def test_agents_go_on_while_the_coordinator_is_killed_and_started_again(desk: tuple[Path, dict[str, str], list[str]], net: Net) -> None:
+    repo, env, enter = desk
+    tasks = [{"id": kind, "agent": kind, "prompt": "SCENE-SLOW and it stays"} for kind in ("claude", "codex")]
+    (repo / "plan.yaml").write_text(json.dumps({"name": "killed", "agents": {"count": 2}, "tasks": tasks}))
+    argv = [*enter, str(ORCHESTRA), "run", "plan.yaml"]
+    with subprocess.Popen(argv, cwd=repo, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        wait_until(lambda: len(net.requests("SCENE-SLOW and it stays")) >= 2 or first.poll() is not None, "both agents at work")
+        first.kill()
+    assert ran(repo, env, enter, "--resume").returncode == 0
+    assert [len(shown(repo, env, f"killed/{kind}")["attempts"]) for kind in ("claude", "codex")] == [1, 1]
+
+
+def test_what_codex_was_to_do_claude_does_where_there_is_no_codex(desk: tuple[Path, dict[str, str], list[str]], tmp_path: Path) -> None:
+    repo, env, enter = desk
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "claude").symlink_to(PROGRAMS / "claude")
+    env = {**env, "PATH": env["PATH"].replace(str(PROGRAMS), str(programs))}
+    (repo / "plan.yaml").write_text(json.dumps({"name": "alone", "agents": {"count": 1}, "tasks": [{"id": "code", "prompt": "SCENE-SAY"}]}))
+    done = ran(repo, env, enter)
+    assert done.returncode == 0
+    found = json.loads((repo / ".codex" / "results" / "alone" / "code" / "result.json").read_text())
+    assert any("codex" in warning and "claude" in warning for warning in found["warnings"]), found["warnings"]

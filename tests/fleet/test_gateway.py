@@ -46,6 +46,7 @@ def prepare(lab: Lab, folder: Path, base_url: str) -> dict[str, str]:
         "gateway.file": str(folder / "gateway.json"),
         "kinds.asker.command": "python3 /home/ubuntu/ask.py",
         "kinds.asker.env_pass": "ANTHROPIC_API_KEY,PATH,HOME",
+        "sandbox.readable": "/home/ubuntu/ask.py",
     }
 
 

@@ -12,7 +12,7 @@ from orchestra.ids import TaskId
 from orchestra.testing.hosted import wait_until
 from orchestra.testing.lab import Lab, LabFailed
 from tests.fleet.support import Fleet, fleet
-from tests.integration.test_isolation import HEAD, both, file_at, git, repo
+from tests.integration.test_isolation import HEAD, both, file_at, git, repo, told
 
 __all__ = ["repo"]
 
@@ -105,7 +105,7 @@ async def test_work_of_two_machines_that_conflicts_is_done_again_on_top_of_the_o
         found = sorted((len(task.attempts), task.conflicts) for task in it.state.tasks.values())
         assert found == [(1, 0), (2, 1)]
         again = next(task for task in it.state.tasks.values() if task.conflicts)
-        assert "f.txt" in again.feedback
+        assert "f.txt" in told(it.stage)[0].text
         name = again.id.rpartition("/")[2]
     first = file_at(repo, "f.txt").splitlines()[0]
     assert first in ("from p/a after from p/b after line 0", "from p/b after from p/a after line 0")
@@ -126,7 +126,7 @@ async def test_a_merge_of_work_of_two_machines_is_checked_on_the_machine_of_the_
         assert await it.stage.wait_plan(plan) == "completed"
         assert sorted((len(task.attempts), task.conflicts) for task in it.state.tasks.values()) == [(1, 0), (2, 1)]
         again = next(task for task in it.state.tasks.values() if task.conflicts)
-        assert f"they quarrel on {again.attempts[0].node}" in again.feedback
+        assert f"they quarrel on {again.attempts[0].node}" in told(it.stage)[0].text
         await wait_until(lambda: not worktrees(lab))
     assert git(repo, "ls-tree", "--name-only", "orchestra/p/merged:below").count("\n") == 1
     assert "both" in git(repo, "ls-tree", "--name-only", "orchestra/p/merged:below")

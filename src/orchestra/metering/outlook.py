@@ -36,7 +36,7 @@ STOP: Final = "stop"
 TOLD: Final = frozenset(
     {
         *("limit_warning", "limit_calm", "account_parked", "account_resumed", "key_quarantined"),
-        *("upstream_down", "upstream_back", "budget_warning", "budget_spent", "price_unknown"),
+        *("upstream_down", "upstream_back", "budget_warning", "budget_spent", "price_unknown", "key_changed", "journal_spoilt"),
     }
 )
 """Notices that people and parents are told of; the others are the gateway's own affair."""

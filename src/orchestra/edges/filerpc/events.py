@@ -159,6 +159,8 @@ _API: Final[Mapping[str, tuple[str, str]]] = {
     "upstream_down": ("api_down", "high"),
     "upstream_back": ("api_recovered", "info"),
     "key_quarantined": ("api_key_refused", "high"),
+    "key_changed": ("api_key_changed", "info"),
+    "journal_spoilt": ("cost_books_damaged", "high"),
     "budget_warning": ("budget_warning", "medium"),
     "budget_spent": ("budget_spent", "critical"),
     "price_unknown": ("price_unknown", "low"),

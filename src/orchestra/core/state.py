@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 8
+STATE_FORMAT = 9
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 

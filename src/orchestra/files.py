@@ -8,11 +8,12 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 SOCKET_NAME_BYTES: Final = 100
+_OPEN_FILES: Final = Path("/proc/self/fd")
 
 
 async def private_server(
@@ -32,7 +33,8 @@ async def private_server(
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        listener.bind(socket_address(path))
+        with socket_address(path) as address:
+            listener.bind(address)
         # Nobody can connect before `listen`, so the mode is right from the first moment on; a umask would be every thread's.
         os.chmod(path, 0o600)
         return await asyncio.start_unix_server(accept, sock=listener, limit=line_bytes_max)
@@ -41,9 +43,24 @@ async def private_server(
         raise
 
 
-def socket_address(path: Path) -> str:
-    """Returns a name of the socket that fits the 108 bytes the kernel has for it, where there is one."""
-    return str(path) if len(os.fsencode(path)) <= SOCKET_NAME_BYTES else os.path.relpath(path)
+@contextlib.contextmanager
+def socket_address(path: Path) -> Iterator[str]:
+    """Gives a name of the socket that fits the 108 bytes the kernel has for it; good for as long as the context is.
+
+    Raises:
+        OSError: Its folder cannot be opened.
+    """
+    near = os.path.relpath(path)
+    if len(os.fsencode(path)) <= SOCKET_NAME_BYTES:
+        yield str(path)
+    elif len(os.fsencode(near)) <= SOCKET_NAME_BYTES or not _OPEN_FILES.is_dir():
+        yield near
+    else:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield str(_OPEN_FILES / str(folder) / path.name)
+        finally:
+            os.close(folder)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = False) -> None:

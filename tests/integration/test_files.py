@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 import threading
 from pathlib import Path
 
 import pytest
 
-from orchestra.files import ensure_private_dir, write_atomically
+from orchestra.files import ensure_private_dir, private_server, socket_address, write_atomically
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -79,3 +80,31 @@ def test_a_link_or_file_is_no_private_folder(tmp_path: Path) -> None:
     for name in ("link", "file"):
         with pytest.raises(NotADirectoryError):
             ensure_private_dir(tmp_path / name)
+
+
+@pytest.mark.parametrize("length", [90, 180, 240])
+async def test_a_socket_in_a_deep_folder_is_reached(tmp_path: Path, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path
+    while len(str(folder)) < length:
+        folder /= "deeper"
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir("/")
+    path = folder / "s.sock"
+    met = asyncio.Event()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.set()
+        writer.close()
+
+    async with await private_server(path, accept, 1000):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with socket_address(path) as address:
+            reader, writer = await asyncio.open_unix_connection(address)
+        assert await reader.read() == b""
+        assert met.is_set()
+        writer.close()
+
+
+def test_a_socket_whose_folder_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), socket_address(tmp_path / ("long" * 40) / "s.sock"):
+        pass

@@ -305,7 +305,8 @@ async def ask_admin(path: Path, method: str, params: dict[str, Any] | None = Non
         OrchestraError: What it refused with.
     """
     try:
-        reader, writer = await asyncio.open_unix_connection(socket_address(path), limit=ANSWER_BYTES_MAX)
+        with socket_address(path) as address:
+            reader, writer = await asyncio.open_unix_connection(address, limit=ANSWER_BYTES_MAX)
     except OSError as exc:
         raise PortFailed(f"no gateway answers at {path}", hint="start one with `orchestra gateway run`") from exc
     try:

@@ -297,6 +297,10 @@ class Workspaces(Protocol):
         """
         ...
 
+    def known(self, attempt: AttemptId) -> Workspace | None:
+        """Returns a workspace that was made here and not let go of, as it was made; None: `prepare` tells."""
+        ...
+
     async def collect(self, workspace: Workspace, message: str) -> Collected:
         """Commits what the attempt left (author "orchestra") and tells what it did. Again after nothing changed: the same.
 

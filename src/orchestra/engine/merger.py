@@ -26,7 +26,7 @@ from orchestra.engine.kernel import Happened
 from orchestra.engine.lanes import Lanes
 from orchestra.engine.loop import Loop
 from orchestra.engine.prover import Case, Prover
-from orchestra.errors import NodeFailed, NodeUnreachable, OrchestraError
+from orchestra.errors import NodeFailed, NodeUnreachable, NotFound, OrchestraError
 from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.workspace import Collected, MergeRequest, MergeResult, WorkFailure, WorkRequest, Workspace, Workspaces
 from orchestra.workspaces.conflicts import conflict_prompt, together_prompt
@@ -57,6 +57,14 @@ class _Left(NamedTuple):
     node: NodeId
 
 
+class _Leaving(NamedTuple):
+    """A place whose work is where it belongs."""
+
+    attempt: AttemptId
+    node: NodeId
+    collected: Collected
+
+
 class Merger:
     """One per coordinator.
 
@@ -79,9 +87,9 @@ class Merger:
         self._workspaces = workspaces
         self._keep = keep
         self._prover = prover
-        self._lanes: Lanes[MergeWork | DropWork] = Lanes(self._do)
+        self._lanes: Lanes[MergeWork | DropWork | _Leaving] = Lanes(self._do)
         self._in_hand: dict[AttemptId, asyncio.Event] = {}
-        """Attempts whose work is being merged, each with the end of that."""
+        """Attempts whose work is being merged, or let go of after that, each with the end of it."""
         self._out_of_sight: dict[NodeId, dict[AttemptId, DropWork]] = {}
         loop.listen(self._on_events)
 
@@ -98,10 +106,10 @@ class Merger:
                     self._prover.stop(AttemptId(effect.task, effect.attempt))
                 self._put(effect)
 
-    def _put(self, effect: MergeWork | DropWork) -> None:
-        """The merges of a plan go one after another; nobody else waits for them."""
-        plan = effect.task.rpartition("/")[0]
-        self._lanes.put(f"merge {plan}" if isinstance(effect, MergeWork) else f"drop {plan}", effect)
+    def _put(self, piece: MergeWork | DropWork | _Leaving) -> None:
+        """The merges of a plan go one after another; nobody else waits for them, and they do not wait for folders to be removed."""
+        task = piece.attempt.task if isinstance(piece, _Leaving) else piece.task
+        self._lanes.put(f"{type(piece).__name__} {task.rpartition('/')[0]}", piece)
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -117,49 +125,77 @@ class Merger:
             self._prover.close()
         await self._lanes.wait_done()
 
-    async def _do(self, effect: MergeWork | DropWork) -> None:
+    async def _do(self, piece: MergeWork | DropWork | _Leaving) -> None:
+        attempt = piece.attempt if isinstance(piece, _Leaving) else AttemptId(piece.task, piece.attempt)
         try:
-            await (self._merge(effect.task, effect.attempt) if isinstance(effect, MergeWork) else self._drop(effect))
+            if isinstance(piece, MergeWork):
+                await self._merge(attempt)
+            elif isinstance(piece, DropWork):
+                await self._drop(piece)
+            else:
+                await self._let_go(self._spaces(piece.node), attempt, piece.collected)
+                self._end(attempt)
         except NodeFailed as error:
-            log.warning("work-waits", extra={"task": effect.task, "attempt": effect.attempt, "reason": str(error)})
+            log.warning("work-waits", extra={"task": attempt.task, "attempt": attempt.number, "reason": str(error)})
             await self._clock.sleep_ms(AGAIN_MS)
-            self._put(effect)
+            self._put(piece)
         except OrchestraError as error:  # a person has to mend it
-            log.warning("work-not-merged", extra={"task": effect.task, "attempt": effect.attempt, "reason": str(error)})
-            if isinstance(effect, MergeWork):
-                await self._loop.report([c.MergeFailed(effect.task, effect.attempt, str(error), again=False)])
+            log.warning("work-not-merged", extra={"task": attempt.task, "attempt": attempt.number, "reason": str(error)})
+            if isinstance(piece, MergeWork):
+                await self._loop.report([c.MergeFailed(*attempt, str(error), again=False)])
+            elif isinstance(piece, _Leaving):
+                self._end(attempt)
 
-    async def _merge(self, task: TaskId, number: int) -> None:
-        ended = self._in_hand[AttemptId(task, number)] = asyncio.Event()
+    async def _merge(self, attempt: AttemptId) -> None:
+        self._in_hand[attempt] = asyncio.Event()
+        leaving = None
         try:
-            work = await self._loop.ask(lambda state: _wanted(state, task, number))
+            work = await self._loop.ask(lambda state: _wanted(state, *attempt))
             if work is not None:  # else cancelled, given up, or done already
-                await self._bring(AttemptId(task, number), work)
+                leaving = await self._bring(attempt, work)
         finally:
-            del self._in_hand[AttemptId(task, number)]
-            ended.set()
+            if leaving is None:
+                self._end(attempt)
+            else:
+                self._put(leaving)
 
-    async def _bring(self, attempt: AttemptId, work: _Work) -> None:
-        task, number = attempt
+    def _end(self, attempt: AttemptId) -> None:
+        self._in_hand.pop(attempt).set()
+
+    async def _bring(self, attempt: AttemptId, work: _Work) -> _Leaving | None:
+        """Merges one attempt's work; returns its place if nobody needs that any more."""
         spaces = self._spaces(work.node)
+        found = await self._found(spaces, attempt, work)
+        if found is None:
+            return None
+        place, collected = found
+        await self._keep(*attempt, collected)
+        told = await self._merged(spaces, work.case, place, collected)
+        if told is None:
+            return None  # not wanted any more, or not now; what it did stays where it is
+        await self._loop.report([told])
+        return _Leaving(attempt, work.node, collected)  # what is merged is in the branch; what conflicts is kept under a salvage ref
+
+    async def _found(self, spaces: Workspaces, attempt: AttemptId, work: _Work) -> tuple[Workspace, Collected] | None:
+        """Returns what an attempt did; None if that cannot be had, which is then told."""
+        message = message_of(work.spec, attempt.number)
+        if (known := spaces.known(attempt)) is not None:
+            try:
+                return known, await spaces.collect(known, message)
+            except NotFound:
+                pass  # somebody removed it: what is to be done about that depends on what is left
         request = WorkRequest(repo=work.spec.workspace, attempt=attempt, here=work.spec.workspace_here)
         place = (await spaces.prepare([request]))[0]
         if isinstance(place, WorkFailure):
             if place.code in PASSING:
                 raise NodeFailed(place.message, hint=place.hint)
-            await self._loop.report([c.MergeFailed(task, number, place.message, again=False)])
-            return
+            await self._loop.report([c.MergeFailed(*attempt, place.message, again=False)])
+            return None
         if place.fresh:
             await self._let_go(spaces, attempt)
-            await self._loop.report([c.MergeFailed(task, number, "what it did is gone from its node", again=True)])
-            return
-        collected = await spaces.collect(place, message_of(work.spec, number))
-        await self._keep(task, number, collected)
-        told = await self._merged(spaces, work.case, place, collected)
-        if told is None:
-            return  # not wanted any more, or not now; what it did stays where it is
-        await self._loop.report([told])
-        await self._let_go(spaces, attempt, collected)  # what is merged is in the branch; what conflicts is kept under a salvage ref
+            await self._loop.report([c.MergeFailed(*attempt, "what it did is gone from its node", again=True)])
+            return None
+        return place, await spaces.collect(place, message)
 
     async def _merged(self, spaces: Workspaces, case: Case, place: Workspace, collected: Collected) -> c.Command | None:
         spec, (task, number) = case.spec, place.attempt

@@ -89,13 +89,14 @@ class _LetGo(msgspec.Struct):
 
 
 class MachineWorkspaces:
-    """Implements `orchestra.workspace.Workspaces`. Made without I/O; holds nothing but what it was given."""
+    """Implements `orchestra.workspace.Workspaces`. Made without I/O; what it remembers only saves questions."""
 
     def __init__(self, transport: Transport, options: WorkspaceOptions) -> None:
         self._transport = transport
         self._options = options
         self._prefix = check_prefix(options.branches)
         self._calls = asyncio.Semaphore(options.calls_max)
+        self._known: dict[AttemptId, Workspace] = {}
 
     async def inspect(self, folder: str) -> RepoFacts:
         return await self._call("inspect", {"folder": folder, "private": self._options.machine.folder}, RepoFacts)
@@ -107,7 +108,11 @@ class MachineWorkspaces:
             numbers = list(group)
             outcomes = await self._prepare_in(repo, [requests[number] for number in numbers])
             made.update(zip(numbers, outcomes, strict=True))
+        self._known.update((place.attempt, place) for place in made.values() if isinstance(place, Workspace))
         return tuple(made[number] for number in range(len(requests)))
+
+    def known(self, attempt: AttemptId) -> Workspace | None:
+        return self._known.get(attempt)
 
     async def _prepare_in(self, repo: str, requests: Sequence[WorkRequest]) -> list[Workspace | WorkFailure]:
         options = self._options
@@ -208,6 +213,7 @@ class MachineWorkspaces:
         return await self._call("prune", arguments, tuple[KeptRef, ...])
 
     async def _let_go(self, operation: str, attempt: AttemptId) -> LetGo:
+        self._known.pop(attempt, None)
         found = await self._call(operation, self._place(attempt), _LetGo)
         return LetGo(found.removed, found.kept)
 

@@ -91,8 +91,8 @@ class RemoteWorkspaces:
         self._sent: set[tuple[str, str]] = set()
         """Mirror and commit."""
         self._sending: dict[str, asyncio.Lock] = {}
-        self._bases: dict[AttemptId, str] = {}
-        """Of workspaces that were made and not let go of."""
+        self._known: dict[AttemptId, Workspace] = {}
+        """Those that were made and not let go of."""
 
     async def inspect(self, folder: str) -> RepoFacts:
         """Tells what a folder of the control machine is."""
@@ -172,17 +172,22 @@ class RemoteWorkspaces:
                 raise
             except OrchestraError as error:
                 outcomes[number] = _failure(request.attempt, error)
+        self._known.update((place.attempt, place) for place in outcomes.values() if isinstance(place, Workspace))
         return tuple(outcomes[number] for number in range(len(requests)))
+
+    def known(self, attempt: AttemptId) -> Workspace | None:
+        return self._known.get(attempt)
 
     async def _bring(self, request: WorkRequest, starts: dict[tuple[str, str], str]) -> WorkRequest:
         """Sees to it that the node has what an attempt starts from, and returns what to ask of it. `starts`: what was looked up for this call before."""
         origin = await self._origin(request.repo)
         plan = attempt_parts(request.attempt)[0]
-        base = request.base or self._bases.get(request.attempt, "")
+        known = self._known.get(request.attempt)
+        base = request.base or ("" if known is None else known.base)
         if not base:
             key = (origin.repo, plan)
             base = starts[key] = starts.get(key) or await self._start(origin, plan)
-        if request.attempt not in self._bases:
+        if known is None:
             await self._send(origin, plan, base)
         return WorkRequest(repo=origin.mirror, attempt=request.attempt, base=base)
 
@@ -199,11 +204,10 @@ class RemoteWorkspaces:
             await self._there.discard(found.attempt)
             raise NodeFailed(f"{origin.mirror} on that machine is no repository any more", hint="remove it there; it is made again")
         cwd = f"{found.path}/{origin.prefix}" if origin.prefix else found.path
-        if origin.prefix and request.attempt not in self._bases:
+        if origin.prefix and request.attempt not in self._known:
             trouble = await self._make_folder(cwd)  # what attempts start from need not have it
             if trouble and found.fresh:
                 return WorkFailure(request.attempt, "failed", trouble)
-        self._bases[request.attempt] = found.base
         return msgspec.structs.replace(found, repo=request.repo, cwd=cwd, here=True)
 
     async def _send_anew(self, origin: _Origin, asked: WorkRequest) -> Workspace | WorkFailure:
@@ -293,7 +297,7 @@ class RemoteWorkspaces:
         return f"refs/orchestra/results/{'/'.join(attempt_parts(attempt))}"
 
     def _forget(self, attempt: AttemptId, gone: LetGo) -> LetGo:
-        self._bases.pop(attempt, None)
+        self._known.pop(attempt, None)
         return gone
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shlex
 import socket
+import sys
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -362,13 +363,15 @@ def space_options(settings: Settings) -> SpaceOptions:
 
 def make_workspaces(spec: NodeSpec, root: Root, transport: Transport) -> Workspaces:
     """Returns the workspaces on a node. They lie outside every checkout, also where the root lies in one."""
-    node = Site(transport, workspace_options(spec.id, root))
-    return RemoteWorkspaces(Site(LocalTransport(), workspace_options(LOCAL, root)), node) if spec.remote else node.spaces()
+    if not spec.remote:
+        return Site(transport, workspace_options(spec.id, root, sys.executable)).spaces()
+    home = Site(LocalTransport(), workspace_options(LOCAL, root, sys.executable))
+    return RemoteWorkspaces(home, Site(transport, workspace_options(spec.id, root)))
 
 
-def workspace_options(node: NodeId, root: Root) -> WorkspaceOptions:
-    """Returns where workspaces lie on a machine, and whose they are."""
-    machine = MachineOptions(folder=f"~/.local/state/orchestra/{remote_key(root)}/{node}/work")
+def workspace_options(node: NodeId, root: Root, python: str = "python3") -> WorkspaceOptions:
+    """Returns where workspaces lie on a machine, and whose they are. `python3` itself may be a shim that costs a tenth of a second a start."""
+    machine = MachineOptions(folder=f"~/.local/state/orchestra/{remote_key(root)}/{node}/work", python=python)
     return WorkspaceOptions(machine=machine, owner=root.key)
 
 

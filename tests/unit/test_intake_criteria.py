@@ -25,10 +25,10 @@ def check(criterion: str | RunCriterion) -> Check:
     [
         *(
             (text, scripts.TESTS)
-            for text in ("All tests pass", "tests pass", "Tests must pass.", " all  the tests PASS ", "All unit tests pass")
+            for text in ("All tests pass", "tests pass", "Tests must pass.", " all  the tests PASS ", "All unit tests pass", "tests")
         ),
-        *((text, scripts.LINTER) for text in ("Linter passes", "No linter errors", "0 lint warnings", "The linter passes!")),
-        *((text, scripts.BUILD) for text in ("Builds", "The build succeeds", "project builds")),
+        *((text, scripts.LINTER) for text in ("Linter passes", "No linter errors", "0 lint warnings", "The linter passes!", "lint")),
+        *((text, scripts.BUILD) for text in ("Builds", "The build succeeds", "project builds", "build")),
     ],
 )
 def test_known_phrases(text: str, script: str) -> None:

@@ -30,9 +30,11 @@ class RunCriterion(f.Record, frozen=True):
 
 Criterion = Annotated[str, Meta(min_length=1, max_length=10_000, description=HINT)] | RunCriterion
 
-_TESTS: Final = re.compile(r"(?:(?:all|the) )?(?:the |unit )?tests? (?:(?:must|should) )?(?:pass|passes|passed|are green|succeed)")
-_LINTER: Final = re.compile(r"(?:the )?(?:linter|lint) (?:passes|pass|passed|is clean)|(?:no|0|zero) lint(?:er|ing)? (?:errors?|warnings?)")
-_BUILD: Final = re.compile(r"(?:it |the )?(?:project |code )?builds|(?:the )?build (?:passes|succeeds|is green)")
+_TESTS: Final = re.compile(r"(?:(?:all|the) )?(?:the |unit )?tests? (?:(?:must|should) )?(?:pass|passes|passed|are green|succeed)|tests?")
+_LINTER: Final = re.compile(
+    r"(?:the )?(?:linter|lint) (?:passes|pass|passed|is clean)|(?:no|0|zero) lint(?:er|ing)? (?:errors?|warnings?)|lint(?:er)?"
+)
+_BUILD: Final = re.compile(r"(?:it |the )?(?:project |code )?builds|(?:the )?build (?:passes|succeeds|is green)|build")
 _COVERAGE: Final = re.compile(
     r"(?:code |test )?coverage (?:is )?(>=|>|=>|≥|at least|above|over|of at least) ?([0-9]{1,3}(?:\.[0-9]{1,4})?) ?(?:%|percent)?"
 )

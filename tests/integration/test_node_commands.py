@@ -113,3 +113,22 @@ def test_doctor_has_lines_of_the_configured_machines(sshd: Sshd, root: Path) -> 
     assert lines["node box: reachable"] is False
     assert "ssh program" in lines
     assert not [name for name in lines if name.startswith("node here")]
+
+
+def test_kinds_are_looked_for_on_every_machine(sshd: Sshd, root: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "my-agent"
+    mine.write_text("#!/bin/sh\necho my-agent 1.2.3\n")
+    mine.chmod(0o755)
+    settings = root / "config" / "orchestra.yaml"
+    values = json.loads(settings.read_text())
+    values["orchestra"]["kinds"] = {"mine": {"command": f"{mine} {{prompt}}"}, "other": {"command": "no-such-program {prompt}"}}
+    settings.write_text(json.dumps(values))
+    assert call(root, "node", "trust", "box", "--fingerprint", fingerprint_of(sshd)).exit_code == 0
+    kinds = {each["kind"]: each["nodes"] for each in json.loads(call(root, "kinds", "--versions").stdout)["kinds"]}
+    assert [(each["node"], each["ready"], each["versions"]) for each in kinds["mine"]] == [
+        (node, True, {str(mine): "my-agent 1.2.3"}) for node in ("box", "here")
+    ]
+    assert [each["missing"] for each in kinds["other"]] == [["no-such-program"]] * 2
+    sshd.stop()
+    (box,) = next(each for each in json.loads(call(root, "kinds", "box").stdout)["kinds"] if each["kind"] == "mine")["nodes"]
+    assert (box["ready"], box["missing"], bool(box["problem"])) == (False, [], True)

@@ -20,7 +20,7 @@ from orchestra.bootstrap.launch import (
     supervise,
     wait_window_gone,
 )
-from orchestra.bootstrap.nodes import check_nodes, known_nodes
+from orchestra.bootstrap.nodes import check_nodes, kinds_on, known_nodes
 from orchestra.bootstrap.shelf import open_blank
 from orchestra.bootstrap.wiring import task_defaults
 from orchestra.settings import Settings
@@ -40,6 +40,7 @@ __all__ = [
     "doctor",
     "end_leftovers",
     "host",
+    "kinds_on",
     "known_nodes",
     "ledger_care",
     "load_settings",

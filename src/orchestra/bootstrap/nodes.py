@@ -17,12 +17,16 @@ from orchestra.errors import HostKeyRefused, LoginRefused, NodeFailed, NodeUnrea
 from orchestra.intake.shape import nearest
 from orchestra.ledgers.sqlite import SqliteLedger
 from orchestra.nodes.probe import Finding, NodeProbe, findings, probe
+from orchestra.nodes.transport import Transport
 from orchestra.root import Root
 from orchestra.settings import Settings
 
 LOOKS_MAX: Final = 32
 """Machines looked at at the same time: each is a login, and most of the time is waiting."""
 LOGIN_TIMEOUT_MS: Final = 20_000
+VERSION_TIMEOUT_MS: Final = 20_000
+"""Some are programs in Python that load for seconds."""
+VERSION_CHARACTERS: Final = 60
 ANY_KIND: Final = "any"
 
 
@@ -119,6 +123,57 @@ async def _check_node(spec: NodeSpec, place: Root, settings: Settings) -> NodeCh
     finally:
         await transport.close()
     return NodeCheck(spec.id, spec.host, not any(each.fatal for each in found), found)
+
+
+# --- which kinds of agents -----------------------------------------------------------------------------------------------
+
+
+class NodeKinds(msgspec.Struct, frozen=True):
+    """The programs of agent kinds on one machine."""
+
+    node: str
+    problem: str
+    """Why nothing is known of it, or empty."""
+    programs: dict[str, str]
+    """Paths of those that are there."""
+    versions: dict[str, str]
+    """What they say of themselves, as far as they were asked; empty where one said nothing in time."""
+
+
+async def kinds_on(root: Path, settings: Settings, specs: Sequence[NodeSpec], *, versions: bool) -> tuple[NodeKinds, ...]:
+    """Looks for the programs of all agent kinds on machines, all at the same time; `versions`: asks each program for its own.
+
+    Raises:
+        SettingsInvalid: What is set about SSH cannot be used.
+    """
+    ssh_options(settings)
+    places = asyncio.Semaphore(LOOKS_MAX)
+    wanted = sorted({program for adapter in adapters().values() for program in adapter.programs})
+
+    async def look(spec: NodeSpec) -> NodeKinds:
+        async with places:
+            transport = make_transport(spec, settings)
+            try:
+                seen = await probe(transport, spec.id, node_folder(spec, Root(root)), wanted)
+                said = [await _version(transport, path) for path in seen.programs.values()] if versions else []
+            except NodeFailed as error:
+                return NodeKinds(spec.id, error.message, {}, {})
+            finally:
+                await transport.close()
+            return NodeKinds(spec.id, "", seen.programs, dict(zip(seen.programs, said, strict=False)))
+
+    async with asyncio.TaskGroup() as group:
+        looks = [group.create_task(look(spec)) for spec in specs]
+    return tuple(each.result() for each in looks)
+
+
+async def _version(transport: Transport, path: str) -> str:
+    try:
+        done = await transport.run([path, "--version"], timeout_ms=VERSION_TIMEOUT_MS)
+    except TimeoutError:
+        return ""
+    lines = done.out.decode(errors="replace").split("\n")
+    return "" if done.code else next((line.strip()[:VERSION_CHARACTERS] for line in lines if line.strip()), "")
 
 
 def way_in(spec: NodeSpec, error: NodeFailed | None) -> tuple[Finding, ...]:

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from orchestra.bootstrap.nodes import NodeCheck
+from orchestra.bootstrap.nodes import NodeCheck, NodeKinds
 from orchestra.bootstrap.trust import KeyOffer
 from orchestra.core import events as e
 from orchestra.core.model import NodeSpec, TaskDefaults
@@ -318,6 +318,7 @@ class FakeWiring:
             NodeSpec(NodeId("majin"), host="majin.example"),
         )
         self.node_checks: dict[str, NodeCheck] = {}
+        self.node_kinds: dict[str, NodeKinds] = {}
         self.offer = make_offer()
         self.log: list[str] = []
 
@@ -395,6 +396,11 @@ class FakeWiring:
         self.log.append(f"check {' '.join(spec.id for spec in specs)}")
         well = (Finding("python", True, "3.12"),)
         return tuple(self.node_checks.get(spec.id, NodeCheck(spec.id, spec.host, True, well)) for spec in specs)
+
+    async def kinds_on(self, root: Path, settings: Settings, specs: Sequence[NodeSpec], /, *, versions: bool) -> tuple[NodeKinds, ...]:
+        """Returns what was scripted for each, by default that nothing is there."""
+        self.log.append(f"kinds {' '.join(spec.id for spec in specs)}")
+        return tuple(self.node_kinds.get(spec.id, NodeKinds(spec.id, "", {}, {})) for spec in specs)
 
     async def offered_key(self, root: Path, settings: Settings, name: str, /) -> KeyOffer:
         """Returns the scripted key."""

@@ -11,7 +11,7 @@ from orchestra.usecases import UseCases
 from orchestra.views import EventView, HealthCheck
 
 if TYPE_CHECKING:
-    from orchestra.bootstrap.nodes import NodeCheck
+    from orchestra.bootstrap.nodes import NodeCheck, NodeKinds
     from orchestra.bootstrap.trust import KeyOffer
     from orchestra.core.model import NodeSpec, TaskDefaults
     from orchestra.intake.request import InitParams
@@ -80,6 +80,8 @@ class Wiring(Protocol):
     def known_nodes(self, root: Path, settings: Settings, /) -> tuple[NodeSpec, ...]: ...
 
     async def check_nodes(self, root: Path, settings: Settings, specs: Sequence[NodeSpec], /) -> tuple[NodeCheck, ...]: ...
+
+    async def kinds_on(self, root: Path, settings: Settings, specs: Sequence[NodeSpec], /, *, versions: bool) -> tuple[NodeKinds, ...]: ...
 
     async def offered_key(self, root: Path, settings: Settings, name: str, /) -> KeyOffer: ...
 

@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "doctor": Entry("fleet", "Check every machine for what an orchestra needs."),
     "scale": Entry("fleet", "Change the number of agents."),
     "node": Entry("node", "Add, check, drain and trust the machines of a fleet."),
+    "kinds": Entry("kinds", "Show the agent kinds, and on which machines each can run."),
     "workspace": Entry("workspace", "Look at the places where attempts worked, and let go of old ones."),
     "roster": Entry("roster", "Show which agents a fleet consists of."),
     "task": Entry("task", "Submit, watch, stop and retry tasks."),

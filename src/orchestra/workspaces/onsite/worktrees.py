@@ -42,7 +42,9 @@ def prepare(git: Git, request: dict[str, Any]) -> dict[str, Any]:
     top = source if repo is None else repo.top or repo.common
     if folder == top or folder.startswith(top + "/"):
         raise Problem(
-            "refused", "workspaces in %s would lie inside %s" % (folder, top), "give the workspaces a folder outside the checkout"
+            "refused",
+            "workspaces in %s would lie inside %s" % (folder, top),
+            "work in a folder of its own, or let the tasks share this one (`isolation: shared`)",
         )
     check_disk(folder, request["disk_free_bytes_min"])
     results: list[Any] = [None] * len(request["attempts"])

@@ -10,7 +10,8 @@ PYTEST_ARGS ?= -n auto --dist loadgroup
 TESTS ?= tests
 UV_VERSION ?= 0.13.8
 LOCK_TOOL := .cache/lock-tool/bin/uv
-COMPILE := $(LOCK_TOOL) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
+PIP_COMPILE := $(LOCK_TOOL) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+COMPILE := $(PIP_COMPILE) pyproject.toml
 
 .PHONY: help setup demo demo-fleet test check bench lock clean
 
@@ -30,7 +31,7 @@ demo-fleet: ## Two machines in miniature, 200 agents, 1,000 tasks, and everythin
 
 test: ## Run every test
 	@bash scripts/setup.sh --test
-	@bash scripts/setup_agents.sh
+	@bash scripts/setup_agents.sh --all
 	@$(BIN)/pytest $(PYTEST_ARGS) $(TESTS)
 
 check: ## The gate before a commit: format, lint, types, unit and conformance tests, some simulated worlds
@@ -49,6 +50,8 @@ lock: $(LOCK_TOOL) ## Lock the dependencies by version and hash
 	$(COMPILE) $(LOCK_ARGS) -o requirements/runtime.txt
 	$(COMPILE) $(LOCK_ARGS) -c requirements/runtime.txt --group build -o requirements/build.txt
 	$(COMPILE) $(LOCK_ARGS) -c requirements/runtime.txt -c requirements/build.txt --group dev -o requirements/dev.txt
+	$(PIP_COMPILE) $(LOCK_ARGS) --override requirements/agents/aider.overrides requirements/agents/aider.in -o requirements/agents/aider.txt
+	$(PIP_COMPILE) $(LOCK_ARGS) requirements/agents/mini.in -o requirements/agents/mini.txt
 
 $(LOCK_TOOL):
 	@$(or $(PYTHON),python3) -m venv .cache/lock-tool

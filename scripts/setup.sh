@@ -102,6 +102,9 @@ missing_packages() {
         # The real agent CLIs (scripts/setup_agents.sh).
         have node || printf 'nodejs '
         have npm || printf 'npm '
+        # With node, the tools that success criteria run (tests/integration/test_check_scripts.py).
+        have cargo || printf 'cargo '
+        have go || printf 'golang-go '
     fi
 }
 

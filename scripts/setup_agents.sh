@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs the real agent CLIs that tests/agents runs, in pinned versions, below .cache/agents. Nothing outside of that folder is touched, and a run
+# Installs the real agent CLIs that the tests run, in pinned versions, below .cache/agents. Nothing outside of that folder is touched, and a run
 # with nothing to do needs no network and takes a fraction of a second.
 #
-#   scripts/setup_agents.sh          Claude Code, Codex and the fake model server
-#   scripts/setup_agents.sh --all    and opencode, the Gemini CLI, aider and mini-swe-agent
+#   scripts/setup_agents.sh          Claude Code, Codex and the fake model server: what the rehearsals and the demo use
+#   scripts/setup_agents.sh --all    and opencode, the Gemini CLI, aider and mini-swe-agent: what `make test` needs
 #
-# Needs node and npm (any node that runs the fake server, 20 or newer; the two CLIs are native programs). npm's and pip's own configuration is left as it is.
+# Needs node and npm (any node that runs the fake server, 20 or newer; the CLIs but for Gemini's are native programs). npm's and pip's own configuration
+# is left as it is. What comes from PyPI is locked by version and hash in requirements/agents (`make lock`).
 # .cache/agents/bin has a link to each program: put it first in PATH.
 # Written for bash 3.2, which is what macOS has.
 set -euo pipefail
@@ -16,12 +17,10 @@ CODEX="@openai/codex@0.169.0"
 AIMOCK="@copilotkit/aimock@1.43.0"
 OPENCODE="opencode-ai@1.18.33"
 GEMINI="@google/gemini-cli@0.61.0"
-AIDER="aider-chat==0.86.2"
-MINI="mini-swe-agent==2.4.6"
-MCP="mcp==2.3.0" # LiteLLM imports it and retries for minutes without
 
 HOME_DIR="$PWD/.cache/agents"
-LOG="$HOME_DIR/setup.log"
+LOCKS="$PWD/requirements/agents"
+PAUSES="5 20" # seconds before a step that failed is tried again: registries have bad moments
 
 all=no
 for argument in "$@"; do
@@ -34,39 +33,49 @@ done
 say() { printf 'setup_agents: %s\n' "$*"; }
 fail() { printf 'setup_agents: %s\n' "$*" >&2; exit 1; }
 
-# Says what it does, does it quietly, and shows the output only when it failed. Descriptor 9 is the lock and stays with this script.
+# step LOG WHAT COMMAND...: says what it does, does it quietly, and shows the output only when it failed for the last time. Descriptor 9 is the lock and
+# stays with this script.
 step() {
-    local what="$1"
-    shift
+    local log="$HOME_DIR/$1.log" what="$2" pause
+    shift 2
     say "$what"
-    if ! "$@" >"$LOG" 2>&1 9>&-; then
-        tail -n 40 "$LOG" >&2
-        fail "failed: $what (whole output: $LOG)"
+    for pause in $PAUSES; do
+        if "$@" >"$log" 2>&1 </dev/null 9>&-; then return; fi
+        say "failed, once more in $pause seconds: $what"
+        sleep "$pause"
+    done
+    if ! "$@" >"$log" 2>&1 </dev/null 9>&-; then
+        tail -n 40 "$log" >&2
+        fail "failed: $what (whole output: $log)"
     fi
 }
 
-# npm_packages FOLDER PACKAGE...: all of them with one command, as npm removes what it is not told of.
+# npm_packages FOLDER WORD...: all packages with one command, as npm removes what it is not told of; words may be options of npm.
 npm_packages() {
-    local folder="$HOME_DIR/$1" stamp="$HOME_DIR/$1/.installed"
+    local name="$1" folder="$HOME_DIR/$1" stamp="$HOME_DIR/$1/.installed"
     shift
     if [ -r "$stamp" ] && [ "$(cat "$stamp")" = "$*" ]; then return; fi
     command -v npm >/dev/null 2>&1 || fail "npm is missing: install node 20 or newer"
     mkdir -p "$folder"
     rm -f "$stamp"
     # The versions are pinned and the programs native: that an old node is not what a package asks for is only a warning.
-    step "npm install $*" npm install --prefix "$folder" --no-audit --no-fund --no-save --loglevel=error "$@"
+    step "$name" "npm install $*" \
+        npm install --prefix "$folder" --no-audit --no-fund --no-save --fetch-retries=5 --fetch-timeout=60000 --loglevel=error "$@"
     printf '%s' "$*" >"$stamp"
 }
 
-# pip_packages FOLDER PACKAGE...
+# pip_packages NAME: a virtual environment of what the lock of that name lists. It cannot be moved, and belongs to one Python.
 pip_packages() {
-    local folder="$HOME_DIR/$1" stamp="$HOME_DIR/$1/.installed" python="${PYTHON:-.venv/bin/python}"
-    shift
-    if [ -r "$stamp" ] && [ "$(cat "$stamp")" = "$*" ]; then return; fi
-    [ -x "$python" ] || python=python3
-    step "creating $folder" "$python" -m venv --clear "$folder"
-    step "pip install $*" "$folder/bin/python" -m pip install --quiet "$@"
-    printf '%s' "$*" >"$stamp"
+    local name="$1" folder="$HOME_DIR/$1" lock="$LOCKS/$1.txt" stamp="$HOME_DIR/$1/.installed" python="${PYTHON:-.venv/bin/python}" wanted
+    [ -x "$python" ] || python="$(command -v "$python" || command -v python3)" || fail "needs Python 3.11 or newer; run: bash scripts/setup.sh"
+    wanted="$folder $("$python" -c 'import sys; print("%s %d.%d.%d" % (sys._base_executable, *sys.version_info[:3]))') $(cksum <"$lock")"
+    if [ -r "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then return; fi
+    rm -f "$stamp"
+    step "$name" "creating $folder" "$python" -m venv --clear "$folder"
+    # The lock is complete, so nothing is resolved; it serves every Python of this project, also where a package says it does not (aider.overrides).
+    step "$name" "pip install -r requirements/agents/$name.txt" \
+        "$folder/bin/python" -m pip install --quiet --retries 5 --no-deps --require-hashes --ignore-requires-python -r "$lock"
+    printf '%s' "$wanted" >"$stamp"
 }
 
 # The wrapper of a native program is not used: killed, it would leave the program behind.
@@ -84,6 +93,39 @@ native() {
     fail "no program $1 was installed: is there a build for $(uname -sm)?"
 }
 
+# ---------------------------------------------------------------- one function for each folder; they run beside each other
+
+install_node() {
+    npm_packages node "$CLAUDE" "$CODEX" "$AIMOCK"
+    link claude "$(native '@anthropic-ai/claude-code-*/claude')"
+    link codex "$(native '@openai/codex-*/vendor/*/bin/codex')"
+    # takes fixtures by a flag; the one called aimock-cli wants a configuration file
+    link aimock "$HOME_DIR/node/node_modules/@copilotkit/aimock/dist/cli.js"
+}
+
+install_opencode() {
+    npm_packages opencode "$OPENCODE"
+    link opencode "$HOME_DIR/opencode/node_modules/.bin/opencode"
+}
+
+# Its scripts would compile optional parts, with a compiler and headers that may not be there.
+install_gemini() {
+    npm_packages gemini --ignore-scripts "$GEMINI"
+    link gemini "$HOME_DIR/gemini/node_modules/.bin/gemini"
+}
+
+install_aider() {
+    pip_packages aider
+    link aider "$HOME_DIR/aider/bin/aider"
+}
+
+install_mini() {
+    pip_packages mini
+    link mini "$HOME_DIR/mini/bin/mini"
+}
+
+# ---------------------------------------------------------------- main
+
 mkdir -p "$HOME_DIR/bin"
 # Two runs at once take turns.
 if command -v flock >/dev/null 2>&1; then
@@ -91,17 +133,23 @@ if command -v flock >/dev/null 2>&1; then
     flock 9
 fi
 
-npm_packages node "$CLAUDE" "$CODEX" "$AIMOCK"
-link claude "$(native '@anthropic-ai/claude-code-*/claude')"
-link codex "$(native '@openai/codex-*/vendor/*/bin/codex')"
-link aimock "$HOME_DIR/node/node_modules/@copilotkit/aimock/dist/cli.js" # takes fixtures by a flag; the one called aimock-cli wants a configuration file
+wanted="node"
+[ "$all" = no ] || wanted="aider mini node opencode gemini"
 
-if [ "$all" = yes ]; then
-    npm_packages node-others "$OPENCODE" "$GEMINI"
-    link opencode "$HOME_DIR/node-others/node_modules/.bin/opencode"
-    link gemini "$HOME_DIR/node-others/node_modules/.bin/gemini"
-    pip_packages aider "$AIDER"
-    link aider "$HOME_DIR/aider/bin/aider"
-    pip_packages mini "$MINI" "$MCP"
-    link mini "$HOME_DIR/mini/bin/mini"
-fi
+# Each is a process group, so that an interrupted run leaves no installation behind.
+set -m
+running=""
+end_all() { local each; for each in $running; do kill -TERM -- "-$each" 2>/dev/null || true; done; }
+trap end_all EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+for each in $wanted; do
+    "install_$each" &
+    running="$running $!"
+done
+failed=no
+for each in $running; do
+    wait "$each" || failed=yes
+done
+running=""
+[ "$failed" = no ] || fail "not everything is installed (see above); run this again"

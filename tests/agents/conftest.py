@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.agents.support import Desk, Missing, Net, desk
-
-collect_ignore = [] if os.environ.get("ORCHESTRA_AGENTS_ALL") == "1" else ["test_others.py"]
-"""The other CLIs take long to install; `scripts/setup_agents.sh --all` does, and this variable says that it was done."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

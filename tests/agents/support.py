@@ -30,7 +30,7 @@ from tests.integration.stage_support import PYTHON, Pane, Stage, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / ".cache" / "agents" / "bin"
-REMEDY = "run: bash scripts/setup_agents.sh"
+REMEDY = "run: bash scripts/setup_agents.sh --all"
 PORT = 4141
 URL = f"http://127.0.0.1:{PORT}"
 AGENT = 7

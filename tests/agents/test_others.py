@@ -1,4 +1,4 @@
-"""The other CLIs as they are: a file written, and a key that is refused. Collected where ORCHESTRA_AGENTS_ALL=1 says that they are installed."""
+"""The other CLIs as they are: a file written, and a key that is refused."""
 
 from __future__ import annotations
 

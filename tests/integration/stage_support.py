@@ -26,7 +26,7 @@ from typing import Any
 
 from orchestra.nodes.tmux_node import STAGE_PACKAGE, stage_argv, stage_files
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0  # only a failure takes as long; some real agent CLIs need 10 s for a refused key on an idle machine
 PYTHON = os.environ.get("STAGE_PYTHON", sys.executable)
 
 BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

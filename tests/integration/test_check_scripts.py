@@ -1,4 +1,4 @@
-"""The success criteria with real tools, and how what the others print is counted (recorded outputs, where a tool is not part of the test setup)."""
+"""The success criteria with real tools, and how what the others print is counted (recorded outputs, of tools that are not part of the test setup)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from orchestra.intake.criteria import checks_for
 from orchestra.protocol.junit import TestRun, read_junit
 
 REPORTER = Path(__file__).resolve().parents[2] / "src" / "orchestra" / "stage" / "reporter.py"
-NPM = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is no part of the test setup")
-CARGO = pytest.mark.skipif(shutil.which("cargo") is None, reason="cargo is no part of the test setup")
+ALONE = {"GOPROXY": "off", "GOFLAGS": "", "GOTOOLCHAIN": "local", "CARGO_NET_OFFLINE": "true", "npm_config_offline": "true"}
+"""What is tested here needs no network."""
 
 
 class Bench:
@@ -40,8 +40,10 @@ class Bench:
         python = Path(sys.executable).parent
         variables = {
             **os.environ,
-            **(env or {}),
+            **ALONE,
+            "GOCACHE": str(self.project.parent / "go-cache"),
             "PATH": f"{python}:{os.environ['PATH']}",
+            **(env or {}),
             "ORCHESTRA_REPORTER": str(REPORTER),
             "ORCHESTRA_REPORTS_DIR": str(self.reports),
         }
@@ -60,6 +62,13 @@ class Bench:
         found = read_junit((self.reports / "junit.xml").read_text())
         assert found is not None
         return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools() -> None:
+    """What is missing is no reason to skip."""
+    if missing := [name for name in ("node", "npm", "cargo", "go") if shutil.which(name) is None]:
+        pytest.fail(f"{', '.join(missing)} missing; run: bash scripts/setup.sh --test", pytrace=False)
 
 
 @pytest.fixture
@@ -103,7 +112,6 @@ def test_a_runner_that_is_missing_is_named(bench: Bench) -> None:
     assert (bench.code, bench.said) == (NO_RUNNER, "coverage (or pytest-cov) is needed here and not installed\n")
 
 
-@NPM
 def test_coverage_of_an_npm_script(bench: Bench) -> None:
     bench.write(package__json='{"name": "x", "scripts": {"coverage": "node --test --experimental-test-coverage"}}')
     bench.write(m__js="exports.used = () => 1;\n\n\nexports.unused = () => {\n  return 2;\n};\n")
@@ -122,15 +130,27 @@ def test_ruff(bench: Bench) -> None:
     assert bench.code == 0
 
 
-@NPM
+NODE_TESTS = """\
+const { test, describe } = require('node:test');
+const assert = require('node:assert');
+test('one', () => {});
+test('two', () => assert.equal(1, 2, 'this is why'));
+describe('more', () => {
+  test('three', () => {});
+  test('four', { skip: true }, () => {});
+});
+"""
+
+
 def test_npm(bench: Bench) -> None:
-    tests = "const t = require('node:test'); const a = require('node:assert');\nt('one', () => {}); t('two', () => a.equal(1, 2)); t('three', () => {});\n"
-    bench.write(package__json='{"name": "x", "scripts": {"test": "node --test"}}', it__test__js=tests)
+    bench.write(package__json='{"name": "x", "scripts": {"test": "node --test"}}', it__test__js=NODE_TESTS)
     assert bench.check("All tests pass") == {"tests_passed": 2, "tests_failed": 1}
     assert bench.code == 1
+    cases = {case.name: case for case in bench.junit().cases}
+    assert {name: case.result for name, case in cases.items()} == {"one": "passed", "two": "failed", "three": "passed", "four": "skipped"}
+    assert "this is why" in cases["two"].detail
 
 
-@CARGO
 def test_cargo(bench: Bench) -> None:
     bench.write(Cargo__toml='[package]\nname = "x"\nversion = "0.1.0"\nedition = "2021"\n')
     bench.write(src_S_lib__rs="#[test]\nfn one() {}\n#[test]\nfn two() { assert_eq!(1, 2); }\n#[test]\n#[ignore]\nfn three() {}\n")
@@ -138,12 +158,78 @@ def test_cargo(bench: Bench) -> None:
     assert sorted((case.name, case.result) for case in bench.junit().cases) == [("one", "passed"), ("three", "skipped"), ("two", "failed")]
 
 
-def test_what_cannot_run_is_no_success_and_says_why(bench: Bench) -> None:
-    bench.write(go__mod="module x\n")
-    if shutil.which("go") is None:
-        assert bench.check("All tests pass") == {}
-        assert (bench.code, bench.said) == (NO_RUNNER, "go is needed here and not installed\n")
-    (bench.project / "go.mod").unlink()
+GO_TESTS = """\
+package x
+
+import "testing"
+
+func TestA(t *testing.T) {
+	if used() != 1 {
+		t.Fatal("wrong")
+	}
+}
+
+func TestB(t *testing.T) {
+	t.Run("sub", func(t *testing.T) { t.Error("this is why") })
+}
+
+func TestC(t *testing.T) { t.Skip() }
+"""
+
+
+def test_go(bench: Bench) -> None:
+    bench.write(go__mod="module x\n\ngo 1.19\n", m__go="package x\n\nfunc used() int { return 1 }\n", x_test__go=GO_TESTS)
+    assert bench.check("All tests pass") == {"tests_passed": 1, "tests_failed": 2}
+    assert bench.code == 1
+    assert "x_test.go:12: this is why\n" in bench.said
+    assert "Action" not in bench.said
+    cases = {case.name: case for case in bench.junit().cases}
+    assert {name: case.result for name, case in cases.items()} == {
+        "TestA": "passed",
+        "TestB": "failed",
+        "TestB/sub": "failed",
+        "TestC": "skipped",
+    }
+    assert "this is why" in cases["TestB/sub"].detail
+
+
+def test_go_that_does_not_compile_has_no_tests_and_is_no_success(bench: Bench) -> None:
+    bench.write(go__mod="module x\n\ngo 1.19\n", m__go="package x\n", x_test__go=GO_TESTS)
+    assert bench.check("All tests pass") == {}
+    assert bench.code == 1
+    assert "used" in bench.said
+
+
+def test_linter_build_and_coverage_of_go(bench: Bench) -> None:
+    code = 'package x\n\nimport "fmt"\n\nfunc used() int { return 1 }\n\nfunc Unused() {\n\tfmt.Printf("%d\\n", "text")\n}\n'
+    tests = 'package x\n\nimport "testing"\n\nfunc TestA(t *testing.T) { used() }\n'
+    bench.write(go__mod="module x\n\ngo 1.19\n", m__go=code)
+    assert bench.check("Linter passes") == {"linter_errors": 1}
+    assert bench.code == 1
+    bench.check("Builds")
+    assert bench.code == 0, bench.said
+    bench.write(m__go=code.replace('"text"', "1"), x_test__go=tests)
+    assert bench.check("Linter passes") == {"linter_errors": 0}
+    assert bench.check("Coverage > 40%") == {"coverage_percent": 50.0}
+    assert bench.code == 0, bench.said
+    bench.check("Coverage > 60%")
+    assert bench.code == 1
+
+
+@pytest.mark.parametrize("file,tool", [("go.mod", "go"), ("Cargo.toml", "cargo"), ("package.json", "npm")])
+def test_a_tool_that_is_missing_is_named(bench: Bench, tmp_path: Path, file: str, tool: str) -> None:
+    (bench.project / file).write_text('{"scripts": {"test": "node --test"}}')
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for name in ("grep", "awk", "mkdir", "rm", "python3"):
+        found = shutil.which(name)
+        assert found is not None
+        (bare / name).symlink_to(found)
+    assert bench.check("All tests pass", env={"PATH": str(bare)}) == {}
+    assert (bench.code, bench.said) == (NO_RUNNER, f"{tool} is needed here and not installed\n")
+
+
+def test_nothing_to_run_is_no_success(bench: Bench) -> None:
     bench.check("All tests pass")
     assert bench.code == NO_RUNNER
 
@@ -181,19 +267,14 @@ GO = """\
 """
 
 
-def test_the_events_of_go_are_counted_and_shown_as_text(bench: Bench, tmp_path: Path) -> None:
-    (bench.project / "go.mod").touch()
+def test_how_long_tests_of_go_took_is_kept(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "events").write_text(GO)
-    tool = tmp_path / "go"
-    tool.write_text(f"#!/bin/sh\ncat {tmp_path}/events; exit 1\n")
-    tool.chmod(0o755)
-    os.environ["PATH"], before = f"{tmp_path}:{os.environ['PATH']}", os.environ["PATH"]
-    try:
-        assert bench.check("All tests pass") == {"tests_passed": 1, "tests_failed": 1}
-    finally:
-        os.environ["PATH"] = before
-    assert "    b_test.go:5: wrong\n" in bench.said
-    assert "Action" not in bench.said
+    bench.reports.mkdir()
+    figures, junit = bench.reports / "figures", bench.reports / "junit.xml"
+    argv = [sys.executable, str(REPORTER), "go", str(figures), str(junit), "cat", str(tmp_path / "events")]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "--- PASS: TestA (0.00s)\n    b_test.go:5: wrong\n"
+    assert figures.read_text() == "tests_passed 1\ntests_failed 1\n"
     assert [(case.name, case.result, case.seconds) for case in bench.junit().cases] == [
         ("TestA", "passed", 0.0),
         ("TestB", "failed", 0.25),

@@ -167,9 +167,17 @@ class Workspaces(Section, frozen=True, kw_only=True):
     serialise_overlaps: Annotated[
         bool,
         Meta(
-            description="Whether isolated tasks of a plan whose declared `files` overlap wait for each other; a conflict costs more than a wait."
+            description="Whether isolated tasks of a plan wait for those that declare, or have changed, files that they declare; "
+            "a conflict costs more than a wait."
         ),
     ] = True
+    look_seconds: Annotated[
+        Wait,
+        Meta(
+            description="Seconds between two looks at what running isolated attempts have changed so far; 0 means not to look. "
+            "A look costs about what `git status` does."
+        ),
+    ] = 20.0
     keep_days: Annotated[
         Days,
         Meta(description="Days a workspace stays that nobody let go of; long enough to look at what failed before a weekend."),

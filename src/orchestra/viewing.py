@@ -30,6 +30,7 @@ from orchestra.views import (
     NodeView,
     PlanLine,
     PlanView,
+    PredictedConflict,
     ReviewView,
     StatusView,
     TaskCounts,
@@ -321,6 +322,7 @@ def judged_of(state: State, task: TaskState) -> tuple[JudgementView, ...]:
 
 def task_detail(state: State, task: TaskState, lens: Lens) -> TaskDetail:
     """Returns everything about one task."""
+    touched = state.touched.get(task.id, {})
     return TaskDetail(
         task=task_view(state, task, lens),
         explain=explain(state, task.id, lens.now_ms, lens.gate, serialised=lens.serialised),
@@ -336,6 +338,10 @@ def task_detail(state: State, task: TaskState, lens: Lens) -> TaskDetail:
         reviewed_by=tuple(gate for gate in task.spec.gates if state.tasks[gate].spec.reviews is not None),
         sent_back=task.sent_back,
         judged=judged_of(state, task),
+        touched=tuple(sorted({path for known in touched.values() for path in known.paths})),
+        conflicts_predicted=tuple(
+            PredictedConflict(number, other, paths) for number, known in touched.items() for other, paths in known.shared.items()
+        ),
     )
 
 

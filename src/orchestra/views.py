@@ -174,6 +174,16 @@ class AttemptView(View, frozen=True):
     """Ref (of a copy: folder) with what an isolated attempt did that was not merged; empty: there was nothing, or it still has its place."""
 
 
+class PredictedConflict(View, frozen=True):
+    """Another task has changed the same files, and the work of neither is merged."""
+
+    attempt: int
+    """Of this task."""
+    other: str
+    """The other attempt, as `task#number`."""
+    paths: tuple[str, ...]
+
+
 class TaskView(View, frozen=True):
     """One line of a task list."""
 
@@ -231,6 +241,9 @@ class TaskDetail(View, frozen=True):
     """How often it was completed and had to be done again."""
     judged: tuple[JudgementView, ...] = ()
     """What agents think of those of its criteria that no program can check; said of its latest work."""
+    touched: tuple[str, ...] = ()
+    """What its attempts have changed so far, as they were last looked at; until their work is merged."""
+    conflicts_predicted: tuple[PredictedConflict, ...] = ()
 
 
 class PlanView(View, frozen=True):

@@ -121,6 +121,18 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return frozenset((*self.created, *self.changed, *self.deleted))
 
 
+class Touched(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attempt has changed since its base so far, committed or not. Bytes of paths that are no UTF-8 appear as `\\xNN`."""
+
+    attempt: AttemptId
+    paths: tuple[str, ...]
+    """Relative to the top, in order; those that are ignored are not among them."""
+    more: bool
+    """There are others, past the limit."""
+    prefix: str
+    """The task's folder as seen from the top."""
+
+
 class Side(msgspec.Struct, frozen=True):
     """One version of a file, its first part."""
 
@@ -308,6 +320,10 @@ class Workspaces(Protocol):
             Refused: Its `.git` was replaced; nothing was used.
             NotFound: Its folder is gone; what was committed is on its branch.
         """
+        ...
+
+    async def touched(self, requests: Sequence[WorkRequest]) -> tuple[Touched | WorkFailure, ...]:
+        """Looks at what attempts have changed so far, while they run; nothing is written. Each has its own outcome, in the order of the requests."""
         ...
 
     async def merge(self, request: MergeRequest) -> MergeResult:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from orchestra.core.model import TaskStatus
+from orchestra.core.state import State
 from orchestra.ids import TaskId
 from orchestra.testing.hosted import wait_until
 from orchestra.testing.lab import Lab, LabFailed
+from orchestra.usecases import TaskParams
 from tests.fleet.support import Fleet, fleet
 from tests.integration.test_isolation import HEAD, both, file_at, git, repo, told
 
@@ -178,3 +180,33 @@ async def test_a_repository_that_lies_on_the_machine_is_worked_on_there(lab: Lab
         assert it.state.tasks[TaskId("p/a")].status is TaskStatus.COMPLETED
     assert lab.nodes["majin"].run(["git", "-C", str(folder), "show", "orchestra/p/merged:where"]).stdout.strip() == "majin"
     assert list(folder.iterdir()) == []
+
+
+async def test_what_runs_on_machines_is_looked_at_there_and_holds_up_who_declares_it(lab: Lab, repo: Path, tmp_path: Path) -> None:
+    wait = "until [ -e ~/gate ]; do sleep 0.05; done"
+    tasks = f"""\
+  - {{id: a, node: mugen, run: "echo a >> f.txt; {wait}"}}
+  - {{id: c, node: majin, run: "echo c > c.txt; sed -i 1d f.txt; {wait}"}}
+  - {{id: first, node: majin, run: "until [ -e ~/first ]; do sleep 0.05; done"}}
+  - {{id: b, node: majin, needs: [first], files: [f.txt], run: "tail -1 f.txt > b.txt"}}
+"""
+    async with fleet(lab, tmp_path, agents=8, flags={"workspaces.look_seconds": "0.1"}) as it:
+        plan = await it.stage.submit(HEAD + tasks, repo)
+        seen = await it.stage.wait(lambda state: _changed(state, "p/a", "p/c"))
+        assert seen == {"p/a": ("f.txt",), "p/c": ("c.txt", "f.txt")}
+        assert it.state.touched[TaskId("p/a")][1].shared == {"p/c#1": ("f.txt",)}
+        lab.nodes["majin"].run(["touch", "/home/ubuntu/first"])
+        await it.stage.wait_status("p/first", "completed")
+        held = await it.stage.app.task(TaskParams(task_id="p/b"))
+        assert held.attempts == ()
+        assert "as that one has changed 'f.txt' already" in held.explain
+        it.open_gate()
+        assert await it.stage.wait_plan(plan) == "completed"
+        assert it.state.touched == {}
+    assert file_at(repo, "b.txt") == "a", "it began when the work of the other was in the branch"
+
+
+def _changed(state: State, *tasks: str) -> dict[str, tuple[str, ...]] | None:
+    """Returns what is known to be changed by the tasks, once there is something of each and two of them are told to conflict."""
+    found = {str(name): known.paths for name, attempts in state.touched.items() for known in attempts.values() if known.shared}
+    return found if found.keys() == set(tasks) else None

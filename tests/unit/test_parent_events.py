@@ -175,3 +175,13 @@ def test_a_question_and_its_answer_are_told_with_the_time_between() -> None:
     teller.bench.now_ms += 61_000
     told = teller.do(c.AttemptGoesOn(TaskId("p/a"), 1))
     assert told == [Told("task_answered", "info", {"task_id": "p/a", "attempt": 1, "waited_seconds": 61})]
+
+
+def test_two_that_changed_one_file() -> None:
+    teller = Teller(2)
+    teller.bench.submit(*(make_task(name, isolated=True, workspace="/w") for name in "ab"))
+    assert teller.do(*(c.NoteTouched(TaskId(f"p/{name}"), 1, ("x.py",)) for name in "ab")) == [
+        Told(
+            "conflict_predicted", "medium", {"task_id": "p/b", "attempt": 1, "other_task_id": "p/a", "other_attempt": 1, "paths": ("x.py",)}
+        )
+    ]

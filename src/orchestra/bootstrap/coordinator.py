@@ -51,6 +51,7 @@ from orchestra.edges.socket.server import SocketServer
 from orchestra.engine.board import Board
 from orchestra.engine.driver import NodeDriver, Tools
 from orchestra.engine.kernel import Kernel, collection_paused
+from orchestra.engine.lookout import Lookout
 from orchestra.engine.loop import Loop
 from orchestra.engine.merger import Merger
 from orchestra.engine.orders import OrderMaker
@@ -176,6 +177,9 @@ class Coordinator:
         )
         if self._gatekeeper is not None:
             self._services.add(Service("gateway", self._gatekeeper.run))
+        if every_ms := milliseconds(self._settings.workspaces.look_seconds):
+            lookout = Lookout(self.loop, self._clock, self._workspaces_of, every_ms)
+            self._services.add(Service("lookout", lookout.run))
         if self._settings.workspaces.tidy_minutes:
             self._services.add(Service("tidier", lambda: self.app.spaces.run(self._clock)))
         fallback = fallback_options(self._settings)

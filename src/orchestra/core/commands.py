@@ -281,6 +281,15 @@ class NoteLetGo(Command, frozen=True):
     kept: str = ""
 
 
+class NoteTouched(Command, frozen=True):
+    """An isolated attempt was looked at: this is what it has changed so far. `more`: and others."""
+
+    task: TaskId
+    attempt: int
+    paths: tuple[str, ...]
+    more: bool = False
+
+
 class Tick(Command, frozen=True):
     """Time has passed; whatever was due is due."""
 

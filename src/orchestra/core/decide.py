@@ -63,6 +63,7 @@ from orchestra.core.recovery import (
 )
 from orchestra.core.review import settled
 from orchestra.core.state import AttemptState, State, TaskState, better
+from orchestra.core.touched import after_work_touched, note_touched
 from orchestra.core.waiting import after_attempt_sighted, answered, attempt_asks, attempt_goes_on
 from orchestra.errors import DuplicateId, IllegalMove, InvariantBroken, Refused
 from orchestra.ids import AgentId, TaskId
@@ -552,6 +553,7 @@ DECISIONS: Final[dict[type[c.Command], Decision]] = {
     c.MergeConflicted: merge_conflicted,
     c.MergeFailed: merge_failed,
     c.NoteLetGo: note_let_go,
+    c.NoteTouched: note_touched,
     c.Tick: _tick,
 }
 
@@ -567,6 +569,7 @@ CONSEQUENCES: Final[dict[type[e.Event], Consequence]] = {
     e.TaskCancelled: _after_task_failed,
     e.TaskRetryScheduled: _after_retry_scheduled,
     e.AttemptEnded: _after_attempt_ended,
+    e.WorkTouched: after_work_touched,
     e.AttemptStarted: after_attempt_started,
     e.AttemptSighted: after_attempt_sighted,
     e.AgentLost: after_agent_lost,

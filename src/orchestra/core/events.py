@@ -294,6 +294,28 @@ class WorkLetGo(Event, frozen=True):
     """Ref (of a copy: folder) that holds what was not merged; empty: there was nothing."""
 
 
+class WorkTouched(Event, frozen=True):
+    """An isolated attempt that runs has changed other files than were known of. All of them, each time."""
+
+    task: TaskId
+    attempt: int
+    paths: tuple[str, ...]
+    """Relative to its task's folder."""
+    more: bool = False
+    """There are others, which are not named."""
+
+
+class ConflictPredicted(Event, frozen=True):
+    """Two attempts of different tasks have changed the same files, and neither is merged."""
+
+    task: TaskId
+    attempt: int
+    other: TaskId
+    other_attempt: int
+    paths: tuple[str, ...]
+    """Relative to the folder of `task`."""
+
+
 class TaskCompleted(Event, frozen=True):
     task: TaskId
     attempt: int
@@ -493,6 +515,8 @@ AnyEvent = (
     | WorkMerged
     | WorkConflicted
     | WorkLetGo
+    | WorkTouched
+    | ConflictPredicted
     | TaskCompleted
     | TaskFailed
     | TaskCancelRequested

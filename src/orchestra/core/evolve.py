@@ -13,6 +13,7 @@ import msgspec
 
 from orchestra.core import events as e
 from orchestra.core import transitions as t
+from orchestra.core.merging import fold_work_conflicted, fold_work_let_go, fold_work_merged
 from orchestra.core.model import OutcomeKind, TaskStatus
 from orchestra.core.planning import fold_needs_added, fold_plan_extended
 from orchestra.core.review import fold_review_refused, fold_sent_back
@@ -31,6 +32,7 @@ from orchestra.core.state import (
     TaskState,
     duration_key,
 )
+from orchestra.core.touched import fold_conflict_predicted, fold_work_touched, forget_touched, keep_touched
 from orchestra.errors import InvariantBroken
 from orchestra.ids import TaskId
 
@@ -312,8 +314,8 @@ def _task_retry_scheduled(s: State, ev: e.TaskRetryScheduled, at: int) -> None:
     task = s.tasks[ev.task]
     task.status = t.move(t.TASK, task.status, ev)
     task.ready_ms, task.reason, task.merging = ev.ready_ms, ev.reason, 0
-    s.live.pop(ev.task, None)
-    s.merging.pop(ev.task, None)
+    for index in (s.live, s.merging, s.touched):
+        index.pop(ev.task, None)
     s.waiting[ev.task] = None
 
 
@@ -321,29 +323,16 @@ def _task_merging(s: State, ev: e.TaskMerging, at: int) -> None:
     task = s.tasks[ev.task]
     task.status = t.move(t.TASK, task.status, ev)
     task.merging = ev.attempt
+    keep_touched(s, ev.task, ev.attempt)
     s.live.pop(ev.task, None)
     s.merging[ev.task] = None
-
-
-def _work_merged(s: State, ev: e.WorkMerged, at: int) -> None:
-    s.tasks[ev.task].commit = ev.commit
-
-
-def _work_conflicted(s: State, ev: e.WorkConflicted, at: int) -> None:
-    task = s.tasks[ev.task]
-    task.conflicts += 1
-    task.feedback = ev.text
-
-
-def _work_let_go(s: State, ev: e.WorkLetGo, at: int) -> None:
-    s.tasks[ev.task].attempts[ev.attempt - 1].kept = ev.kept
 
 
 def _close(s: State, task: TaskState, ev: e.Event, at: int) -> None:
     task.status = t.move(t.TASK, task.status, ev)
     task.ended_ms = at
     task.merging = 0
-    for index in (s.queued, s.waiting, s.live, s.merging):
+    for index in (s.queued, s.waiting, s.live, s.merging, s.touched):
         index.pop(task.id, None)
     if task.spec.plan is not None:
         s.plans[task.spec.plan].open -= 1
@@ -497,6 +486,8 @@ def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
         task.deferrals += 1
     elif kind not in (OutcomeKind.DONE, OutcomeKind.STOPPED):
         task.failures += 1
+    if kind is not OutcomeKind.DONE:
+        forget_touched(s, ev.task, ev.attempt)
     s.totals.usage = s.totals.usage.plus(ev.outcome.usage)
     if ev.outcome.rss_bytes_max:
         known = s.footprints.get(task.spec.kind, 0)
@@ -568,9 +559,11 @@ FOLDS: Final[dict[type[e.Event], Callable[[State, Any, int], None]]] = {
     e.TaskQueued: _task_queued,
     e.TaskRetryScheduled: _task_retry_scheduled,
     e.TaskMerging: _task_merging,
-    e.WorkMerged: _work_merged,
-    e.WorkConflicted: _work_conflicted,
-    e.WorkLetGo: _work_let_go,
+    e.WorkMerged: fold_work_merged,
+    e.WorkConflicted: fold_work_conflicted,
+    e.WorkLetGo: fold_work_let_go,
+    e.WorkTouched: fold_work_touched,
+    e.ConflictPredicted: fold_conflict_predicted,
     e.TaskCompleted: _task_completed,
     e.TaskFailed: _task_failed,
     e.TaskCancelRequested: _task_cancel_requested,

@@ -67,6 +67,7 @@ def check_indexes(state: State, task: TaskState) -> None:
     _require((task.id in state.waiting) == (task.status is TaskStatus.RETRY_WAIT), "INV-PROJ", task.id, "waiting index differs")
     _require((task.id in state.live) == live, "INV-PROJ", task.id, "live index differs")
     merging = task.status is TaskStatus.MERGING
+    _require(task.id not in state.touched or live or merging, "INV-PROJ", task.id, "something is known to be changed that is over")
     _require((task.id in state.merging) == merging == bool(task.merging), "INV-PROJ", task.id, "merging index differs")
 
 

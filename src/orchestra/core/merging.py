@@ -4,7 +4,7 @@ A task of which each attempt works in a place of its own is not completed when i
 those that need it start from there. A conflict, of lines or of checks that fail on both together, goes back to an agent once, with both sides; then somebody has
 to look.
 
-The functions here are `decide`'s for these commands, and keep its rules.
+The functions here are `decide`'s and `evolve`'s for these commands and events, and keep their rules.
 """
 
 from __future__ import annotations
@@ -95,3 +95,17 @@ def merges_given_up(s: State, now: int, policy: c.Policy) -> Iterator[e.Event]:
         place = s.nodes.get(done.node)
         if place is None or (place.status is NodeStatus.LOST and now - max(place.since_ms, done.ended_ms) > policy.unknown_grace_ms):
             yield e.TaskRetryScheduled(name, now, f"node {done.node} is out of sight with its work")
+
+
+def fold_work_merged(s: State, ev: e.WorkMerged, at: int) -> None:
+    s.tasks[ev.task].commit = ev.commit
+
+
+def fold_work_conflicted(s: State, ev: e.WorkConflicted, at: int) -> None:
+    task = s.tasks[ev.task]
+    task.conflicts += 1
+    task.feedback = ev.text
+
+
+def fold_work_let_go(s: State, ev: e.WorkLetGo, at: int) -> None:
+    s.tasks[ev.task].attempts[ev.attempt - 1].kept = ev.kept

@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 9
+STATE_FORMAT = 10
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -124,6 +124,16 @@ class TaskState(msgspec.Struct, omit_defaults=True):
         if self.primary:
             return self.attempts[self.primary - 1].outcome
         return next((attempt.outcome for attempt in reversed(self.attempts) if attempt.outcome), None)
+
+
+class Touched(msgspec.Struct, omit_defaults=True):
+    """What an isolated attempt has changed so far, as it was last looked at. Paths are relative to its task's folder."""
+
+    paths: tuple[str, ...] = ()
+    more: bool = False
+    """It changed others too: more than are kept."""
+    shared: dict[str, tuple[str, ...]] = {}
+    """Those that another attempt has changed as well, by that attempt; told once."""
 
 
 class Suspicion(msgspec.Struct, frozen=True):
@@ -311,6 +321,8 @@ class State(msgspec.Struct, omit_defaults=True):
     waiting: dict[TaskId, None] = {}
     live: dict[TaskId, None] = {}
     merging: dict[TaskId, None] = {}
+    touched: dict[TaskId, dict[int, Touched]] = {}
+    """By attempt, of isolated tasks whose work is not merged yet."""
     answers: dict[str, Answer] = {}
     footprints: dict[str, int] = {}
     """Memory in bytes that attempts of each kind have used at most, falling slowly, for the admission of further ones."""

@@ -61,6 +61,8 @@ def _pending(state: State, task: TaskState) -> str:
 
 def _behind(task: TaskState, overlap: Overlap) -> str:
     paths = repr(overlap.theirs) if overlap.theirs == overlap.ours else f"{overlap.theirs!r}, which meets its own {overlap.ours!r}"
+    if overlap.changed:
+        return f"{task.id} is ready and waits for {overlap.task} to be over, as that one has changed {paths} already (`files`)."
     return f"{task.id} is ready and waits for {overlap.task} to be over, as that one may change {paths} too (`files`)."
 
 

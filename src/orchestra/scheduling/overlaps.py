@@ -1,7 +1,11 @@
-"""Which tasks would change the same files: told from what they declare, before any of them begins.
+"""Which tasks would change the same files: told from what they declare, before any of them begins, and from what those that run have changed so far.
 
 Two tasks of a plan that say they may touch the same file, and that each work in a place of their own, are better done one after the other: side by side, the second
-would find a conflict when all its work is done. What a task does not declare is not known, and holds nobody up.
+would find a conflict when all its work is done. So is a task that says it may touch a file that another one has changed already, whether that one said so or not.
+What a task does not declare is not known, and it waits for nobody.
+
+Only what is ready waits, and only for what has been given out. That never waits for what is only ready, so nobody waits in a circle: a task that belongs to no
+plan may have been submitted by one that runs and waits for its result, and is not held by what that one has changed.
 
 A path is a file, or a folder with all that is in it if it ends in `/` or in a name without a dot. `*`, `?` and `[...]` stand for characters of a name, `**` for any
 number of folders. Where that leaves a doubt, two patterns count as overlapping.
@@ -10,11 +14,13 @@ number of folders. Where that leaves a doubt, two patterns count as overlapping.
 from __future__ import annotations
 
 import functools
+import posixpath
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from orchestra.core.model import TaskSpec
 from orchestra.core.state import State, TaskState
+from orchestra.core.touched import comes_together
 from orchestra.ids import TaskId
 
 ANY: Final = "**"
@@ -29,6 +35,8 @@ class Overlap(NamedTuple):
     task: TaskId
     theirs: str
     ours: str
+    changed: bool = False
+    """Theirs is a file that it has changed, not one that it declared."""
 
 
 def overlap_of(state: State, task: TaskState) -> Overlap | None:
@@ -42,7 +50,57 @@ def overlap_of(state: State, task: TaskState) -> Overlap | None:
             found = meeting(other, spec)
             if found is not None:
                 return Overlap(name, *found)
+    return _live_overlap(state, task)
+
+
+def _live_overlap(state: State, task: TaskState) -> Overlap | None:
+    """Returns the first task whose work is not merged and that has changed a file this one declares."""
+    for name, attempts in state.touched.items():
+        other = state.tasks[name]
+        if not comes_together(task.spec, other.spec):
+            continue
+        for number, known in attempts.items():
+            if task.spec.plan is None and task.submitted_ms >= other.attempts[number - 1].assigned_ms:
+                continue
+            index = _below(other.spec.workspace, known.paths)
+            for declared in task.spec.files:
+                found = _touching(pattern_of(task.spec.workspace, declared), index)
+                if found is not None:
+                    return Overlap(name, found, declared, changed=True)
     return None
+
+
+class _Index(NamedTuple):
+    """Changed files as seen from the root of the machine, for quick answers to plain patterns."""
+
+    files: dict[Pattern, str]
+    folders: dict[Pattern, str]
+    """Each folder above a changed file, and the file itself, with the first file that is there."""
+
+
+@functools.lru_cache(maxsize=1_024)
+def _below(workspace: str, paths: tuple[str, ...]) -> _Index:
+    files: dict[Pattern, str] = {}
+    folders: dict[Pattern, str] = {}
+    for path in paths:
+        names = tuple(name for name in posixpath.normpath(f"{workspace}/{path}").split("/") if name)
+        files[names] = path
+        for length in range(len(names) + 1):
+            folders.setdefault(names[:length], path)
+    return _Index(files, folders)
+
+
+def _touching(declared: Pattern, index: _Index) -> str | None:
+    """Returns the first changed file that a declared path may name, None if there is none."""
+    *names, last = declared
+    if all(map(WILD.isdisjoint, names)) and (last == ANY or WILD.isdisjoint(last)):
+        return index.folders.get(tuple(names)) if last == ANY else index.files.get(declared)
+    return next((path for file, path in index.files.items() if meet(declared, _plainly(file))), None)
+
+
+def _plainly(names: Pattern) -> Pattern:
+    """Returns the names of a file as a pattern: what stands for something in a pattern stands for any character."""
+    return tuple("".join("?" if char in WILD else char for char in name) for name in names)
 
 
 def meeting(one: TaskSpec, two: TaskSpec) -> tuple[str, str] | None:
@@ -58,7 +116,7 @@ def meeting(one: TaskSpec, two: TaskSpec) -> tuple[str, str] | None:
 def pattern_of(workspace: str, path: str) -> Pattern:
     """Returns a declared path as a pattern. Wildcards in the name of the workspace itself stand for nothing."""
     names = [name for name in path.split("/") if name not in ("", ".")]
-    top = ["".join("?" if char in WILD else char for char in name) for name in workspace.split("/") if name]
+    top = _plainly(tuple(name for name in workspace.split("/") if name))
     is_folder = not names or path.endswith("/") or "." not in names[-1].lstrip(".")
     return (*top, *names, *((ANY,) if is_folder and names[-1:] != [ANY] else ()))
 

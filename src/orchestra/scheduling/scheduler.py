@@ -82,8 +82,8 @@ class Scheduler:
             elif isinstance(event, e.TaskCompleted | e.TaskFailed | e.TaskCancelled):
                 self._ranks.pop(event.task, None)
                 self._let_go(event.task)
-            elif isinstance(event, e.TaskRetryScheduled):
-                self._let_go(event.task)
+            elif isinstance(event, e.TaskRetryScheduled | e.WorkTouched | e.AttemptEnded):
+                self._let_go(event.task)  # also of what it has changed no more
         if newly_divided:
             self.rebuild(state)  # what is queued already has to be told apart by category too
             return
@@ -202,7 +202,7 @@ class Scheduler:
         heappush(self._heaps.setdefault(pool, {}).setdefault(priority, {}).setdefault(plan, []), entry)
 
     def _let_go(self, task: TaskId) -> None:
-        """A task is not at work any more: those that waited for it are looked at again."""
+        """A task is not at work any more, or on something else: those that waited for it are looked at again."""
         for waiting in self._behind.pop(task, ()):
             self._put(*waiting)
 

@@ -17,7 +17,20 @@ from orchestra.errors import BadInput, NodeFailed, NotFound, OrchestraError, Ref
 from orchestra.nodes.transport import NOT_STARTED, Transport
 
 PACKAGE: Final = "orchestra.workspaces.onsite"
-MODULES: Final = ("ground", "records", "copies", "worktrees", "merging", "bringing", "proofs", "ending", "pruning", "bundles", "main")
+MODULES: Final = (
+    "ground",
+    "records",
+    "copies",
+    "worktrees",
+    "merging",
+    "bringing",
+    "proofs",
+    "ending",
+    "pruning",
+    "bundles",
+    "touched",
+    "main",
+)
 """In the order in which they know each other."""
 BOOTSTRAP: Final = """
 import json, sys, types

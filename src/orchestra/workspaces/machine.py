@@ -25,6 +25,7 @@ from orchestra.workspace import (
     RepoFacts,
     TidyReport,
     TidyRequest,
+    Touched,
     WorkFailure,
     WorkRequest,
     Workspace,
@@ -59,6 +60,12 @@ class WorkspaceOptions(msgspec.Struct, frozen=True, kw_only=True):
     conflict_files_max: int = 20
     conflict_bytes_max: int = 16 << 10
     """Of each side of a file in conflict: what fits in a prompt."""
+    look_ms: int = 10_000
+    """For a look at what one attempt has changed so far; a worktree of 100,000 files takes less than one second, on a slow disk some."""
+    look_all_ms: int = 60_000
+    """For all looks of one time together."""
+    look_paths_max: int = 200
+    """Paths named of an attempt: one that changes more is seldom in the way of one particular other."""
     copy_files_max: int = 50_000
     copy_bytes_max: int = 2 * GIB
 
@@ -77,6 +84,12 @@ class _Failed(msgspec.Struct):
     failed: str
     message: str
     hint: str
+
+
+class _Seen(msgspec.Struct):
+    paths: tuple[str, ...]
+    more: bool
+    prefix: str
 
 
 class _Tip(msgspec.Struct):
@@ -146,6 +159,15 @@ class MachineWorkspaces:
         if found.base != workspace.base:
             raise BadInput(f"the workspace of {workspace.attempt} began at {found.base or 'no commit'}, not {workspace.base}", field="base")
         return found
+
+    async def touched(self, requests: Sequence[WorkRequest]) -> tuple[Touched | WorkFailure, ...]:
+        options = self._options
+        attempts = [self._place(request.attempt) for request in requests]
+        limits = {"look_ms": options.look_ms, "paths_max": options.look_paths_max}
+        machine = msgspec.structs.replace(options.machine, timeout_ms=options.look_all_ms)
+        async with self._calls:
+            answer = await call(self._transport, machine, "touched", {"attempts": attempts, **limits}, dict[str, list[Any]])
+        return tuple(_seen(request, found) for request, found in zip(requests, answer["results"], strict=True))
 
     async def merge(self, request: MergeRequest) -> MergeResult:
         plan, task = attempt_parts(request.attempt)
@@ -226,10 +248,21 @@ class MachineWorkspaces:
             return await call(self._transport, self._options.machine, operation, arguments, kind)
 
 
+def _failure(request: WorkRequest, found: dict[str, Any]) -> WorkFailure:
+    failure = msgspec.convert(found, _Failed)
+    return WorkFailure(request.attempt, failure.failed, failure.message, failure.hint)
+
+
+def _seen(request: WorkRequest, found: dict[str, Any]) -> Touched | WorkFailure:
+    if "failed" in found:
+        return _failure(request, found)
+    seen = msgspec.convert(found, _Seen)
+    return Touched(attempt=request.attempt, paths=seen.paths, more=seen.more, prefix=seen.prefix)
+
+
 def _outcome(request: WorkRequest, found: dict[str, Any]) -> Workspace | WorkFailure:
     if "failed" in found:
-        failure = msgspec.convert(found, _Failed)
-        return WorkFailure(request.attempt, failure.failed, failure.message, failure.hint)
+        return _failure(request, found)
     return _workspace(request.attempt, msgspec.convert(found, _Record))
 
 

@@ -29,6 +29,7 @@ from orchestra.workspace import (
     RepoFacts,
     TidyReport,
     TidyRequest,
+    Touched,
     WorkFailure,
     WorkRequest,
     Workspace,
@@ -284,6 +285,16 @@ class RemoteWorkspaces:
             brought = await self._bring_back(await self._origin(workspace.repo), workspace.attempt, found.head)
             return msgspec.structs.replace(found, brought=brought)
         return found
+
+    async def touched(self, requests: Sequence[WorkRequest]) -> tuple[Touched | WorkFailure, ...]:
+        found = await self._there.touched(requests)
+        return tuple([await self._as_here(request, each) for request, each in zip(requests, found, strict=True)])
+
+    async def _as_here(self, request: WorkRequest, found: Touched | WorkFailure) -> Touched | WorkFailure:
+        """The node's copy of a repository knows nothing of the folder below its top that the task has here."""
+        if not request.here or isinstance(found, WorkFailure):
+            return found
+        return msgspec.structs.replace(found, prefix=(await self._origin(request.repo)).prefix)
 
     async def _bring_back(self, origin: _Origin, attempt: AttemptId, head: str) -> str:
         """Brings an attempt's commit home; returns its ref. Where another orchestra's result has the name, that one stays and ours is put beside it."""

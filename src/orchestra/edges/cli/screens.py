@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import msgspec
 
 from orchestra.edges.cli.render import Renderer, Styled, one_line
+from orchestra.edges.cli.task_text import listed
 from orchestra.quantity import show_ms
 from orchestra.usecases import PlanReply
 from orchestra.views import REHEARSAL_NOTICE, PlanView, StatusView
@@ -139,6 +140,9 @@ class LineScreen(QuietScreen):
                 return (Styled("retry", "yellow"), f"   {name} in {show_ms(max(0, event['ready_ms'] - news.at_ms))}: {reason}")
             case "TaskCancelled":
                 return (Styled("skip", "yellow"), f"    {name}: {reason}")
+            case "ConflictPredicted":
+                other = str(event["other"]).removeprefix(self._prefix)
+                return (Styled("clash", "yellow"), f"   {name} and {other} have both changed {listed(tuple(event['paths']))}")
             case "AttemptLostSight":
                 return (Styled("unsure", "yellow"), f"  {name}: {reason}")
             case "AgentLost" | "AgentSuspended":

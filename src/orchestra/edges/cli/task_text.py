@@ -9,6 +9,7 @@ from orchestra.quantity import show_ms, show_usd
 from orchestra.usecases import TasksReply
 from orchestra.views import AttemptView, TaskDetail, TaskView
 
+PATHS_SHOWN_MAX: Final = 10
 TAIL_LINES: Final = 10
 """Last lines of a failed attempt that are shown; the rest is one command away."""
 
@@ -70,6 +71,8 @@ def show_detail(render: Renderer, detail: TaskDetail) -> None:
         ("sent back", f"{detail.sent_back} times" if detail.sent_back > 1 else "once" if detail.sent_back else ""),
         ("warnings", "; ".join(task.warnings)),
         ("files", ", ".join(detail.files)),
+        ("touched", listed(detail.touched)),
+        ("conflicts", "; ".join(f"{each.other} has changed {listed(each.paths)} too" for each in detail.conflicts_predicted)),
         ("rule", RULE.format(detail.replicas) if detail.replicas > 1 else ""),
         ("results", detail.results),
     ]
@@ -84,6 +87,12 @@ def show_detail(render: Renderer, detail: TaskDetail) -> None:
         ran = f" for {show_ms(attempt.duration_ms)}" if attempt.duration_ms else ""
         render.line(Styled(f"attempt {attempt.number}", "bold"), f" by agent #{attempt.agent} on {attempt.node}: ", word, f"{ran}{primary}")
         show_attempt(render, attempt)
+
+
+def listed(paths: tuple[str, ...]) -> str:
+    """Returns the first of some paths, and how many there are besides."""
+    more = len(paths) - PATHS_SHOWN_MAX
+    return ", ".join(paths[:PATHS_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 def show_attempt(render: Renderer, attempt: AttemptView) -> None:

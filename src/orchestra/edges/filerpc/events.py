@@ -102,6 +102,9 @@ class ParentEvents:
                 return Told("task_waiting", "high", {**values, "remedy": f'orchestra task answer {task} "..."'})
             case e.AttemptAnswered(task, attempt, waited_ms):
                 return Told("task_answered", "info", {"task_id": task, "attempt": attempt, "waited_seconds": waited_ms // 1000})
+            case e.ConflictPredicted(task, attempt, other, other_attempt, paths):
+                others = {"other_task_id": other, "other_attempt": other_attempt, "paths": paths}
+                return Told("conflict_predicted", "medium", {"task_id": task, "attempt": attempt, **others})
             case e.TaskFailed(task, reason):
                 return Told("task_failed", "high", {"task_id": task, "reason": reason})
             case e.TaskCompleted(task):

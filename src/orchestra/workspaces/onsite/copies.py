@@ -31,7 +31,10 @@ ORCHESTRAS_MARK = b"# What an orchestra writes while it runs"
 def is_an_orchestras(folder: str) -> bool:
     """Whether the folder is one in which an orchestra keeps what it writes."""
     try:
-        with open(os.path.join(folder, ".gitignore"), "rb") as file:
+        handle = os.open(
+            os.path.join(folder, ".gitignore"), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        )  # it may be a pipe that nobody fills
+        with open(handle, "rb") as file:
             return file.read(len(ORCHESTRAS_MARK)) == ORCHESTRAS_MARK
     except OSError:
         return False
@@ -139,8 +142,11 @@ def _digest(path: str) -> str:
     return found.hexdigest()
 
 
-def compare(place: Place) -> tuple[dict[str, str], list[str], dict[str, Entry]]:
-    """Returns what became of the copy: path -> created, changed or deleted; things that are neither file, folder nor link; the old list."""
+def compare(place: Place, most: int = 0) -> tuple[dict[str, str], list[str], dict[str, Entry]]:
+    """Returns what became of the copy: path -> created, changed or deleted; things that are neither file, folder nor link; the old list.
+
+    With `most`, it ends when more than so many are known.
+    """
     with open(place.manifest, encoding="ascii") as file:
         before: dict[str, Entry] = json.load(file)
     result: dict[str, str] = {}
@@ -160,6 +166,8 @@ def compare(place: Place) -> tuple[dict[str, str], list[str], dict[str, Entry]]:
             result[path] = "created"
         elif not _same(os.path.join(place.work, path), seen, old):
             result[path] = "changed"
+        if most and len(result) > most:
+            return result, skipped, before
     result.update({path: "deleted" for path, old in before.items() if path not in there and old[0] != "dir"})
     return result, skipped, before
 

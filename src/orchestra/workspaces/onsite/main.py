@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import Any
 
-from orchestra.workspaces.onsite import bringing, bundles, ending, merging, proofs, pruning, worktrees
+from orchestra.workspaces.onsite import bringing, bundles, ending, merging, proofs, pruning, touched, worktrees
 from orchestra.workspaces.onsite.ground import Problem
 
 OPERATIONS = {
@@ -19,6 +19,7 @@ OPERATIONS = {
     "collect": worktrees.collect,
     "merge": merging.merge,
     "bring": bringing.bring,
+    "touched": touched.touched,
     "tip": merging.branch_tip,
     "checkout": proofs.checkout,
     "drop_checkout": proofs.drop,

@@ -97,6 +97,21 @@ async def test_an_agent_that_spoils_its_worktree_holds_up_nobody(repo: Path, tmp
     git(repo, "fsck", "--strict")
 
 
+async def test_what_is_changed_inside_a_sandbox_is_seen(repo: Path, tmp_path: Path) -> None:
+    tasks = """\
+  - {id: a, sandbox: "on", run: "echo a > f.txt; git commit -qam mine; echo n > n.txt; until [ -e done ]; do sleep 0.02; done; rm done"}
+  - {id: b, run: "true", needs: [a]}
+"""
+    async with hosted(tmp_path / "root", agents=1, flags=OFTEN) as stage:
+        plan = await stage.submit(HEAD + tasks, repo)
+        await stage.wait(lambda state: changed(state, "p/a", "n.txt"))
+        assert stage.coordinator.loop.state.touched[TaskId("p/a")][1].paths == ("f.txt", "n.txt")
+        (place,) = (line.partition(" ")[2] for line in git(repo, "worktree", "list", "--porcelain").splitlines() if line.endswith("/a.1"))
+        (Path(place) / "done").touch()
+        assert await stage.wait_plan(plan) == "completed"
+    assert file_at(repo, "n.txt") == "n"
+
+
 @pytest.mark.parametrize("seconds", ["0", "20"])
 async def test_it_can_be_switched_off(tmp_path: Path, seconds: str) -> None:
     async with hosted(tmp_path / "root", agents=1, flags={"workspaces.look_seconds": seconds}) as stage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ async def test_what_is_changed_inside_a_sandbox_is_seen(repo: Path, tmp_path: Pa
         plan = await stage.submit(HEAD + tasks, repo)
         await stage.wait(lambda state: changed(state, "p/a", "n.txt"))
         assert stage.coordinator.loop.state.touched[TaskId("p/a")][1].paths == ("f.txt", "n.txt")
-        (place,) = (line.partition(" ")[2] for line in git(repo, "worktree", "list", "--porcelain").splitlines() if line.endswith("/a.1"))
+        (place,) = re.findall("^worktree (.*/a.1)$", git(repo, "worktree", "list", "--porcelain"), re.MULTILINE)
         (Path(place) / "done").touch()
         assert await stage.wait_plan(plan) == "completed"
     assert file_at(repo, "n.txt") == "n"

@@ -77,6 +77,22 @@ async def test_the_day_has_a_budget(tmp_path: Path) -> None:
         assert (row["scope"], row["budget_usd_micros"], row["settled_usd_micros"]) == ("day", 12_000, 100 * IN + 400 * OUT)
         await stage.admin("set_budget", scope="day", name=row["name"], usd_micros=1_000_000)
         assert (await stage.post())[0] == 200, "raised by hand"
+        await stage.admin("set_budget", scope="day", name=row["name"], usd_micros=0)
+        assert (await stage.post())[0] == 402
+        await stage.admin("set_budget", scope="day", name=row["name"], usd_micros=-1)
+        assert (await stage.post())[0] == 200, "lifted by hand, whatever is configured"
+        assert (await stage.admin("budgets"))["budgets"] == []
+
+
+async def test_a_budget_that_was_lifted_is_not_set_again_by_the_next_attempt(tmp_path: Path) -> None:
+    async with staged(tmp_path, lambda seen, n: anthropic_json(100, 400), issue={"budgets": {"task": 1}}) as stage:
+        assert (await stage.post())[0] == 402
+        await stage.admin("set_budget", scope="task", name="task-1", usd_micros=-1)
+        again = {"task": "task-1", "budgets": {"task": 1}, "keep_budgets": True}
+        stage.token = (await stage.admin("issue_token", attempt="try-2", **again))["token"]
+        assert (await stage.post())[0] == 200
+        stage.token = (await stage.admin("issue_token", attempt="other", **{**again, "task": "task-2"}))["token"]
+        assert (await stage.post())[0] == 402
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ class IssueToken(Params, frozen=True, kw_only=True):
     budgets: dict[str, Micros] = {}
     """`task`, `agent` or `plan` -> micro-dollars; -1 lifts one."""
     keep_budgets: bool = False
-    """A scope that has a budget keeps that one."""
+    """A scope for which a budget was set or lifted stays so."""
 
 
 class Revoke(Params, frozen=True, kw_only=True):

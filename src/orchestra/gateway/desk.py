@@ -88,7 +88,7 @@ class Desk:
             who: For whom.
             expires_ms: Wall time from which it counts no more.
             budgets: Scope -> micro-dollars: `task`, `agent`, `plan`; negative lifts one.
-            keep: A scope that has a budget keeps that one.
+            keep: A scope for which a budget was set or lifted stays so.
 
         Raises:
             BadInput: A budget is of no scope that `who` names.
@@ -101,7 +101,7 @@ class Desk:
             name = str(getattr(who, scope, "")) if scope in BUDGETED else ""
             if not name:
                 raise BadInput(f"there is no {scope!r} to have a budget", field=f"budgets.{scope}", hint="use task, agent or plan")
-            if not keep or self.journal.books.budget_of(scope, name) < 0:
+            if not keep or self.journal.books.said_budget(scope, name) is None:
                 self.set_budget(scope, name, amount)
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
         self.journal.write(Issued(digest_of(token), who, expires_ms))
@@ -109,7 +109,7 @@ class Desk:
 
     def set_budget(self, scope: str, name: str, amount_usd_micros: int) -> None:
         """Sets what a scope may use, if that is not what it is already."""
-        if self.journal.books.budget_of(scope, name) != amount_usd_micros:
+        if self.journal.books.said_budget(scope, name) != amount_usd_micros:
             self.journal.write(BudgetSet(scope, name, amount_usd_micros))
 
     def revoke(self, attempt: str, token: str) -> int:

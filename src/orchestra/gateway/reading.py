@@ -74,7 +74,7 @@ def usage_rows(books: Books, by: str, name: str = "") -> dict[str, dict[str, int
 def budget_rows(books: Books, wall_ms: int) -> list[dict[str, Any]]:
     """Returns the budgets there are, today's included."""
     today = str(day_of(wall_ms))
-    named = [(scope, name) for scope in BUDGETED for name in books.state.budgets.get(scope, {})]
+    named = [(scope, name) for scope in BUDGETED for name, amount in books.state.budgets.get(scope, {}).items() if amount >= 0]
     if books.budget_of("day", today) >= 0 and ("day", today) not in named:
         named.insert(0, ("day", today))
     return [

@@ -224,18 +224,19 @@ class Books:
 
     def _set_budget(self, record: BudgetSet) -> None:
         names = self.state.budgets.setdefault(record.scope, {})
-        if record.usd_micros < 0:
-            names.pop(record.name, None)
-        else:
-            names.pop(record.name, None)
-            names[record.name] = record.usd_micros
-            _forget_oldest(names, record.scope)
+        names.pop(record.name, None)
+        names[record.name] = record.usd_micros
+        _forget_oldest(names, record.scope)
         self._warned.discard((record.scope, record.name))
 
     def budget_of(self, scope: str, name: str) -> int:
         """Returns what a scope may use; negative is no budget."""
-        own = self.state.budgets.get(scope, {}).get(name, -1)
-        return own if own >= 0 or scope != "day" else self.day_budget_usd_micros
+        said = self.said_budget(scope, name)
+        return said if said is not None else self.day_budget_usd_micros if scope == "day" else -1
+
+    def said_budget(self, scope: str, name: str) -> int | None:
+        """Returns what somebody set for this very scope, negative if they lifted it, or None."""
+        return self.state.budgets.get(scope, {}).get(name)
 
     def settled(self, scope: str, name: str) -> int:
         """Returns what a scope has cost."""

@@ -21,7 +21,7 @@ GEMINI="@google/gemini-cli@0.61.0"
 
 HOME_DIR="$PWD/.cache/agents"
 LOCKS="$PWD/requirements/agents"
-PAUSES="5 20" # seconds before a step that failed is tried again: registries have bad moments
+PAUSES="10" # seconds before each further try of a step that failed: registries have bad moments
 
 all=no
 for argument in "$@"; do
@@ -61,7 +61,8 @@ npm_packages() {
     rm -f "$stamp"
     # The versions are pinned and the programs native: that an old node is not what a package asks for is only a warning.
     step "$name" "npm install $*" \
-        npm install --prefix "$folder" --no-audit --no-fund --no-save --fetch-retries=5 --fetch-timeout=60000 --loglevel=error "$@"
+        npm install --prefix "$folder" --no-audit --no-fund --no-save --loglevel=error \
+        --fetch-retry-mintimeout=2000 --fetch-retry-maxtimeout=10000 --fetch-timeout=60000 "$@"
     printf '%s' "$*" >"$stamp"
 }
 

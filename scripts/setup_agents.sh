@@ -3,7 +3,7 @@
 # with nothing to do needs no network and takes a fraction of a second.
 #
 #   scripts/setup_agents.sh          Claude Code, Codex and the fake model server: what the rehearsals and the demo use
-#   scripts/setup_agents.sh --all    and opencode, the Gemini CLI, aider and mini-swe-agent: what `make test` needs
+#   scripts/setup_agents.sh --all    and opencode, the Gemini CLI, aider, mini-swe-agent and an old Codex: what `make test` needs
 #
 # Needs node and npm (any node that runs the fake server, 20 or newer; the CLIs but for Gemini's are native programs). npm's and pip's own configuration
 # is left as it is. What comes from PyPI is locked by version and hash in requirements/agents (`make lock`).
@@ -14,13 +14,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 CLAUDE="@anthropic-ai/claude-code@2.1.329"
 CODEX="@openai/codex@0.169.0"
+CODEX_MCP="@openai/codex@0.153.4" # the last one with an MCP server
 AIMOCK="@copilotkit/aimock@1.43.0"
 OPENCODE="opencode-ai@1.18.33"
 GEMINI="@google/gemini-cli@0.61.0"
 
 HOME_DIR="$PWD/.cache/agents"
 LOCKS="$PWD/requirements/agents"
-PAUSES="5 20" # seconds before a step that failed is tried again: registries have bad moments
+PAUSES="10" # seconds before each further try of a step that failed: registries have bad moments
 
 all=no
 for argument in "$@"; do
@@ -60,7 +61,8 @@ npm_packages() {
     rm -f "$stamp"
     # The versions are pinned and the programs native: that an old node is not what a package asks for is only a warning.
     step "$name" "npm install $*" \
-        npm install --prefix "$folder" --no-audit --no-fund --no-save --fetch-retries=5 --fetch-timeout=60000 --loglevel=error "$@"
+        npm install --prefix "$folder" --no-audit --no-fund --no-save --loglevel=error \
+        --fetch-retry-mintimeout=2000 --fetch-retry-maxtimeout=10000 --fetch-timeout=60000 "$@"
     printf '%s' "$*" >"$stamp"
 }
 
@@ -84,23 +86,29 @@ link() {
     [ "$(readlink "$HOME_DIR/bin/$1" 2>/dev/null || true)" = "$2" ] || ln -sfn "$2" "$HOME_DIR/bin/$1"
 }
 
-# native PATTERN: the one program that is there for this machine.
+# native FOLDER PATTERN: the one program that is there for this machine.
 native() {
     local found
-    for found in "$HOME_DIR/node/node_modules/"$1; do
+    for found in "$HOME_DIR/$1/node_modules/"$2; do
         [ -x "$found" ] && { printf '%s\n' "$found"; return; }
     done
-    fail "no program $1 was installed: is there a build for $(uname -sm)?"
+    fail "no program $2 was installed: is there a build for $(uname -sm)?"
 }
 
 # ---------------------------------------------------------------- one function for each folder; they run beside each other
 
 install_node() {
     npm_packages node "$CLAUDE" "$CODEX" "$AIMOCK"
-    link claude "$(native '@anthropic-ai/claude-code-*/claude')"
-    link codex "$(native '@openai/codex-*/vendor/*/bin/codex')"
+    link claude "$(native node '@anthropic-ai/claude-code-*/claude')"
+    link codex "$(native node '@openai/codex-*/vendor/*/bin/codex')"
     # takes fixtures by a flag; the one called aimock-cli wants a configuration file
     link aimock "$HOME_DIR/node/node_modules/@copilotkit/aimock/dist/cli.js"
+}
+
+# The program is called codex in its own folder, which is put into PATH where it is wanted.
+install_codex_mcp() {
+    npm_packages codex-mcp "$CODEX_MCP"
+    link codex-mcp "$(native codex-mcp '@openai/codex-*/vendor/*/bin/codex')"
 }
 
 install_opencode() {
@@ -134,7 +142,7 @@ if command -v flock >/dev/null 2>&1; then
 fi
 
 wanted="node"
-[ "$all" = no ] || wanted="aider mini node opencode gemini"
+[ "$all" = no ] || wanted="aider mini node codex_mcp opencode gemini"
 
 # Each is a process group, so that an interrupted run leaves no installation behind.
 set -m

@@ -54,6 +54,8 @@ def tool_scene(word: str, tool: str, arguments: dict[str, Any], end: str) -> lis
     return [calls(word, tool, arguments, hasToolResult=False), says(word, end, hasToolResult=True)]
 
 
+PATCH = "apply_patch <<'EOF'\n*** Begin Patch\n*** Add File: hello.txt\n+hello\n*** End Patch\nEOF\n"
+
 FIXTURES: Final[list[dict[str, Any]]] = [
     # Whatever the CLI
     fails("SCENE-BAD-REQUEST", 400, "invalid_request_error", "messages: made up to be malformed"),
@@ -86,6 +88,7 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     # Codex
     *tool_scene("SCENE-CODEX-KEYS", "exec_command", {"cmd": TELL_KEYS}, "Counted."),
     *tool_scene("SCENE-CODEX-WRITE", "exec_command", {"cmd": "echo hello > hello.txt"}, "I wrote hello.txt."),
+    *tool_scene("SCENE-CODEX-PATCH", "exec_command", {"cmd": PATCH}, "I patched hello.txt."),
     *tool_scene("SCENE-CODEX-SPY", "exec_command", {"cmd": SPY}, "Looked."),
     *tool_scene("SCENE-CODEX-DENIED", "exec_command", {"cmd": "echo hello > hello.txt"}, "I was not allowed to."),
     *tool_scene("SCENE-CODEX-ASK", "request_user_input", {"questions": [{"id": "colour", **COLOUR[0]}]}, "Thank you."),

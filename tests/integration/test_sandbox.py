@@ -297,6 +297,37 @@ def test_a_program_that_is_not_there_or_not_to_be_seen_could_not_be_started(desk
     assert "bwrap: execvp" in done["tail"][-1]
 
 
+DRIVE = "import os, sys; os.execvp(sys.argv[2], sys.argv[2:])"
+
+
+@pytest.mark.parametrize("driven", [(), (sys.executable, "-I", "-S", "-c", DRIVE, "module")], ids=["alone", "by a program of the stage"])
+def test_a_program_is_seen_wherever_links_lead_to_it(desk: Desk, driven: tuple[str, ...]) -> None:
+    tool = desk.home / "project/third/tool"
+    desk.put(tool).write_text("#!/bin/sh\necho ran\n")
+    tool.chmod(0o755)
+    for place, target in (("second", "../third/tool"), ("first", str(desk.home / "project/second/tool"))):
+        (desk.home / "project" / place).mkdir()
+        (desk.home / "project" / place / "tool").symlink_to(target)
+    path = f"{desk.home}/project/first:{os.environ['PATH']}"
+    desk.start(PATH=path)
+    spec = desk.order([*driven, "tool"], env={"PATH": path}, sandbox=ON)
+    assert desk.wait_record("done", spec)["exit"]["code"] == 0, desk.output(spec)
+    assert [entry["line"] for entry in desk.output(spec) if entry["s"] == "out"] == ["ran"]
+
+
+def test_a_link_that_the_agent_can_change_shows_nothing(desk: Desk) -> None:
+    tool = desk.put(desk.home / "project/tool")
+    tool.write_text("#!/bin/sh\necho ran\n")
+    tool.chmod(0o755)
+    for place, target in ((desk.ground / "open", tool), (desk.ground / "first", desk.ground / "open/tool")):
+        place.mkdir()
+        (place / "tool").symlink_to(target)
+    path = f"{desk.ground}/first:{os.environ['PATH']}"
+    desk.start(PATH=path)
+    spec = desk.order(["tool"], env={"PATH": path}, sandbox={"mode": "on", "writable": [f"{desk.ground}/open"]})
+    assert desk.wait_record("done", spec)["exit"]["reason"] == "spawn"
+
+
 FAMILY = """
 import os, signal, sys
 def child(what):

@@ -60,6 +60,17 @@ def test_codex_runs_under_a_program_of_the_stage() -> None:
     assert "default_mode_request_user_input = true" in made.agent_files["codex/config.toml"]
 
 
+def test_codex_as_an_mcp_server_runs_under_a_program_of_the_stage() -> None:
+    made = launch(CODEX, {"mode": "mcp", "sandbox": "workspace-write", "model": "gpt-5.5"}, session="s-1")
+    at = made.argv.index(f"{STAGE_DIR}codex_mcp")
+    assert made.argv[at + 1] == f"{ATTEMPT_DIR}prompt.txt"
+    assert json.loads(made.argv[at + 2]) == {"sandbox": "workspace-write", "approval-policy": "never", "model": "gpt-5.5"}
+    assert made.argv[at + 3 :] == ("codex", "mcp-server")
+    assert made.stdin == "null"
+    assert not {"waiting", "answered"} & set(made.signals)
+    assert "default_mode_request_user_input" not in made.agent_files["codex/config.toml"]
+
+
 @pytest.mark.parametrize(
     "adapter,settings,more,field",
     [
@@ -68,6 +79,8 @@ def test_codex_runs_under_a_program_of_the_stage() -> None:
         (CLAUDE, {}, {"cost_usd_micros_max": 1}, "constraints.max_cost_dollars"),
         (CLAUDE, {"mode": "tmux"}, {}, "kinds.claude.mode"),
         (CODEX, {"mode": "headless", "approval_policy": "untrusted"}, {}, "kinds.codex.approval_policy"),
+        (CODEX, {"mode": "mcp", "approval_policy": "on-request"}, {}, "kinds.codex.approval_policy"),
+        (CODEX, {"mode": "server"}, {}, "kinds.codex.mode"),
     ],
 )
 def test_what_would_not_be_heeded_is_refused(adapter: Adapter, settings: dict[str, str], more: dict[str, Any], field: str) -> None:

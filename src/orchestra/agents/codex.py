@@ -1,5 +1,6 @@
 """Kind `codex`: the Codex CLI, headless (`codex exec`). The prompt goes in by standard input, JSON lines come out.
-In mode `interactive` it is `codex app-server`, spoken to by `stage/codex_server.py`, from which the same lines come.
+In mode `interactive` it is `codex app-server`, spoken to by `stage/codex_server.py`, from which the same lines come; in mode `mcp` the MCP server
+that programs before 0.154.0 have, by `stage/codex_mcp.py`.
 
 Success is exit code 0 AND a line `turn.completed`. The usage in it counts from the beginning of the session, so a verdict says so. The CLI names no cost.
 """
@@ -34,7 +35,7 @@ SETTINGS: Final = (
     "stream_max_retries",
     "stream_idle_timeout_ms",
 )
-MODES: Final = ("headless", "interactive")
+MODES: Final = ("headless", "interactive", "mcp")
 APPROVALS: Final = ("never", "on-request", "untrusted")
 SIGNALS: Final = ("thread.started", "item.started", "item.completed", "error", "turn.completed", "turn.failed")
 SANDBOXES: Final = ("bypass", "read-only", "workspace-write", "danger-full-access")
@@ -144,14 +145,17 @@ class Codex:
         settings = KindSettings(self.kind, through_gateway(context.settings, context.access), SETTINGS)
         sandbox = settings.choice("sandbox", SANDBOXES[0], SANDBOXES)
         approval = settings.choice("approval_policy", APPROVALS[0], APPROVALS)
-        interactive = settings.choice("mode", MODES[0], MODES) == "interactive"
+        mode = settings.choice("mode", MODES[0], MODES)
+        interactive = mode == "interactive"
         if approval != "never" and not interactive:
             hint = f"set {settings.field('mode')} to interactive"
-            raise BadInput("asks, and headless nobody can answer", field=settings.field("approval_policy"), hint=hint)
+            raise BadInput("asks, and in this mode nobody can answer", field=settings.field("approval_policy"), hint=hint)
         model = plain_word(wish(spec, "model"), field="requirements.model") or settings.word("model")
         session = plain_word(context.session, field="session")
         if interactive:
             argv = self._interactive(sandbox, approval, model, session)
+        elif mode == "mcp":
+            argv = self._mcp(sandbox, approval, model)
         else:
             argv = self._headless(sandbox, model, session, returns=bool(spec.returns))
         return Launch(
@@ -160,7 +164,7 @@ class Codex:
             agent_files={"codex/config.toml": config_of(settings)},
             env={"CODEX_HOME": f"{AGENT_DIR}codex", **spec.env},
             env_pass=(*dict.fromkeys((key_variable(settings), LOGIN_VARIABLE)), *PROXY_VARIABLES),
-            stdin="pane" if interactive else "prompt",
+            stdin={"interactive": "pane", "mcp": "null"}.get(mode, "prompt"),
             view="json",
             signals=(*SIGNALS, *WAITING_SIGNALS) if interactive else SIGNALS,
             success=SuccessRule(signal_type="turn.completed"),
@@ -183,6 +187,13 @@ class Codex:
         thread = {"sandbox": "danger-full-access" if sandbox == "bypass" else sandbox, "approvalPolicy": approval}
         thread |= {name: value for name, value in (("model", model), ("threadId", session)) if value}
         return stage_program("codex_server", f"{ATTEMPT_DIR}{PROMPT_FILE}", msgspec.json.encode(thread).decode(), "codex", "app-server")
+
+    @staticmethod
+    def _mcp(sandbox: str, approval: str, model: str) -> tuple[str, ...]:
+        """The server knows the threads of its own life only: no session is gone on with, and none is told."""
+        tool = {"sandbox": "danger-full-access" if sandbox == "bypass" else sandbox, "approval-policy": approval}
+        tool |= {"model": model} if model else {}
+        return stage_program("codex_mcp", f"{ATTEMPT_DIR}{PROMPT_FILE}", msgspec.json.encode(tool).decode(), "codex", "mcp-server")
 
     def signal(self, line: dict[str, Any]) -> Signal | None:
         """Returns what a line tells. An `error` may be no more than a connection that is made again."""

@@ -97,6 +97,8 @@ class Server:
 class Thread:
     """One attempt: a thread, its turn, and whoever answers."""
 
+    name = "codex app-server"
+
     def __init__(self, server: Server, prompt: str, options: dict[str, Any]) -> None:
         self.server, self.prompt, self.options = server, prompt, options
         self.thread = self.turn = ""
@@ -126,9 +128,7 @@ class Thread:
     def run(self) -> int:
         """Runs it to its end; returns the exit code."""
         wake = self.catch_stop()
-        self.server.ask(
-            "initialize", clientInfo={"name": "orchestra", "title": "Orchestra", "version": "1"}, capabilities={"experimentalApi": True}
-        )
+        self.greet()
         poller = select.poll()
         for fd in (self.server.output, 0, wake):
             poller.register(fd, select.POLLIN)
@@ -144,6 +144,12 @@ class Thread:
                 self.stop()
         code = self.server.close()
         return 0 if self.over and code == 0 else 1
+
+    def greet(self) -> None:
+        """The first request."""
+        self.server.ask(
+            "initialize", clientInfo={"name": "orchestra", "title": "Orchestra", "version": "1"}, capabilities={"experimentalApi": True}
+        )
 
     def catch_stop(self) -> int:
         """A stop, or Ctrl-C in the window, is taken note of; returns what can be read then."""
@@ -171,7 +177,7 @@ class Thread:
         """Everything that the server has said."""
         lines = self.server.read()
         if lines is None:
-            self.fail("codex app-server ended (exit code %s)" % self.server.process.wait())
+            self.fail("%s ended (exit code %s)" % (self.name, self.server.process.wait()))
             return
         for line in lines:
             method, params = line.get("method"), line.get("params")

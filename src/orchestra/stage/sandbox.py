@@ -112,6 +112,7 @@ PRIVATE_TMP = ("/tmp", "/var/tmp")
 
 BESIDE_PROGRAMS = ("lib", "lib64", "libexec", "share", "include", "node_modules", "versions", "pyvenv.cfg")
 """What a program may need from beside the `bin` it is in; not the whole folder around it, where a credential may lie."""
+LINKS_MAX = 40  # as in the kernel
 INTERPRETERS = ("node", "python3", "python", "git")
 WRITTEN = ("return", "reports")
 """Folders of the attempt that are written from inside: what the agent returns, and what checks report."""
@@ -232,6 +233,10 @@ class Sandbox:
     def argv(self, argv: list[str]) -> list[str]:
         """The command line that runs this one inside. How the program ended comes on descriptor 3, if it could be started at all."""
         self._show_program(argv[0])
+        if argv[1:4] == ["-I", "-S", "-c"]:  # a program of the stage, which is told by name what to drive
+            for word in argv[6:]:
+                if "/" not in word:
+                    self._show_program(word)
         return [self.program, *SANDBOX_OPTIONS, *self.ground.arguments(), "--json-status-fd", "3", "--chdir", self.cwd, "--", *argv]
 
     def _shared_repository(self) -> None:
@@ -317,7 +322,9 @@ class Sandbox:
                 return
             if not os.path.isabs(place) or self.ground.part_of(place) == "rw":
                 return  # it is seen, and an agent that can write it must not say what else is
-            for path in (place, real(place)):
+            for path in _way_of_links(place):
+                if self.ground.part_of(path) == "rw":
+                    return
                 top, found, _ = path.partition("/node_modules/")
                 self._show_folder(top + "/node_modules" if found else os.path.dirname(path))
             name = _interpreter(place)
@@ -364,6 +371,14 @@ def _removed(folder: str, left: list[int]) -> bool:
 def _of_the_kind(name: str) -> bool:
     """Whether an agent kind, and not the worker, put it into the attempt's folder."""
     return name.partition(".")[0] not in ("", *OWN_FILES)
+
+
+def _way_of_links(path: str) -> list[str]:
+    """A file, each link on the way from it, and where it really is."""
+    way = [path]
+    while os.path.islink(way[-1]) and len(way) < LINKS_MAX:
+        way.append(os.path.normpath(os.path.join(os.path.dirname(way[-1]), os.readlink(way[-1]))))
+    return [*way, real(path)]
 
 
 def _interpreter(path: str) -> str:

@@ -78,6 +78,7 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     {**says("SCENE-SLOW", "word " * 30), "latency": 100, "chunkSize": 5},
     # Claude Code
     *tool_scene("SCENE-CLAUDE-WRITE", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
+    *tool_scene("SCENE-CLAUDE-KEYS", "Bash", {"command": TELL_KEYS, "description": "Count"}, "Counted."),
     *tool_scene("SCENE-CLAUDE-SPY", "Bash", {"command": SPY, "description": "Look"}, "Looked."),
     *tool_scene("SCENE-CLAUDE-DENIED", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I was not allowed to."),
     *tool_scene("SCENE-CLAUDE-PLAN", "Bash", {"command": RETURN_PLAN, "description": "Return the plan"}, "Planned."),
@@ -90,6 +91,7 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     *tool_scene("SCENE-CODEX-KEYS", "exec_command", {"cmd": TELL_KEYS}, "Counted."),
     *tool_scene("SCENE-CODEX-WRITE", "exec_command", {"cmd": "echo hello > hello.txt"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CODEX-SPY", "exec_command", {"cmd": SPY}, "Looked."),
+    calls("SCENE-CODEX-TURNS", "exec_command", {"cmd": "echo again"}),
     *tool_scene("SCENE-CODEX-DENIED", "exec_command", {"cmd": "echo hello > hello.txt"}, "I was not allowed to."),
     *tool_scene("SCENE-CODEX-CONFINED", "exec_command", {"cmd": CONFINED}, "Planned."),
     *tool_scene("SCENE-CODEX-REVIEW", "exec_command", {"cmd": RETURN_REVIEW}, "Reviewed."),

@@ -29,6 +29,9 @@ echo mine > mine.txt; git add mine.txt; git -c user.name=a -c user.email=a@x com
 WAIT_LOOP: Final = "echo $$ > pid; while :; do sleep 0.2; done"
 PLANNED: Final = {"tasks": [{"id": "greet", "run": "echo hello > planned.txt", "success_criteria": ["File exists: planned.txt"]}]}
 RETURN_PLAN: Final = f"cat > $ORCHESTRA_RETURN <<'END'\n{json.dumps(PLANNED)}\nEND"
+CONFINED: Final = f"""{RETURN_PLAN}
+if touch "$CODEX_HOME/outside.txt"; then echo not confined > "$ORCHESTRA_RETURN"; fi"""
+"""Returns a plan, unless it can write where a sandbox of its own should not let it."""
 RETURN_REVIEW: Final = """test -s planned.txt && echo '{"verdict": "approve", "summary": "It greets."}' > $ORCHESTRA_RETURN"""
 
 
@@ -77,6 +80,7 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     {**says("SCENE-SLOW", "word " * 30), "latency": 100, "chunkSize": 5},
     # Claude Code
     *tool_scene("SCENE-CLAUDE-WRITE", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
+    *tool_scene("SCENE-CLAUDE-KEYS", "Bash", {"command": TELL_KEYS, "description": "Count"}, "Counted."),
     *tool_scene("SCENE-CLAUDE-SPY", "Bash", {"command": SPY, "description": "Look"}, "Looked."),
     *tool_scene("SCENE-CLAUDE-DENIED", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I was not allowed to."),
     *tool_scene("SCENE-CLAUDE-PLAN", "Bash", {"command": RETURN_PLAN, "description": "Return the plan"}, "Planned."),
@@ -90,7 +94,10 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     *tool_scene("SCENE-CODEX-WRITE", "exec_command", {"cmd": "echo hello > hello.txt"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CODEX-PATCH", "exec_command", {"cmd": PATCH}, "I patched hello.txt."),
     *tool_scene("SCENE-CODEX-SPY", "exec_command", {"cmd": SPY}, "Looked."),
+    calls("SCENE-CODEX-TURNS", "exec_command", {"cmd": "echo again"}),
     *tool_scene("SCENE-CODEX-DENIED", "exec_command", {"cmd": "echo hello > hello.txt"}, "I was not allowed to."),
+    *tool_scene("SCENE-CODEX-CONFINED", "exec_command", {"cmd": CONFINED}, "Planned."),
+    *tool_scene("SCENE-CODEX-REVIEW", "exec_command", {"cmd": RETURN_REVIEW}, "Reviewed."),
     *tool_scene("SCENE-CODEX-ASK", "request_user_input", {"questions": [{"id": "colour", **COLOUR[0]}]}, "Thank you."),
     calls("SCENE-CODEX-WAIT", "exec_command", {"cmd": WAIT_LOOP}, hasToolResult=False),
     calls("SCENE-CODEX-WAIT", "write_stdin", {"session_id": 1, "chars": ""}, hasToolResult=True),

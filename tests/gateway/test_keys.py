@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
 
 from orchestra.errors import BadInput, SettingsInvalid
 from orchestra.secret import MASK, Secret
+from orchestra.secrets import places
 from orchestra.secrets.places import CommandSecret, EnvironmentSecret, FileSecret
 from orchestra.testing.upstream import Answer, Seen, anthropic_json, refusal
 from tests.gateway.support import CANARY, staged
@@ -31,6 +33,28 @@ async def test_places(tmp_path: Path) -> None:
     assert (await CommandSecret(("printf", "sk-3")).read()).reveal() == "sk-3"
     in_pieces = "printf sk-; for each in 1 2 3 4 5; do /bin/true; done; printf 4"
     assert (await CommandSecret(("/bin/sh", "-c", in_pieces)).read()).reveal() == "sk-4", "however many pieces it comes in"
+
+
+async def test_a_program_that_leaves_something_running_has_told_its_key(tmp_path: Path) -> None:
+    """As one does that starts an agent for passphrases; that has the program's output, and keeps it open."""
+    started = tmp_path / "pid"
+    try:
+        stays = f"sleep 600 & echo $! > {started}; printf sk-5"
+        assert (await CommandSecret(("/bin/sh", "-c", stays)).read()).reveal() == "sk-5"
+    finally:
+        os.kill(int(started.read_text()), signal.SIGKILL)
+
+
+async def test_a_program_that_tells_no_key_is_given_up_though_what_it_started_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "COMMAND_TIMEOUT_S", 0.3)
+    started = tmp_path / "pid"
+    try:
+        with pytest.raises(SettingsInvalid, match="gave no key"):
+            await CommandSecret(("/bin/sh", "-c", f"sleep 600 & echo $! > {started}; wait")).read()
+    finally:
+        os.kill(int(started.read_text()), signal.SIGKILL)
 
 
 async def test_places_that_are_not_safe_or_hold_no_key(tmp_path: Path) -> None:

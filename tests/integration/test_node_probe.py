@@ -49,6 +49,17 @@ async def test_a_folder_may_be_below_the_home(tmp_path: Path, monkeypatch: pytes
     assert (seen.home, seen.folder) == (str(tmp_path), f"{tmp_path}/x")
 
 
+async def test_a_program_is_found_where_its_installer_put_it_for_one_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login without a terminal has no ~/.local/bin in its PATH; workers look there all the same."""
+    (tmp_path / ".local" / "bin").mkdir(parents=True)
+    path = program(tmp_path / ".local" / "bin", "some-agent", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    seen = await probe(LocalTransport(), N1, "~/x", ("some-agent",), python=sys.executable)
+    assert seen.programs == {"some-agent": path}
+    assert seen.path == "/usr/bin:/bin"
+
+
 async def test_a_clock_that_is_ahead_is_seen(tmp_path: Path) -> None:
     seen = await probe(LocalTransport(), N1, str(tmp_path), wall_ms=lambda: time.time_ns() // 1_000_000 - 3_600_000)
     assert abs(seen.clock_offset_ms - 3_600_000) <= seen.clock_error_ms + 1

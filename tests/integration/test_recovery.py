@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestra.core.model import AgentStatus
 from orchestra.core.state import State
 from orchestra.errors import OrchestraError
+from orchestra.intake.request import ScaleParams
+from orchestra.nodes import tmux_node
 from orchestra.root import Root
 from orchestra.testing.hosted import Stage, check_books, hosted, is_gone, processes_of, wait_until
 from orchestra.usecases import AgentsParams
@@ -87,6 +90,25 @@ def check_exactly_once(folder: Path, root: Path, tasks: int) -> State:
         assert task.status.value == "completed"
         assert ended[f"end {task.id} {task.primary}"] == 1
     return state
+
+
+async def test_a_worker_that_dies_before_it_has_its_slot_is_started_again_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without memory or processes to spare. Nobody tells of it: not the worker, and not the courier, which knows those with a slot."""
+    real, died = tmux_node.stage_argv, asyncio.Event()
+
+    def argv(python: str, stage: str, module: str, *arguments: str) -> tuple[str, ...]:
+        if module == "worker" and arguments[-1] == "2" and not died.is_set():
+            died.set()
+            return ("/bin/false",)
+        return real(python, stage, module, *arguments)
+
+    monkeypatch.setattr(tmux_node, "stage_argv", argv)
+    async with hosted(tmp_path / "root", agents=1) as stage:
+        await stage.app.scale(ScaleParams(target_count=2))  # long after the look with which a connection begins
+        await stage.wait(lambda state: True if len(state.agents) == 2 else None)
+        await stage.wait(lambda state: True if all(agent.status is AgentStatus.IDLE for agent in state.agents.values()) else None)
+        assert died.is_set()
+        assert all(not agent.falls for agent in stage.coordinator.loop.state.agents.values()), "it is no death of a worker that was there"
 
 
 async def test_kill_a_worker(folder: Path) -> None:

@@ -565,6 +565,27 @@ def test_commits_of_the_agent_and_of_a_check_come_into_the_repository(desk: Desk
     assert git(repo, "fsck", "--strict", "--no-dangling") == ""
 
 
+def test_other_branches_go_and_refs_are_packed_while_the_agent_works_and_its_checks_still_run(desk: Desk, repo: Path) -> None:
+    """With the last other branch of a plan git removes the folder of its log, and packing that of the branch itself."""
+    desk.start()
+    worktree = repo.parent / "worktrees/one"
+    (repo / ".git/logs/refs/heads/orchestra/p/one.1").unlink()  # as where none are kept
+    script = "touch begun; until test -e go; do sleep 0.02; done; rm begun go; echo 1 > a; git add a; git commit -qm first"
+    check = {"name": "c", "argv": ["/bin/sh", "-c", "git log --format=%s | grep -q first"], "timeout_ms": 20_000}
+    sandbox = {"mode": "on", "hide": [str(repo.parent / "worktrees")], "worktree": str(worktree)}
+    spec = desk.order(["/bin/sh", "-c", script], cwd=str(worktree), env=IDENTITY, sandbox=sandbox, checks=[check])
+    wait_until((worktree / "begun").exists, "the agent")
+    git(repo, "worktree", "remove", "--force", str(repo.parent / "worktrees/two"))
+    git(repo, "branch", "-D", "orchestra/p/two.1", "orchestra/p/merged")
+    git(repo, "pack-refs", "--all", "--prune")
+    (worktree / "go").touch()
+    done = desk.wait_record("done", spec)
+    assert [each["passed"] for each in done["checks"]] == [True], desk.output(spec)
+    assert git(repo, "log", "--format=%s", "orchestra/p/one.1") == "first\nbase"
+    assert [path.name for path in (repo / ".git/refs/heads/orchestra/p").iterdir()] == ["one.1"]
+    assert git(repo, "fsck", "--strict", "--no-dangling") == ""
+
+
 async def test_a_whole_orchestra_works_and_merges_in_sandboxes(ground: Path) -> None:
     repo = ground / "project"
     repo.mkdir()

@@ -153,7 +153,7 @@ def test_kinds_are_those_whose_programs_are_there() -> None:
     wanted = kinds_finding(make_probe(sh="/bin/sh"), "rehearsal")
     assert (wanted.ok, wanted.fatal) == (False, False)
     assert wanted.detail == "node majin can run command, shell, but not rehearsal"
-    assert wanted.remedy == "install python3 there, in a folder that is in PATH without a login (/bin)"
+    assert wanted.remedy == "install python3 there, in ~/.local/bin or a folder that is in PATH without a login (/bin)"
 
 
 async def test_this_machine_is_looked_at_for_real(tmp_path: Path) -> None:

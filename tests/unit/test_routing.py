@@ -86,6 +86,17 @@ def test_only_nodes_that_may_have_the_task_count() -> None:
     assert [spec.kind for spec in rerouted(bench.state, [here, anywhere], OPTIONS, PROGRAMS.__getitem__)] == ["claude", "codex"]
 
 
+def test_of_a_node_that_was_not_seen_yet_nothing_is_known_though_another_was() -> None:
+    far = NodeId("far")
+    bench = Bench()
+    agents = (*make_agents(1), *make_agents(1, "far", first=2))
+    bench.do(c.Init("test", (NodeSpec(NODE), NodeSpec(far, host="far")), agents), c.NodeUp(NODE, "boot", "session", ("claude",)))
+    code = make_task("code", kind="codex", node=far)
+    assert rerouted(bench.state, [code], OPTIONS, PROGRAMS.__getitem__) == (code,)
+    bench.do(c.NodeUp(far, "boot", "session", ("claude",)))
+    assert [spec.kind for spec in rerouted(bench.state, [code], OPTIONS, PROGRAMS.__getitem__)] == ["claude"]
+
+
 def test_without_either_it_is_refused_with_both_reasons() -> None:
     with pytest.raises(PlanInvalid, match=r"codex is not installed .* and claude is not installed"):
         rerouted(fleet(()).state, [make_task("code", kind="codex")], OPTIONS, PROGRAMS.__getitem__)

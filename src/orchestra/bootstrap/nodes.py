@@ -202,5 +202,5 @@ def kinds_finding(seen: NodeProbe, wanted: str) -> Finding:
     if wanted == ANY_KIND or wanted in there or wanted not in adapters():
         return Finding("agent kinds", True, detail)
     missing = [program for program in adapters()[wanted].programs if program not in seen.programs]
-    remedy = f"install {', '.join(missing)} there, in a folder that is in PATH without a login ({seen.path})"
+    remedy = f"install {', '.join(missing)} there, in ~/.local/bin or a folder that is in PATH without a login ({seen.path})"
     return Finding("agent kinds", False, f"{detail}, but not {wanted}", remedy)

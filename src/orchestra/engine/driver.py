@@ -35,7 +35,9 @@ EFFECTS_MAX: Final = 4096
 
 
 EAGER_PAUSE_MS: Final = 1_000
-EXPOSE_AGAIN_MS: Final = 2_000
+EXPOSE_AGAIN_MS: Final = 500
+"""A connection that broke unseen may hold a port there until it is found dead. An agent that loses its request with it asks again twice, within two
+seconds; where all ports are had, nothing is sent."""
 LEASE_RENEWALS: Final = 4
 """Renewals within the time of a lease: it takes several lost ones until a node gives up its work."""
 

@@ -225,7 +225,7 @@ def _program(probe: NodeProbe, name: str) -> Finding:
     path = probe.programs.get(name, "")
     if path:
         return Finding(name, True, f"node {probe.node} has {name} at {path}")
-    remedy = f"install it there, in a folder that is in PATH without a login ({probe.path})"
+    remedy = f"install it there, in ~/.local/bin or a folder that is in PATH without a login ({probe.path})"
     return Finding(name, False, f"node {probe.node} has no program {name}", remedy)
 
 
@@ -300,8 +300,13 @@ def version_of(tmux):
     said = said.decode("utf-8", "replace").strip()
     return said[5:] if said.startswith("tmux ") else said
 
-def sandbox():
-    bwrap = shutil.which("bwrap")
+def search_path(home):
+    # As a worker does (stage/attempt.py): a login without a terminal leaves out the place where most installers for one user put things.
+    folders = os.environ.get("PATH", os.defpath).split(":")
+    return ":".join(folders + [each for each in (home.rstrip("/") + "/.local/bin", "/usr/local/bin") if each not in folders])
+
+def sandbox(path):
+    bwrap = shutil.which("bwrap", path=path)
     if not bwrap:
         return "bwrap is not installed"
     argv = [bwrap, "--die-with-parent", "--unshare-pid", "--cap-drop", "ALL"]
@@ -344,14 +349,15 @@ try:
 except OSError:
     free = -1
 tmux_path = shutil.which(tmux) or ""
+path = search_path(home)
 facts = {
     "python": sys.executable, "python_version": sys.version.split()[0], "uid": uid, "user": user, "home": home,
     "boot": text("/proc/sys/kernel/random/boot_id").strip(), "host": os.uname().nodename, "cpus": os.cpu_count() or 1,
     "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "memory_available_bytes": memory(),
     "folder": folder, "folder_exists": there == folder, "folder_problem": problem, "disk_free_bytes": free, "load_1m": round(os.getloadavg()[0], 2),
     "open_files_max": limit("RLIMIT_NOFILE"), "processes_max": least(pids() + ([limit("RLIMIT_NPROC")] if uid else [])),
-    "tmux": version_of(tmux_path) if tmux_path else "", "tmux_path": tmux_path, "path": os.environ.get("PATH", ""), "sandbox": sandbox(),
-    "programs": dict((name, path) for name, path in ((name, shutil.which(name)) for name in sys.argv[3:]) if path),
+    "tmux": version_of(tmux_path) if tmux_path else "", "tmux_path": tmux_path, "path": os.environ.get("PATH", ""), "sandbox": sandbox(path),
+    "programs": dict((name, found) for name, found in ((name, shutil.which(name, path=path)) for name in sys.argv[3:]) if found),
 }
 facts["ms"] = int(time.time() * 1000)
 json.dump(facts, sys.stdout)

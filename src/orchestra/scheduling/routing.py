@@ -73,7 +73,8 @@ def lacking(state: State, spec: TaskSpec, kind: str, programs_of: ProgramsOf) ->
     if not able:
         return f"no agent of the fleet takes tasks of kind {kind}"
     needed = set(programs_of(kind))
-    if not any(needed <= set(state.nodes[agent.spec.node].programs) for agent in able):
+    nodes = [state.nodes[agent.spec.node] for agent in able]
+    if not any(node.status is NodeStatus.ADDED or needed <= set(node.programs) for node in nodes):
         return f"{kind} is not installed on any node that may have the task"
     return ""
 

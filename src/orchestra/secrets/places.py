@@ -63,14 +63,6 @@ class FileSecret:
             return _checked(file.read(KEY_BYTES_MAX).decode("utf-8", "replace"), self.name)
 
 
-async def _until_end(stream: asyncio.StreamReader) -> bytes:
-    """Returns all that a program prints, in however many pieces, up to the size of a key."""
-    try:
-        return await stream.readexactly(KEY_BYTES_MAX)
-    except asyncio.IncompleteReadError as short:
-        return short.partial
-
-
 class CommandSecret:
     """What a program prints."""
 
@@ -79,17 +71,33 @@ class CommandSecret:
         self._argv = argv
 
     async def read(self) -> Secret:
+        # A pipe of our own: asyncio's would be open, and waited for, as long as some agent that the program started in the background has it.
+        reading, writing = os.pipe()
+        try:
+            status = await self._run(writing)
+            output = b""
+            os.set_blocking(reading, False)
+            with contextlib.suppress(BlockingIOError):
+                output = os.read(reading, KEY_BYTES_MAX)
+        finally:
+            os.close(reading)
+        if status != 0:
+            raise SettingsInvalid(f"{self.name} ended with {status}", field=self.name, hint="run it by hand to see why")
+        return _checked(output.decode("utf-8", "replace"), self.name)
+
+    async def _run(self, output: int) -> int:
+        """Runs it to its end; returns its status."""
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+                *self._argv, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=asyncio.subprocess.DEVNULL
             )
         except OSError as exc:
             raise SettingsInvalid(f"{self.name} cannot be run: {exc.strerror}", field=self.name, hint="check its path") from exc
-        assert process.stdout is not None
+        finally:
+            os.close(output)
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                output = await _until_end(process.stdout)
-                status = await process.wait()
+                return await process.wait()
         except TimeoutError as exc:
             raise SettingsInvalid(f"{self.name} gave no key within {COMMAND_TIMEOUT_S} s", field=self.name, hint="run it by hand") from exc
         finally:
@@ -97,6 +105,3 @@ class CommandSecret:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-        if status != 0:
-            raise SettingsInvalid(f"{self.name} ended with {status}", field=self.name, hint="run it by hand to see why")
-        return _checked(output.decode("utf-8", "replace"), self.name)

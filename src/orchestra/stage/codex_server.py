@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 READ_BYTES = 65536
+RETURN = "ORCHESTRA_RETURN"  # the file for what the attempt is to return, if it is to return something
 LEAVE_S = 3.0  # for the server to end once its input is closed
 INTERRUPT_S = 1.0  # for a turn to end once it is interrupted
 TEXT_CHARACTERS_MAX = 2000
@@ -102,6 +103,7 @@ class Thread:
     def __init__(self, server: Server, prompt: str, options: dict[str, Any]) -> None:
         self.server, self.prompt, self.options = server, prompt, options
         self.thread = self.turn = ""
+        self.returns = os.path.dirname(os.environ.get(RETURN, ""))  # outside of what Codex's own sandbox lets it write by itself
         self.usage: dict[str, int] = {}
         self.questions: list[tuple[int, dict[str, Any]]] = []
         self.asked = self.told = 0
@@ -202,7 +204,8 @@ class Thread:
             return
         elif asked == "initialize":
             self.server.send({"method": "initialized", "params": {}})
-            self.server.ask("thread/resume" if "threadId" in self.options else "thread/start", cwd=os.getcwd(), **self.options)
+            more = {"config": {"sandbox_workspace_write": {"writable_roots": [self.returns]}}} if self.returns else {}
+            self.server.ask("thread/resume" if "threadId" in self.options else "thread/start", cwd=os.getcwd(), **self.options, **more)
         elif asked in ("thread/start", "thread/resume"):
             self.thread = str(dict_in(result, "thread").get("id"))
             self.say("thread.started", thread_id=self.thread)

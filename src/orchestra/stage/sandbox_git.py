@@ -25,6 +25,8 @@ if [ "$2" ]; then
 fi
 if [ "$3" ]; then git -c core.hooksPath=/dev/null update-ref --no-deref -m 'orchestra: out of the sandbox' "$3" "$4" ${5:+"$5"}; fi
 """
+HOLD = ".sandbox.lock"  # git takes it for a lock of its own, and for no branch
+PUT_TRIES = 5
 HEX = frozenset(b"0123456789abcdef")
 
 
@@ -74,7 +76,7 @@ class Repository:
             place, private = "%s/%s%s" % (self.common, kind, folder), self.private + "/" + ("log" if kind else "ref")
             if kind and not os.path.isdir(self.common + "/logs"):
                 continue  # it keeps none
-            os.makedirs(place, exist_ok=True)
+            _put_empty(place, name if kind else name + HOLD)
             os.mkdir(private, 0o700)
             content = read_bytes("%s/%s" % (place, name))
             if content is not None:
@@ -94,6 +96,8 @@ class Repository:
     def taking_over(self) -> list[str]:
         """The command line that brings objects and branch into the repository, or nothing if there is nothing new."""
         objects = self.private + "/objects"
+        if self.branch:
+            _remove("%s/%s%s" % (self.common, self.branch, HOLD))
         if not self.common or not os.path.isdir(objects):
             return []
         if os.path.lexists(objects + "/info"):
@@ -104,6 +108,26 @@ class Repository:
         if not fresh and not moved:
             return []
         return ["/bin/sh", "-c", TAKE_OVER, "sh", self.common, objects if fresh else "", self.branch if moved else "", tip, self.tip]
+
+
+def _put_empty(folder: str, name: str) -> None:
+    """A file, so that git does not remove the folder: with it would go what is laid over it in sandboxes. Of refs it does so when it packs them, of logs
+    when the last other branch of the plan goes."""
+    for _ in range(PUT_TRIES):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open("%s/%s" % (folder, name), "ab"):
+                return
+        except FileNotFoundError:  # it was removed in between
+            continue
+
+
+def _remove(path: str) -> None:
+    """Removes a file that may be gone."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _plain(folder: str) -> int:

@@ -32,6 +32,8 @@ PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "opt")
 """What a node has of the machine, read-only."""
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+PROGRAMS = "/srv/programs"
+"""Where a node has programs it was given besides; its user finds them in ~/.local/bin, as with an installer of their own."""
 OWN_ETC = ("passwd", "group", "shadow", "hostname", "hosts", "resolv.conf")
 """Files of /etc that a node has for itself, where the machine has them as plain files."""
 TERM_MS = 2000
@@ -98,8 +100,11 @@ def _make_dev(root: str) -> None:
         os.symlink(target, f"{dev}/{name}")
 
 
-def _make_root(folder: str) -> None:
-    """Puts the node's file system together at `folder`/root and moves into it. Everything but home and log is new."""
+def _make_root(folder: str, programs: dict[str, str]) -> None:
+    """Puts the node's file system together at `folder`/root and moves into it. Everything but home and log is new.
+
+    Programs of the machine that lie outside of SYSTEM are shown as they are, each by itself: what is beside them, and above, stays unseen.
+    """
     root, machine = f"{folder}/root", f"{folder}/machine"
     mount("tmpfs", root, "tmpfs", 0, "mode=755")
     for name in SYSTEM:
@@ -124,6 +129,11 @@ def _make_root(folder: str) -> None:
     os.symlink("/run", f"{root}/var/run")
     bind(f"{folder}/log", f"{root}/var/log", read_only=False)
     bind(machine, f"{root}/run/lab")
+    for name, source in programs.items():
+        place = Path(f"{root}{PROGRAMS}", name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        bind(source, str(place))
     for name in OWN_ETC:
         if os.path.isfile(f"/etc/{name}") and not os.path.islink(f"/etc/{name}"):
             bind(f"{machine}/{name}", f"{root}/etc/{name}")
@@ -141,10 +151,18 @@ def _furnish_home(request: dict[str, Any]) -> None:
     if home.exists():
         return
     home.mkdir(mode=0o755)
+    made = [home]
     for name, text in request["home_files"].items():
         (home / name).write_text(text)
-        os.chown(home / name, request["uid"], request["gid"])
-    os.chown(home, request["uid"], request["gid"])
+        made.append(home / name)
+    if request["programs"]:
+        place = home / ".local" / "bin"
+        place.mkdir(parents=True)
+        made += [place.parent, place]
+        for name in request["programs"]:
+            (place / name).symlink_to(f"{PROGRAMS}/{name}")
+    for path in made:
+        os.chown(path, request["uid"], request["gid"])
 
 
 def _init(request: dict[str, Any], guard: socket.socket, report: int) -> NoReturn:
@@ -156,7 +174,7 @@ def _init(request: dict[str, Any], guard: socket.socket, report: int) -> NoRetur
             os._exit(1)
         set_name("init")
         socket.sethostname(request["node"])
-        _make_root(request["folder"])
+        _make_root(request["folder"], request["programs"])
         _furnish_home(request)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
@@ -231,12 +249,13 @@ class Keeper:
         unshare(CLONE_NEWNS | CLONE_NEWNET)
         self._hub = os.stat("/proc/self/ns/net").st_ino
 
-    def settle(self, folder: str) -> dict[str, Any]:
-        """Makes the mounts its own and lets go of those of others: a copy of a mount keeps its device busy."""
+    def settle(self, kept: list[str]) -> dict[str, Any]:
+        """Makes the mounts its own and lets go of those of others, in which nothing lies that is to be kept: a copy of a mount keeps its device busy."""
         mount("none", "/", flags=MS_REC | MS_PRIVATE)
         points = [line.split()[4].encode().decode("unicode_escape") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for point in reversed(points):
-            if point.split("/")[1] in SYSTEM or point in ("/", "/proc", "/sys", "/dev") or f"{folder}/".startswith(f"{point}/"):
+            needed = any(f"{path}/".startswith(f"{point}/") for path in kept)
+            if needed or point.split("/")[1] in SYSTEM or point in ("/", "/proc", "/sys", "/dev"):
                 continue
             _libc.umount2(point.encode(), MNT_DETACH)  # best effort: what cannot be let go of stays until the keeper ends
         return {"wire": self.wire}
@@ -292,7 +311,7 @@ class Keeper:
         """Does what one request says."""
         op = request["op"]
         if op == "settle":
-            return self.settle(request["folder"])
+            return self.settle(request["kept"])
         if op == "boot":
             return self.boot(request)
         if op == "off":

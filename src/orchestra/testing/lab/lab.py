@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -68,15 +68,24 @@ class Lab:
         folder: Where its keys, configurations and logs are kept; made if need be.
         nodes: Names of the machines.
         home_bytes: Size of each machine's /home.
+        programs: Programs of this machine, by name, that the nodes have in ~/.local/bin; each is one file that needs nothing beside it.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[str] = ("mugen", "majin"), *, home_bytes: int = HOME_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nodes: Sequence[str] = ("mugen", "majin"),
+        *,
+        home_bytes: int = HOME_BYTES,
+        programs: Mapping[str, Path] | None = None,
+    ) -> None:
         self.folder = folder.absolute()
         self.nodes: dict[str, LabNode] = {}
         self.ssh_config = self.folder / "ssh_config"
         self.known_hosts = self.folder / "known_hosts"
         self.client_key = ""
         """Public half of the key that all nodes let in."""
+        self.programs = {name: path.resolve() for name, path in (programs or {}).items()}
         self._names = tuple(nodes)
         self._home_bytes = home_bytes
         self._lock = threading.Lock()
@@ -216,6 +225,8 @@ class Lab:
         check_tools()
         for name in self._names:
             check_name(name)
+        if missing := [str(path) for path in self.programs.values() if not path.is_file()]:
+            raise LabFailed(f"no program is at {', '.join(missing)}", hint="bash scripts/setup_agents.sh installs the coding agents")
         machine.make_folder(self.folder, 0o700)
         self.client_key = machine.make_key(self.folder / CLIENT_KEY)
         # No session of ours and no environment: the keeper must not get a terminal's signals, nor be found by what somebody looks for in environments.
@@ -230,7 +241,7 @@ class Lab:
         )
         pid = self._process.pid
         self.remember(pid)
-        wire = int(self.ask("settle", folder=str(self.folder))["wire"])
+        wire = int(self.ask("settle", kept=[str(self.folder), *map(str, self.programs.values())])["wire"])
         self._hub = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._wire = Wire(f"/proc/{pid}/fd/{wire}", pid)
         for name in self._names:

@@ -32,7 +32,7 @@ LISTENING: Final = "0A"
 class LabNode:
     """A machine with its own processes, network, file systems, users and name.
 
-    It has the programs of the machine it runs on (/usr, /etc, /opt, read-only) and nothing else of it.
+    It has the programs of the machine it runs on (/usr, /etc, /opt, read-only), those that the lab gives it besides, and nothing else of it.
     """
 
     def __init__(self, lab: Lab, name: str, index: int, *, uid: int, gid: int, home_bytes: int) -> None:
@@ -100,7 +100,7 @@ class LabNode:
         return subprocess.CompletedProcess(list(argv), child.returncode, out, err)
 
     def processes(self) -> dict[int, str]:
-        """Returns everything that runs on the node: pid as seen from outside -> command line."""
+        """Returns everything that runs on the node, in sandboxes too: pid as seen from outside -> command line."""
         if not self.init_pid:
             return {}
         inode = processes.namespace_of(self.init_pid, "pid")
@@ -177,6 +177,7 @@ class LabNode:
             uid=self.uid,
             gid=self.gid,
             home_files={".bashrc": machine.BASHRC},
+            programs={name: str(path) for name, path in self._lab.programs.items()},
         )
         self.init_pid = int(reply["init"])
         self._lab.remember(self.init_pid)

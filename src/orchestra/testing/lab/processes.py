@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -10,6 +11,9 @@ from typing import Final, Literal
 
 WAIT_S: Final = 15.0
 """Longest the lab waits for a process or a port; a deadline, never a measure."""
+
+NS_GET_PARENT: Final = 0xB702
+"""The kernel's request, see ioctl_ns(2)."""
 
 Kind = Literal["net", "pid"]
 
@@ -23,9 +27,33 @@ def namespace_of(pid: int, kind: Kind) -> int:
 
 
 def pids_in(kind: Kind, inode: int) -> list[int]:
-    """Returns the processes in a namespace; zombies do not count."""
+    """Returns the processes in a namespace, and of processes those in namespaces below it too, as sandboxes have; zombies do not count."""
     pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    return [pid for pid in pids if namespace_of(pid, kind) == inode and started_at(pid)]
+    inside: dict[int, bool] = {0: False, inode: True}
+    found = []
+    for pid in pids:
+        own = namespace_of(pid, kind)
+        if own not in inside:
+            inside[own] = kind == "pid" and is_below(pid, inode)
+        if inside[own] and started_at(pid):
+            found.append(pid)
+    return found
+
+
+def is_below(pid: int, inode: int) -> bool:
+    """Tells whether a process is in a process namespace that was made in this one, or in one of those."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        while os.fstat(descriptor).st_ino != inode:
+            try:
+                above = fcntl.ioctl(descriptor, NS_GET_PARENT)
+            finally:
+                os.close(descriptor)
+            descriptor = above
+    except OSError:  # the process is gone, or this was the topmost
+        return False
+    os.close(descriptor)
+    return True
 
 
 def started_at(pid: int) -> int:

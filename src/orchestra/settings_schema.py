@@ -239,6 +239,17 @@ class Routing(Section, frozen=True, kw_only=True):
         Meta(max_length=100, description="KIND=OTHER: who takes the tasks of a kind that no node has; without, they are refused or wait."),
     ] = ("codex=claude",)
     slower_percent: Annotated[int, Meta(ge=0, le=1000, description="Added to the estimate of tasks that another kind takes.")] = 50
+    failures_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10,
+            description="Tasks in a row that fail as the kind's program or login does not work, until others go elsewhere. 0: never.",
+        ),
+    ] = 2
+    retry_minutes: Annotated[
+        float, Meta(gt=0, le=10_080, description="After which a kind whose login failed is tried again; somebody has to mend it meanwhile.")
+    ] = 15
 
 
 class Planning(Section, frozen=True, kw_only=True):

@@ -185,3 +185,20 @@ def test_two_that_changed_one_file() -> None:
             "conflict_predicted", "medium", {"task_id": "p/b", "attempt": 1, "other_task_id": "p/a", "other_attempt": 1, "paths": ("x.py",)}
         )
     ]
+
+
+def test_a_kind_that_goes_and_comes_back_and_what_moved() -> None:
+    rule, state = ParentEvents(), State()
+
+    def told(event: e.Event) -> Told | None:
+        return rule.of(state, Happened(1, 1, event))
+
+    lost = told(e.KindLost("codex", "it is not installed", "programs", "claude"))
+    assert lost == Told("agent_kind_lost", "high", {"kind": "codex", "reason": "it is not installed", "tasks_go_to": "claude"})
+    moved = told(e.TaskMoved(TaskId("p/a"), "codex", "claude", 90_000, "moved"))
+    values = {"task_id": "p/a", "from": "codex", "to": "claude", "estimated_seconds": 90, "warning": "moved"}
+    assert moved == Told("task_moved", "medium", values)
+    back = told(e.KindRecovered("codex", "it is there again", was_lost=True))
+    assert back == Told("agent_kind_recovered", "medium", {"kind": "codex", "reason": "it is there again"})
+    assert told(e.KindMissed("codex", "out of sight")) is None
+    assert told(e.KindRecovered("codex", "it is there again")) is None

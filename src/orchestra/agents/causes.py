@@ -7,6 +7,7 @@ the CLI), never from what the model wrote: an agent that quotes "rate limit" is 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -56,6 +57,11 @@ class Cause(Enum):
 
 FINAL: Final = frozenset({Cause.AUTH, Cause.BUDGET, Cause.CONFIG})
 """Causes that no retry mends: somebody has to change something first."""
+
+UNABLE: Final = frozenset({Cause.AUTH, Cause.QUOTA})
+"""Causes that hold for every task of the kind: its login does not work."""
+_NOT_THERE: Final = re.compile(r"\[Errno (?:2|13)\] [^:]*: (?P<quoted>['\"].*['\"])$")
+_NOT_IN_SANDBOX: Final = re.compile(r"bwrap: execvp (?P<program>\S+): (?:No such file|Permission denied)")
 
 _BY_STATUS: Final = {
     400: Cause.REQUEST,
@@ -150,6 +156,20 @@ def failed(cause: Cause, detail: str, usage: Usage, session: str, summary: str =
     """Returns the verdict for a cause: refused where no retry mends it, else failed."""
     kind = OutcomeKind.REFUSED if cause in FINAL else OutcomeKind.FAILED
     return Verdict(kind, reason(cause, detail), usage, session, summary)
+
+
+def blames_kind(verdict: Verdict, end: Exit, programs: Sequence[str]) -> bool:
+    """Tells whether an end says that its kind cannot work there at all, whatever the task: a program of it cannot be started, or its login is refused."""
+    if verdict.kind not in (OutcomeKind.FAILED, OutcomeKind.REFUSED):
+        return False
+    said = end.tail[-1].strip() if end.tail else ""
+    if end.reason == "spawn":
+        named = _NOT_THERE.search(said)
+        return named is not None and named["quoted"] in map(repr, programs)
+    inside = _NOT_IN_SANDBOX.match(said)
+    if inside is not None and end.code == 1 and inside["program"] in programs:
+        return True
+    return verdict.reason.partition(":")[0] in {cause.value for cause in UNABLE}
 
 
 def last_line(end: Exit) -> dict[str, Any]:

@@ -27,7 +27,19 @@ from orchestra.quantity import usd_micros
 
 COUNTS: Final = ("requests", "tokens_input", "tokens_output", "tokens_cache_read", "tokens_cache_write")
 PLACES: Final = (*COUNTS, "cost_usd", "session", "summary", "error", "activity")
-SETTINGS: Final = ("command", "resume", "stdin", "success_codes", "refused_codes", "success", "env", "env_pass", "memory_mb", *PLACES)
+SETTINGS: Final = (
+    "command",
+    "resume",
+    "stdin",
+    "success_codes",
+    "refused_codes",
+    "auth_codes",
+    "success",
+    "env",
+    "env_pass",
+    "memory_mb",
+    *PLACES,
+)
 STDIN: Final = ("null", "prompt", "pane")
 MEMORY_MB_DEFAULT: Final = 256
 ARGUMENT_BYTES_MAX: Final = 120_000
@@ -58,6 +70,7 @@ class Cli(NamedTuple):
     stdin: str
     codes: tuple[int, ...]
     refused: tuple[int, ...]
+    unauthorised: tuple[int, ...]
     rule: SuccessRule
     env: dict[str, str]
     env_pass: tuple[str, ...]
@@ -95,6 +108,7 @@ def cli_of(kind: str, values: Mapping[str, str]) -> Cli:
         stdin=settings.choice("stdin", STDIN[0], STDIN),
         codes=codes,
         refused=_codes(settings, "refused_codes"),
+        unauthorised=_codes(settings, "auth_codes"),
         rule=SuccessRule(codes, signal_type, fields),
         env=_env(settings),
         env_pass=settings.words("env_pass"),
@@ -227,6 +241,8 @@ class Command:
         if said := text_of(cli.found("error", end.last), SUMMARY_CHARACTERS_MAX):
             return Verdict(OutcomeKind.FAILED, " ".join(said.split())[:300], usage, session, summary)
         if end.signal or end.code not in cli.codes:
+            if end.code in cli.unauthorised and not end.signal:
+                return failed(Cause.AUTH, exit_in_words(end), usage, session)
             if end.code in cli.refused and not end.signal:
                 return failed(Cause.CONFIG, exit_in_words(end), usage, session)
             return (

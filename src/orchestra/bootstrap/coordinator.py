@@ -351,6 +351,7 @@ class Coordinator:
         except OrchestraError as error:
             log.info("no-facts", extra={"node": driver.node.id, "reason": str(error)})
             return
+        await self.loop.report([c.ProgramsSeen(driver.node.id, tuple(sorted(facts.programs)))])
         self.loop.kernel.loads[driver.node.id] = Load(
             self.loop.now_ms(), facts.cpus, facts.load_1m, facts.memory_bytes, facts.memory_available_bytes, facts.disk_free_bytes
         )

@@ -110,6 +110,11 @@ def policy(settings: Settings) -> c.Policy:
         planned_tasks_max=settings.planning.tasks_max,
         planning_depth_max=settings.planning.depth_max,
         review_rounds_max=settings.tasks.review_rounds,
+        alternatives=(routes := route_options(settings)).alternatives,
+        slower_percent=routes.slower_percent,
+        kind_programs={name: adapter.programs for name, adapter in adapters().items()},
+        kind_failures_max=settings.routing.failures_max,
+        kind_retry_ms=milliseconds(settings.routing.retry_minutes * 60),
     )
 
 

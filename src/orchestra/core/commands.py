@@ -138,6 +138,13 @@ class NodeUp(Command, frozen=True):
     programs: tuple[str, ...] = ()
 
 
+class ProgramsSeen(Command, frozen=True):
+    """What is installed on a node now, of what was looked for."""
+
+    node: NodeId
+    programs: tuple[str, ...]
+
+
 class NodeDown(Command, frozen=True):
     node: NodeId
     reason: str
@@ -332,5 +339,15 @@ class Policy(msgspec.Struct, frozen=True):
     """Tasks that one returned plan may add."""
     planning_depth_max: int = 2
     """How many tasks may plan one another in a row."""
+    alternatives: dict[str, str] = {}
+    """For a kind that is not to be had, the one that takes its tasks."""
+    slower_percent: int = 50
+    """What is added to the estimate of such a task."""
+    kind_programs: dict[str, tuple[str, ...]] = {}
+    """Programs that each kind needs on its node."""
+    kind_failures_max: int = 2
+    """Tasks in a row whose attempts fail because the kind cannot work, until it counts as lost; 0: never for that."""
+    kind_retry_ms: int = 900_000
+    """After which a kind that was lost by failures is tried again."""
     review_rounds_max: int = 1
     """How often a review may send a task back before its refusal is final."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from orchestra.core import commands as c
 from orchestra.core import events as e
+from orchestra.core import kinds
 from orchestra.core import transitions as t
 from orchestra.core.fleet import (
     add_node,
@@ -305,6 +306,7 @@ def _tick(s: State, cmd: c.Tick, now: int, policy: c.Policy) -> Iterator[e.Event
     yield from _init_settled(s, now, policy)
     yield from scale_on(s, policy)
     yield from overdue(s, now, policy)
+    yield from kinds.kinds_due(s, now, policy)
     given_up = list(_given_up(s, now, policy))  # what follows from those comes first: the next tick sees to a shutdown
     yield from given_up or _shutdown_overdue(s, now, policy)
 
@@ -376,8 +378,10 @@ def _blocked(task: TaskId, need: TaskState) -> e.TaskCancelled:
     return e.TaskCancelled(task, f"its need {need.id} {need.status.value}", need.id)
 
 
-def _after_task_queued(s: State, ev: e.TaskQueued, now: int, policy: c.Policy) -> Events:
-    return [e.WorkBegan()] if s.lifecycle is Lifecycle.READY else []
+def _after_task_queued(s: State, ev: e.TaskQueued, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    if s.lifecycle is Lifecycle.READY:
+        yield e.WorkBegan()
+    yield from kinds.after_queued(s, s.tasks[ev.task], policy)
 
 
 def _after_task_completed(s: State, ev: e.TaskCompleted, now: int, policy: c.Policy) -> Iterator[e.Event]:
@@ -420,6 +424,7 @@ def _after_attempt_ended(s: State, ev: e.AttemptEnded, now: int, policy: c.Polic
     node = s.nodes.get(attempt.node)
     if node is not None and node.breaker is not None and node.breaker.probing and node.breaker.canary == attempt.agent:
         yield e.BreakerProbing(attempt.node)  # the trial ended before it had begun: the next attempt is the trial
+    yield from kinds.after_attempt_of_kind(s, task, ev.outcome, policy)
     if not task.over and not task.live_attempts():
         yield from _settle(s, task, now, policy)
     agent = s.agents.get(attempt.agent)
@@ -447,6 +452,8 @@ def _settle(s: State, task: TaskState, now: int, policy: c.Policy) -> Iterable[e
         return [e.TaskRetryScheduled(task.id, now + policy.lost_retry_ms, outcome.reason), *requeue_now(s, task)]
     if outcome.kind is OutcomeKind.DEFERRED and task.deferrals <= policy.deferrals_max:
         return [e.TaskRetryScheduled(task.id, now + policy.deferred_retry_ms, outcome.reason)]
+    if (elsewhere := kinds.unable(s, task, outcome, now, policy)) is not None:
+        return elsewhere
     if outcome.kind in (OutcomeKind.REFUSED, OutcomeKind.DEFERRED) or task.failures > task.spec.retries:
         return [e.TaskFailed(task.id, outcome.reason)]
     return [e.TaskRetryScheduled(task.id, now + backoff_ms(task.spec, task.failures), outcome.reason)]
@@ -464,15 +471,18 @@ def _after_retry_scheduled(s: State, ev: e.TaskRetryScheduled, now: int, policy:
 def _after_node_lost(s: State, ev: e.NodeLost, now: int, policy: c.Policy) -> Iterator[e.Event]:
     for agent in s.agents_on(ev.node):
         yield from lose_attempt(s, agent.id, ev.reason)
+    yield from kinds.look_at_kinds(s, policy)
 
 
 def _after_agent_ready(s: State, ev: e.AgentReady, now: int, policy: c.Policy) -> Iterator[e.Event]:
+    yield from kinds.look_again(s, policy)
     yield from reset_by_agent(s, ev.agent)
     yield from _after_agent_settled(s, ev.agent)
 
 
 def _after_agent_suspended(s: State, ev: e.AgentSuspended, now: int, policy: c.Policy) -> Iterator[e.Event]:
     yield from after_agent_suspended(s, ev, now, policy)
+    yield from kinds.look_at_kinds(s, policy)
     yield from _after_agent_settled(s, ev.agent)
 
 
@@ -535,6 +545,7 @@ DECISIONS: Final[dict[type[c.Command], Decision]] = {
     c.Assign: _assign,
     c.NodeUp: node_up,
     c.NodeDown: node_down,
+    c.ProgramsSeen: kinds.programs_seen,
     c.NodeTroubled: node_troubled,
     c.JournalAt: _journal_at,
     c.BeatMissed: beat_missed,
@@ -580,6 +591,7 @@ CONSEQUENCES: Final[dict[type[e.Event], Consequence]] = {
     e.AgentDraining: _after_agent_draining,
     e.AgentRemoved: _after_agent_removed,
     e.NodeLost: _after_node_lost,
+    **kinds.CONSEQUENCES_OF_KINDS,
     e.InitCompleted: _after_init_completed,
     e.ScaleStarted: _after_scale_started,
     e.ShutdownStarted: _after_shutdown_started,

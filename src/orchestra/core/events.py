@@ -133,6 +133,40 @@ class NodeLost(Event, frozen=True):
     """It was lost already; what is known of the cause has changed."""
 
 
+class ProgramsChanged(Event, frozen=True):
+    """Other programs are installed on a node than when it was last looked at."""
+
+    node: NodeId
+    programs: tuple[str, ...]
+
+
+class KindMissed(Event, frozen=True):
+    """No agent in sight does tasks of this kind, and one may come back: tasks of it wait until the grace is over."""
+
+    kind: str
+    reason: str
+
+
+class KindLost(Event, frozen=True):
+    """Nobody can do tasks of this kind: another one takes those that are ready."""
+
+    kind: str
+    reason: str
+    cause: str = ""
+    """`programs`: what it needs is on no node; `failures`: its program or its login does not work."""
+    other: str = ""
+    """Who takes its tasks."""
+
+
+class KindRecovered(Event, frozen=True):
+    """Tasks of this kind are done by it again, those that have moved apart."""
+
+    kind: str
+    reason: str = ""
+    was_lost: bool = False
+    """False where it was only missed."""
+
+
 class JournalRead(Event, frozen=True):
     """Everything in the node's journal before `offset` has been turned into the events of this and earlier appends."""
 
@@ -255,6 +289,20 @@ class TaskRetryScheduled(Event, frozen=True):
     ready_ms: int
     """Ledger time at which it is queued again."""
     reason: str
+    forgiven: int = 0
+    """Attempts of this round that count as no failures of the task: their kind cannot work."""
+
+
+class TaskMoved(Event, frozen=True):
+    """Another kind of agent does it from now on, as its own is not to be had."""
+
+    task: TaskId
+    was: str
+    kind: str
+    estimate_ms: int
+    warning: str
+    without_model: bool = False
+    """Its wish for a model is dropped: the other kind does not know it."""
 
 
 class TaskMerging(Event, frozen=True):
@@ -492,6 +540,10 @@ AnyEvent = (
     | BreakerTripped
     | BreakerProbing
     | BreakerReset
+    | ProgramsChanged
+    | KindMissed
+    | KindLost
+    | KindRecovered
     | JournalRead
     | AgentAdded
     | AgentReady
@@ -511,6 +563,7 @@ AnyEvent = (
     | TaskSubmitted
     | TaskQueued
     | TaskRetryScheduled
+    | TaskMoved
     | TaskMerging
     | WorkMerged
     | WorkConflicted

@@ -13,6 +13,7 @@ import msgspec
 
 from orchestra.core import events as e
 from orchestra.core import transitions as t
+from orchestra.core.kinds import KIND_FOLDS, note_end
 from orchestra.core.merging import fold_work_conflicted, fold_work_let_go, fold_work_merged
 from orchestra.core.model import OutcomeKind, TaskStatus
 from orchestra.core.planning import fold_needs_added, fold_plan_extended
@@ -100,6 +101,7 @@ def _terminated(s: State, ev: e.Terminated, at: int) -> None:
     s.lifecycle = t.move(t.LIFECYCLE, s.lifecycle, ev)
     s.shutdown = None
     s.agents.clear()
+    s.kinds.clear()  # what failed may be another one after the next start
     for node in s.nodes.values():
         node.breaker, node.futile = None, 0
 
@@ -313,7 +315,7 @@ def _task_queued(s: State, ev: e.TaskQueued, at: int) -> None:
 def _task_retry_scheduled(s: State, ev: e.TaskRetryScheduled, at: int) -> None:
     task = s.tasks[ev.task]
     task.status = t.move(t.TASK, task.status, ev)
-    task.ready_ms, task.reason, task.merging = ev.ready_ms, ev.reason, 0
+    task.ready_ms, task.reason, task.merging, task.failures = ev.ready_ms, ev.reason, 0, task.failures - ev.forgiven
     for index in (s.live, s.merging, s.touched):
         index.pop(ev.task, None)
     s.waiting[ev.task] = None
@@ -381,7 +383,7 @@ def _task_revived(s: State, ev: e.TaskRevived, at: int) -> None:
     task = s.tasks[ev.task]
     was_failed = task.status is TaskStatus.FAILED
     task.status = t.move(t.TASK, task.status, ev)
-    task.failures = task.losses = task.deferrals = task.ended_ms = task.conflicts = task.refusals = 0
+    task.failures = task.losses = task.deferrals = task.unable = task.ended_ms = task.conflicts = task.refusals = 0
     task.reason, task.cancel_reason, task.blocked_by = "", "", None
     if was_failed:
         s.totals.failed -= 1
@@ -488,6 +490,7 @@ def _attempt_ended(s: State, ev: e.AttemptEnded, at: int) -> None:
         task.failures += 1
     if kind is not OutcomeKind.DONE:
         forget_touched(s, ev.task, ev.attempt)
+    note_end(s, task, attempt, ev.outcome)
     s.totals.usage = s.totals.usage.plus(ev.outcome.usage)
     if ev.outcome.rss_bytes_max:
         known = s.footprints.get(task.spec.kind, 0)
@@ -585,5 +588,6 @@ FOLDS: Final[dict[type[e.Event], Callable[[State, Any, int], None]]] = {
     e.StaleResultRecorded: _stale_result_recorded,
     e.ApiNoticed: _api_noticed,
     e.CommandAnswered: _command_answered,
+    **KIND_FOLDS,
 }
 """`Any` here stands for "the event class of the key"; Python's type system cannot say so."""

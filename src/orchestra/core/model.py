@@ -286,6 +286,8 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many tasks planned one another until this one; 0 for what people and programs submitted."""
     warnings: tuple[str, ...] = ()
     """What was decided otherwise than it was written, for people."""
+    agent_fixed: bool = False
+    """It is done by its kind or not at all: no other kind takes it."""
 
 
 class AgentSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -411,3 +413,5 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """Figures read from the checks: tests_passed, tests_failed, coverage_percent, linter_errors."""
     review: Review | None = None
     """What a task that reviews another returned."""
+    kind_unable: bool = False
+    """The end says that its kind cannot work there at all: its program cannot be started, or its login is refused."""

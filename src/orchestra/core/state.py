@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 10
+STATE_FORMAT = 11
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -82,6 +82,10 @@ class TaskState(msgspec.Struct, omit_defaults=True):
     failures: int = 0
     losses: int = 0
     deferrals: int = 0
+    unable: int = 0
+    """Attempts in a row that ended because its kind cannot work."""
+    moves: int = 0
+    """How often another kind took it."""
     queued_ms: int = 0
     ready_ms: int = 0
     started_ms: int = 0
@@ -233,6 +237,22 @@ class NodeState(msgspec.Struct, omit_defaults=True):
         return self.status is NodeStatus.READY and not self.draining and trial
 
 
+class KindState(msgspec.Struct, omit_defaults=True):
+    """A kind of agents that is in trouble; one that is not has no record."""
+
+    struck: dict[NodeId, tuple[TaskId, ...]] = {}
+    """Tasks whose attempts ended because it cannot work, by node, since the last one that succeeded."""
+    missed_ms: int = 0
+    """Since when no agent in sight does its tasks; 0 otherwise."""
+    lost_ms: int = 0
+    """Since when nobody can; 0 otherwise."""
+    cause: str = ""
+    """Of its loss: `programs` or `failures`."""
+    other: str = ""
+    """Who takes the tasks of a lost one."""
+    reason: str = ""
+
+
 class Removed(msgspec.Struct, frozen=True):
     """A node that was removed, and how far its journal had been read."""
 
@@ -324,6 +344,8 @@ class State(msgspec.Struct, omit_defaults=True):
     touched: dict[TaskId, dict[int, Touched]] = {}
     """By attempt, of isolated tasks whose work is not merged yet."""
     answers: dict[str, Answer] = {}
+    kinds: dict[str, KindState] = {}
+    """Kinds of agents that are in trouble."""
     footprints: dict[str, int] = {}
     """Memory in bytes that attempts of each kind have used at most, falling slowly, for the admission of further ones."""
     durations: dict[str, int] = {}

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestra.agents.adapter import Adapter, Exit, Signal, Verdict
+from orchestra.agents.causes import blames_kind
 from orchestra.agents.ending import outcome
 from orchestra.core import commands as c
 from orchestra.core.model import AgentStatus, CheckResult, Outcome, OutcomeKind, TaskSpec
@@ -73,10 +74,12 @@ class Translator:
         verdict = self._own_usage(self._verdict(task.spec, end), task, attempt.number)
         missing = verdict.kind is OutcomeKind.DONE and len(checks) < len(task.spec.checks)
         result = outcome(verdict, end, checks)
+        if blames_kind(verdict, end, self._programs(task.spec)):
+            result = msgspec.structs.replace(result, kind_unable=True)
         if self._ruler is not None and verdict.kind in (OutcomeKind.FAILED, OutcomeKind.REFUSED, OutcomeKind.TIMEOUT):
             ruling = self._ruler(task.spec, attempt, verdict.reason)
             if ruling is not None:
-                result = msgspec.structs.replace(result, kind=ruling[0], reason=ruling[1])
+                result = msgspec.structs.replace(result, kind=ruling[0], reason=ruling[1], kind_unable=False)
         if missing:
             # A need is met only by verified work: an end without its checks is not done, whatever the agent said.
             result = msgspec.structs.replace(result, kind=OutcomeKind.UNVERIFIED, reason="said done, but its checks were not run")
@@ -91,6 +94,12 @@ class Translator:
             return self._find(spec.kind).verdict(spec, end)
         except KIND_ERRORS as error:
             return Verdict(OutcomeKind.FAILED, f"agent kind {spec.kind!r} could not judge the end: {error}")
+
+    def _programs(self, spec: TaskSpec) -> tuple[str, ...]:
+        try:
+            return self._find(spec.kind).programs
+        except KIND_ERRORS:
+            return ()
 
     def _own_usage(self, verdict: Verdict, task: TaskState, number: int) -> Verdict:
         """Takes off what was used before, where the agent counts from the beginning of a session that earlier attempts were in too."""

@@ -71,6 +71,10 @@ class TaskFields(f.Record, frozen=True, kw_only=True):
         Annotated[tuple[Criterion, ...], Meta(max_length=100, description="What is run to see whether the task is done.")] | UnsetType
     ) = UNSET
     agent: Annotated[f.Name, Meta(description="Agent kind that has to run it.")] | UnsetType = UNSET
+    agent_fixed: (
+        Annotated[bool, Meta(description="No other kind takes it, also where the settings have one that stands in for its own.")]
+        | UnsetType
+    ) = UNSET
     retries: f.Retries | UnsetType = UNSET
     retry_backoff_seconds: (
         Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each. Default 60.")] | UnsetType
@@ -360,6 +364,7 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         limits=f.limits_of(merged.limits),
         returns=returns,
         reviews=None if isinstance(task.reviews, UnsetType) else TaskId(task.reviews),
+        agent_fixed=f.given(merged.agent_fixed, False),
     )
 
 

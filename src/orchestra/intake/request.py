@@ -73,6 +73,7 @@ class SubmitTaskParams(f.Record, frozen=True, kw_only=True):
     submitted_by: Annotated[str, Meta(max_length=200, description="Who; a note only.")] = ""
     dependencies: Annotated[tuple[f.TaskRef, ...], Meta(max_length=100_000, description="Tasks that must be completed before.")] = ()
     agent: Annotated[f.Name, Meta(description="Agent kind that has to run it.")] | None = None
+    agent_fixed: Annotated[bool, Meta(description="No other kind takes it.")] = False
     estimated_time: Annotated[f.Seconds, Meta(description="Seconds it is expected to take.")] = ESTIMATE_DEFAULT_MS / 1000
     files: Annotated[tuple[f.RelativePath, ...], Meta(max_length=10_000)] = ()
     node: Annotated[f.Name, Meta(description="Node it has to run on.")] | None = None
@@ -208,6 +209,7 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, wor
         tags=params.tags,
         programs=params.programs,
         submitted_by=params.submitted_by,
+        agent_fixed=params.agent_fixed,
     )
 
 

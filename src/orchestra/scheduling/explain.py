@@ -22,12 +22,18 @@ def explain(state: State, task_id: TaskId, now_ms: int, gate: Gate | None = None
         NotFound: There is no such task.
     """
     task = state.task(task_id)
+    said = _stands(state, task, now_ms, gate, serialised=serialised)
+    return " ".join((said, *(f"It was {warning}." for warning in task.spec.warnings[-task.moves :] if task.moves)))
+
+
+def _stands(state: State, task: TaskState, now_ms: int, gate: Gate | None, *, serialised: bool) -> str:
+    task_id = task.id
     match task.status:
         case TaskStatus.PENDING:
             return _pending(state, task)
         case TaskStatus.QUEUED:
             overlap = overlap_of(state, task) if serialised else None
-            return _queued(state, task, now_ms, gate) if overlap is None else _behind(task, overlap)
+            return (_queued(state, task, now_ms, gate) if overlap is None else _behind(task, overlap)) + _kind_trouble(state, task)
         case TaskStatus.RETRY_WAIT:
             wait = show_ms(max(0, task.ready_ms - now_ms))
             tries = f"{task.failures} of {task.spec.retries} retries used"
@@ -56,7 +62,21 @@ def _pending(state: State, task: TaskState) -> str:
     open_needs = [state.tasks[need] for need in task.spec.needs if state.tasks[need].status is not TaskStatus.COMPLETED]
     shown = ", ".join(f"{need.id} ({need.status.value})" for need in open_needs[:5])
     more = f" and {len(open_needs) - 5} more" if len(open_needs) > 5 else ""
-    return f"{task.id} waits for {shown}{more} to complete."
+    return f"{task.id} waits for {shown}{more} to complete.{_kind_trouble(state, task)}"
+
+
+def _kind_trouble(state: State, task: TaskState) -> str:
+    """Says what is known of a kind that is not to be had, and who takes the task; nothing where there is no such trouble."""
+    known = state.kinds.get(task.spec.kind)
+    if known is None or not (known.lost_ms or known.missed_ms):
+        return ""
+    if task.spec.agent_fixed:
+        return f" Its kind is not to be had: {known.reason}; it may have no other (`agent_fixed`)."
+    if known.missed_ms:
+        return f" Its kind is out of sight: {known.reason}; another one takes it if that lasts."
+    if task.status is TaskStatus.PENDING:
+        return f" Its kind is not to be had: {known.reason}; {known.other} takes it if that is still so when it is ready."
+    return f" Its kind is not to be had: {known.reason}; nor is {known.other}, which would take it."
 
 
 def _behind(task: TaskState, overlap: Overlap) -> str:

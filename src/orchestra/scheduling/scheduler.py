@@ -69,9 +69,12 @@ class Scheduler:
         """Takes in what just happened; `state` already includes it."""
         queued: list[TaskId] = []
         newly_divided = False
+        moved: list[TaskId] = []
         for event in events:
             if isinstance(event, e.TaskQueued):
                 queued.append(event.task)
+            elif isinstance(event, e.TaskMoved):
+                moved.append(event.task)
             elif isinstance(event, e.AgentAdded):
                 newly_divided = newly_divided or (not self._divided and bool(event.agent.category))
             elif isinstance(event, e.PlanSubmitted | e.PlanReopened | e.PlanExtended):
@@ -84,8 +87,8 @@ class Scheduler:
                 self._let_go(event.task)
             elif isinstance(event, e.TaskRetryScheduled | e.WorkTouched | e.AttemptEnded):
                 self._let_go(event.task)  # also of what it has changed no more
-        if newly_divided:
-            self.rebuild(state)  # what is queued already has to be told apart by category too
+        if newly_divided or not set(moved) <= set(queued):
+            self.rebuild(state)  # what is queued already has to be told apart by category too, or waits for another kind now
             return
         for task in queued:
             if task in state.queued:

@@ -143,6 +143,12 @@ class LineScreen(QuietScreen):
             case "ConflictPredicted":
                 other = str(event["other"]).removeprefix(self._prefix)
                 return (Styled("clash", "yellow"), f"   {name} and {other} have both changed {listed(tuple(event['paths']))}")
+            case "TaskMoved":
+                return (Styled("moved", "yellow"), f"   {name}: {one_line(event['warning'])}")
+            case "KindLost":
+                return (Styled("agents", "red"), f"  {reason}; {event['other']} takes the tasks of {event['kind']}")
+            case "KindRecovered" if event.get("was_lost"):
+                return (Styled("agents", "green"), f"  {event['kind']} gets new tasks: {reason}")
             case "AttemptLostSight":
                 return (Styled("unsure", "yellow"), f"  {name}: {reason}")
             case "AgentLost" | "AgentSuspended":

@@ -105,6 +105,13 @@ class ParentEvents:
             case e.ConflictPredicted(task, attempt, other, other_attempt, paths):
                 others = {"other_task_id": other, "other_attempt": other_attempt, "paths": paths}
                 return Told("conflict_predicted", "medium", {"task_id": task, "attempt": attempt, **others})
+            case e.KindLost(kind, reason, _, other):
+                return Told("agent_kind_lost", "high", {"kind": kind, "reason": reason, "tasks_go_to": other})
+            case e.KindRecovered(kind, reason, told) if told:
+                return Told("agent_kind_recovered", "medium", {"kind": kind, "reason": reason})
+            case e.TaskMoved(task, was, kind, estimate_ms, warning):
+                values = {"task_id": task, "from": was, "to": kind, "estimated_seconds": estimate_ms // 1000, "warning": warning}
+                return Told("task_moved", "medium", values)
             case e.TaskFailed(task, reason):
                 return Told("task_failed", "high", {"task_id": task, "reason": reason})
             case e.TaskCompleted(task):

@@ -29,7 +29,7 @@ from orchestra.answers import (
 )
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskSpec
+from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
 from orchestra.core.state import State, neighbour_hint
 from orchestra.core.waiting import attempt_to_answer
 from orchestra.costdesk import CostDesk, CostOptions, CostUseCases
@@ -54,7 +54,7 @@ from orchestra.intake.request import (
 from orchestra.intake.roster import chosen_roster, lay_out, size_of
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
-from orchestra.scheduling.routing import rerouted
+from orchestra.scheduling.routing import rerouted, specialists
 from orchestra.scheduling.scheduler import eta_ms, work_by_priority
 from orchestra.spacedesk import SpaceDesk
 from orchestra.spending import attempts_of, with_settled
@@ -267,12 +267,13 @@ class App(CostUseCases):
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def submit_task(self, params: SubmitTaskParams) -> SubmitReply:
-        (spec,) = await self._routed([self._spec(params, "")])
+        (spec,) = await self._routed([self._spec(params, "", await self._defaults())])
         await self._loop.request(c.Submit((spec,)))
         return await self._loop.ask(lambda state: self._submit_reply(state, spec.id, work_by_priority(state)))
 
     async def submit_batch(self, params: SubmitBatchParams) -> SubmitBatchReply:
-        specs = await self._routed([self._spec(each, f"tasks[{index}].") for index, each in enumerate(params.tasks)])
+        defaults = await self._defaults()
+        specs = await self._routed([self._spec(each, f"tasks[{index}].", defaults) for index, each in enumerate(params.tasks)])
         await self._loop.request(c.Submit(specs))
 
         def answer(state: State) -> SubmitBatchReply:
@@ -281,10 +282,14 @@ class App(CostUseCases):
 
         return await self._loop.ask(answer)
 
-    def _spec(self, params: SubmitTaskParams, prefix: str) -> TaskSpec:
+    async def _defaults(self) -> TaskDefaults:
+        """What tasks get where nobody says otherwise, with what the fleet's agents are best at."""
+        return msgspec.structs.replace(self.options.task_defaults, specialists=await self._loop.ask(specialists))
+
+    def _spec(self, params: SubmitTaskParams, prefix: str, defaults: TaskDefaults) -> TaskSpec:
         task_id = TaskId(params.task_id) if params.task_id else TaskId(f"TASK-{uuid.uuid4()}")
         kind = "" if self.options.kind_default in (ANY_KIND, "shell") else self.options.kind_default
-        spec = to_spec(params, task_id=task_id, default_kind=kind, workspace="", defaults=self.options.task_defaults)
+        spec = to_spec(params, task_id=task_id, default_kind=kind, workspace="", defaults=defaults)
         check_runnable(spec, where=prefix)
         return spec
 
@@ -299,7 +304,7 @@ class App(CostUseCases):
         return SubmitReply(task_id, "queued", tuple(attempt.agent for attempt in task.live_attempts()), rfc3339(done))
 
     async def submit_plan(self, params: PlanParams) -> PlanReply:
-        defaults = msgspec.structs.replace(self.options.task_defaults, strict=params.strict)
+        defaults = msgspec.structs.replace(await self._defaults(), strict=params.strict)
         document = parse_plan(params.text, source=params.source, directory=params.directory, defaults=defaults)
         known = await self._loop.ask(lambda state: latest_run(state, document.name))
         if params.resume and known is not None:

@@ -120,3 +120,35 @@ def test_a_login_that_is_refused_and_then_mended(sh: Shell) -> None:
     assert moved, "the second that failed moves at once, without any retry left"
     assert sh.result("login/late")["warnings"] == []
     assert "builder did it" in (sh.root / "results" / "login" / "late" / "execution.log").read_text()
+
+
+ROSTER = """
+roster: pair
+agents: 2
+kinds: {builder: 1, planner: 1}
+specialities: {codegen: 1, documentation: 1}
+"""
+
+
+def test_a_task_that_names_no_kind_goes_to_the_specialists_of_the_roster(sh: Shell) -> None:
+    tool(sh.folder, "builder", "echo builder did it")
+    settings = sh.root / "config" / "orchestra.yaml"
+    settings.write_text(SETTINGS.replace("routing: {", 'routing: {coding: "", '))
+    (sh.folder / "pair.yaml").write_text(ROSTER)
+    done = sh.run("up", "--roster", "pair.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = {}
+    for name, extra in (("code", {}), ("text", {"speciality": "documentation"})):
+        task = {"task_id": name, "description": "Write the part that reads the header", **extra}
+        command = sh.root / "queue" / "incoming" / f"{name}.json"
+        part = command.with_name(f".{name}.part")
+        part.write_text(json.dumps({"command": "orchestra.submit_task", "parameters": task}))
+        part.rename(command)
+    for name in ("code", "text"):
+        deadline = time.monotonic() + DEADLINE_S
+        while not (sh.root / "results" / name / "result.json").exists():
+            assert time.monotonic() < deadline, (sh.root / "queue" / "responses").glob("*")
+            select.select([], [], [], 0.02)
+        assert sh.result(name)["status"] == "completed"
+        shown[name] = sh.json("task", "show", name)["task"]["kind"]
+    assert shown == {"code": "builder", "text": "planner"}

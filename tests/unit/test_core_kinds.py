@@ -13,6 +13,7 @@ from orchestra.core.model import NodeSpec, Outcome, OutcomeKind, TaskSpec
 from orchestra.errors import PlanInvalid
 from orchestra.ids import NodeId, TaskId
 from orchestra.scheduling.explain import explain
+from orchestra.scheduling.rank import estimate_ms
 from orchestra.scheduling.routing import RouteOptions, rerouted
 from orchestra.testing.builders import NODE, Bench, make_agents, make_task
 
@@ -157,6 +158,20 @@ def test_a_program_that_is_named_by_its_path_is_not_looked_for() -> None:
     bench.submit(make_task("s"), code("a"))
     bench.do(c.ProgramsSeen(NODE, ("claude",)))
     assert bench.state.kinds == {}
+
+
+def test_what_was_measured_before_grows_as_well_and_is_kept_in_the_measure_of_its_own_kind() -> None:
+    bench = bench_of()
+    bench.submit(code("a", plan="q.1", id=TaskId("q.1/a")), plan="q.1")
+    bench.begin("q.1/a")
+    bench.finish("q.1/a", duration_ms=100_000)
+    bench.submit(make_task("s"))
+    bench.submit(code("a", plan="q.2", id=TaskId("q.2/a")), plan="q.2")
+    bench.do(c.ProgramsSeen(NODE, ("claude",)))
+    assert estimate_ms(bench.state, bench.task("q.2/a").spec) == 150_000
+    bench.finish("p/s")
+    bench.finish("q.2/a", duration_ms=150_000)
+    assert bench.state.durations["q/a"] == 100_000
 
 
 # --- what is only out of sight ---------------------------------------------------------------------------------------

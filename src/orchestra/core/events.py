@@ -303,6 +303,7 @@ class TaskMoved(Event, frozen=True):
     warning: str
     without_model: bool = False
     """Its wish for a model is dropped: the other kind does not know it."""
+    slower_percent: int = 0
 
 
 class TaskMerging(Event, frozen=True):

@@ -351,10 +351,10 @@ def _task_completed(s: State, ev: e.TaskCompleted, at: int) -> None:
     s.totals.completed += 1
     outcome = task.result()
     if outcome is not None:
-        key, ms = duration_key(task.spec), outcome.duration_ms
+        key, ms = duration_key(task.spec), outcome.duration_ms * 100 // (100 + task.spec.slower_percent)
         known = s.durations.get(key)
         s.durations[key] = ms if known is None else (known + ms) // 2
-        s.totals.execution_ms += ms
+        s.totals.execution_ms += outcome.duration_ms
 
 
 def _task_failed(s: State, ev: e.TaskFailed, at: int) -> None:

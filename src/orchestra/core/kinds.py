@@ -76,6 +76,7 @@ def moved(spec: TaskSpec, other: str, why: str, slower_percent: int) -> TaskSpec
         spec,
         kind=other,
         estimate_ms=spec.estimate_ms * (100 + slower_percent) // 100,
+        slower_percent=spec.slower_percent + slower_percent,
         requirements=without_model(spec.requirements),
         warnings=(*spec.warnings, f"moved from {spec.kind} to {other}: {why}; expected to take {slower_percent} % longer"),
     )
@@ -267,7 +268,7 @@ def _move(s: State, task: TaskState, why: str, policy: c.Policy) -> e.TaskMoved 
     if able < spec.replicas or lacking(s, spec, other, lambda kind: policy.kind_programs.get(kind, ())):
         return None
     to = moved(spec, other, why, policy.slower_percent)
-    return e.TaskMoved(task.id, spec.kind, other, to.estimate_ms, to.warnings[-1], to.requirements != spec.requirements)
+    return e.TaskMoved(task.id, spec.kind, other, to.estimate_ms, to.warnings[-1], to.requirements != spec.requirements, to.slower_percent)
 
 
 CONSEQUENCES_OF_KINDS: Final[dict[type[e.Event], Callable[[State, Any, int, c.Policy], Iterator[e.Event]]]] = {
@@ -318,6 +319,7 @@ def _fold_moved(s: State, ev: e.TaskMoved, at: int) -> None:
         task.spec,
         kind=ev.kind,
         estimate_ms=ev.estimate_ms,
+        slower_percent=ev.slower_percent,
         requirements=without_model(task.spec.requirements) if ev.without_model else task.spec.requirements,
         warnings=(*task.spec.warnings, ev.warning),
     )

@@ -210,6 +210,8 @@ class TaskDefaults(msgspec.Struct, frozen=True):
     timeout_ms: int = TIMEOUT_DEFAULT_MS
     kinds: dict[str, str] = {}
     """Agent kind of prompts that name none, by category; `planning` and `review` are categories here."""
+    specialists: dict[str, str] = {}
+    """Agent kind of those that are best at something, by speciality; for what `kinds` leaves open."""
     judge: bool = False
     """Criteria that no program can check are given to an agent, instead of being refused."""
     strict: bool = False
@@ -217,6 +219,16 @@ class TaskDefaults(msgspec.Struct, frozen=True):
 
 
 STANDARD = TaskDefaults()
+
+SPECIALITIES = {"coding": "codegen", "research": "research", "support": "support"}
+"""What a task of a category is given to, of agents that are best at something, where it does not say."""
+
+
+def speciality_of(said: str, category: str, returns: str) -> str:
+    """Returns what agents that are to do a task should be best at, or nothing: what it says, else `review` for a review, else by its category."""
+    if said or returns == RETURNS_PLAN:
+        return said
+    return "review" if returns == RETURNS_REVIEW else SPECIALITIES.get(category, "")
 
 
 class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -288,6 +300,10 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was decided otherwise than it was written, for people."""
     agent_fixed: bool = False
     """It is done by its kind or not at all: no other kind takes it."""
+    slower_percent: int = 0
+    """How much longer than measured before it is expected to take, as another kind than its own does it."""
+    speciality: str = ""
+    """What agents that are to do it should be best at; empty for what follows from its category, or that it reviews."""
 
 
 class AgentSpec(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -19,7 +19,7 @@ from orchestra.core.review import told
 from orchestra.core.state import State, TaskState
 from orchestra.errors import BadInput, OrchestraError
 from orchestra.intake.returned import read_plan, read_review
-from orchestra.scheduling.routing import RouteOptions, rerouted
+from orchestra.scheduling.routing import RouteOptions, rerouted, specialists
 
 KIND_ERRORS: Final = (OrchestraError, LookupError, TypeError, ValueError)
 """What a kind may raise that is missing, or that reads what an agent said and did not expect it."""
@@ -67,7 +67,8 @@ class ReturnReader:
     def _plan(self, state: State, task: TaskState, result: Outcome, text: str) -> tuple[TaskSpec, ...]:
         spent = result.usage.cost_usd_micros + sum(a.outcome.usage.cost_usd_micros for a in task.attempts if a.outcome is not None)
         options = self._options
-        planned = read_plan(text, task.spec, spent_usd_micros=spent, kinds=options.kinds, defaults=options.defaults)
+        defaults = msgspec.structs.replace(options.defaults, specialists=specialists(state))
+        planned = read_plan(text, task.spec, spent_usd_micros=spent, kinds=options.kinds, defaults=defaults)
         for spec in planned:
             try:
                 self._find(spec.kind).launch(spec, Context(1, 0))

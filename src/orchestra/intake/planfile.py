@@ -26,6 +26,7 @@ from orchestra.core.model import (
     Payload,
     TaskDefaults,
     TaskSpec,
+    speciality_of,
 )
 from orchestra.errors import BadInput, PlanInvalid
 from orchestra.ids import NodeId, PlanId, TaskId, plan_task_id
@@ -75,6 +76,7 @@ class TaskFields(f.Record, frozen=True, kw_only=True):
         Annotated[bool, Meta(description="No other kind takes it, also where the settings have one that stands in for its own.")]
         | UnsetType
     ) = UNSET
+    speciality: Annotated[f.Name, Meta(description="What agents should be best at that do it: codegen, review, ...")] | UnsetType = UNSET
     retries: f.Retries | UnsetType = UNSET
     retry_backoff_seconds: (
         Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each. Default 60.")] | UnsetType
@@ -314,7 +316,9 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
     merged = _merged(plan.defaults, task)
     payload = _payload(plan.defaults, task, path)
     returns = RETURNS_REVIEW if not isinstance(task.reviews, UnsetType) else f.given(task.returns, "")
-    kind = _kind(plan, merged, payload, path, fallback.kinds.get(ROUTES.get(returns, f.given(merged.category, "coding")), ""))
+    category = f.given(merged.category, "coding")
+    best_at = fallback.specialists.get(speciality_of(f.given(merged.speciality, ""), category, returns), "")
+    kind = _kind(plan, merged, payload, path, fallback.kinds.get(ROUTES.get(returns, category), best_at))
     criteria = f.given(merged.success_criteria, ())
     try:
         run = [each for each in criteria if not (isinstance(each, str) and each.strip() in judged)] if judged else criteria
@@ -336,7 +340,7 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         description=f.first_line(payload.content) if isinstance(merged.description, UnsetType) else merged.description,
         payload=payload,
         kind=kind,
-        category=f.given(merged.category, "coding"),
+        category=category,
         priority=f.WIRE_PRIORITIES[f.given(merged.priority, "normal")],
         strategy=strategy,
         replicas=replicas,
@@ -365,6 +369,7 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         returns=returns,
         reviews=None if isinstance(task.reviews, UnsetType) else TaskId(task.reviews),
         agent_fixed=f.given(merged.agent_fixed, False),
+        speciality=f.given(merged.speciality, ""),
     )
 
 

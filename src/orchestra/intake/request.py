@@ -18,6 +18,7 @@ from orchestra.core.model import (
     Payload,
     TaskDefaults,
     TaskSpec,
+    speciality_of,
 )
 from orchestra.errors import BadInput
 from orchestra.ids import NodeId, TaskId, parse_task_id
@@ -74,6 +75,7 @@ class SubmitTaskParams(f.Record, frozen=True, kw_only=True):
     dependencies: Annotated[tuple[f.TaskRef, ...], Meta(max_length=100_000, description="Tasks that must be completed before.")] = ()
     agent: Annotated[f.Name, Meta(description="Agent kind that has to run it.")] | None = None
     agent_fixed: Annotated[bool, Meta(description="No other kind takes it.")] = False
+    speciality: Annotated[f.Name, Meta(description="What agents should be best at that do it.")] | None = None
     estimated_time: Annotated[f.Seconds, Meta(description="Seconds it is expected to take.")] = ESTIMATE_DEFAULT_MS / 1000
     files: Annotated[tuple[f.RelativePath, ...], Meta(max_length=10_000)] = ()
     node: Annotated[f.Name, Meta(description="Node it has to run on.")] | None = None
@@ -178,7 +180,9 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, wor
         raise BadInput("a dependency is named twice", field="dependencies", hint="once is enough")
     if task_id in needs:
         raise BadInput("the task depends on itself", field="dependencies", hint="remove it")
-    kind = params.agent or ("shell" if payload.type in ("command", "code") else default_kind or defaults.kinds.get(params.category, ""))
+    best_at = defaults.specialists.get(speciality_of(params.speciality or "", params.category, ""), "")
+    routed = default_kind or defaults.kinds.get(params.category, best_at)
+    kind = params.agent or ("shell" if payload.type in ("command", "code") else routed)
     if not kind:
         raise BadInput(
             "a prompt needs an agent that understands it", field="agent", hint="name an agent kind, or set agents.kind in the settings"
@@ -210,6 +214,7 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, wor
         programs=params.programs,
         submitted_by=params.submitted_by,
         agent_fixed=params.agent_fixed,
+        speciality=params.speciality or "",
     )
 
 

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from orchestra.core.fleet import suits
-from orchestra.core.model import AgentStatus, Strategy, TaskSpec, TaskStatus
+from orchestra.core.model import RETURNS_REVIEW, AgentStatus, Strategy, TaskSpec, TaskStatus, speciality_of
 from orchestra.core.state import AgentState, AttemptState, State, TaskState
 from orchestra.ids import AgentId, NodeId, TaskId
 from orchestra.scheduling.rank import estimate_ms
@@ -43,9 +43,23 @@ Rule = Callable[[TaskState, Sequence[AgentState], Moment], AgentState | None]
 
 
 def most_capable(task: TaskState, free: Sequence[AgentState], moment: Moment) -> AgentState:
-    """The highest weight; among equals one meant for the category, then one on the node with the most free capacity, then the lowest number."""
-    category, used = task.spec.category, moment.used
-    return min(free, key=lambda a: (-a.spec.weight, a.spec.category not in ("", category), used.get(a.spec.node, 0.0), a.id))
+    """The highest weight; among equals one meant for the category, then one that is best at such work or else at nothing in particular, then one on
+    the node with the most free capacity, then the lowest number."""
+    category, used, best = task.spec.category, moment.used, wanted_speciality(task.spec)
+    return min(
+        free,
+        key=lambda a: (-a.spec.weight, a.spec.category not in ("", category), distance(a, best), used.get(a.spec.node, 0.0), a.id),
+    )
+
+
+def wanted_speciality(spec: TaskSpec) -> str:
+    """Returns what agents should be best at that do the task, or nothing."""
+    return speciality_of(spec.speciality, spec.category, RETURNS_REVIEW if spec.reviews is not None else spec.returns)
+
+
+def distance(agent: AgentState, speciality: str) -> int:
+    """Returns 0 for an agent that is best at it, 1 for one that is best at nothing in particular, 2 for one that is kept for other work if possible."""
+    return 0 if agent.spec.speciality == speciality else 2 if agent.spec.speciality else 1
 
 
 def in_turn(task: TaskState, free: Sequence[AgentState], moment: Moment) -> AgentState:
@@ -119,6 +133,7 @@ class Outlook:
         self._unmet: dict[TaskId, int] = {}
         self._coming: list[tuple[int, int, int, TaskId]] = []
         self._left = LOOKS_MAX
+        self._nearest = {agent.spec.speciality for agent in self._agents}
         for attempt_id, attempt in state.live_attempts():
             self.begin(state.tasks[attempt_id.task], attempt)
 
@@ -146,22 +161,25 @@ class Outlook:
         return agent if agent is not None and start <= self._now and agent.task is None else None
 
     def _book(self, task: TaskState) -> tuple[AgentState | None, int]:
-        """Books the agent that would finish the task first; of several the most capable, then the lowest number."""
+        """Books the agent that would finish the task first; of several the most capable, then one that is best at such work, then the lowest number."""
         earliest = max((self._ends.get(need, self._now) for need in task.spec.needs), default=self._now)
         work = estimate_ms(self._state, task.spec)
-        best: tuple[int, AgentState, int] | None = None
+        best: tuple[int, int, AgentState, int] | None = None
+        speciality = wanted_speciality(task.spec)
+        nearest = 0 if speciality in self._nearest else 1 if "" in self._nearest else 2
         for agent in self._agents:
             duration = _duration_ms(work, agent)
-            if best is not None and earliest + duration >= best[0]:
+            if best is not None and (earliest + duration, nearest) >= best[:2]:
                 break  # the others are no faster: none of them can be sooner
             self._left -= 1
             if suits(self._state, agent.spec, task.spec):
                 start = _gap(self._taken[agent.id], earliest, duration)
-                if best is None or start + duration < best[0]:
-                    best = (start + duration, agent, start)
+                far = distance(agent, speciality)
+                if best is None or (start + duration, far) < best[:2]:
+                    best = (start + duration, far, agent, start)
         if best is None:
             return None, self._now
-        end, agent, start = best
+        end, _, agent, start = best
         insort(self._taken[agent.id], (start, end))
         self._ends[task.id] = end
         self._foresee(task)

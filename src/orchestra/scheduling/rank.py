@@ -17,7 +17,8 @@ Estimate = Callable[[TaskSpec], int]
 
 def estimate_ms(state: State, spec: TaskSpec) -> int:
     """Returns how long the task is expected to take: as measured in earlier runs, else as its author says."""
-    return state.durations.get(duration_key(spec), spec.estimate_ms)
+    measured = state.durations.get(duration_key(spec))
+    return spec.estimate_ms if measured is None else measured * (100 + spec.slower_percent) // 100
 
 
 def upward_ranks(ordered: Sequence[TaskSpec], estimate: Estimate) -> dict[TaskId, int]:

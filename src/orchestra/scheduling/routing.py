@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
 
 from orchestra.core.kinds import ProgramsOf, is_lost, lacking, moved
-from orchestra.core.model import TaskSpec
+from orchestra.core.model import ANY_KIND, TaskSpec
 from orchestra.core.state import State
 from orchestra.errors import PlanInvalid
 
@@ -19,6 +20,15 @@ class RouteOptions(msgspec.Struct, frozen=True):
     """For a kind that is not to be had, the one that takes its tasks."""
     slower_percent: int = 50
     """What is added to the estimate of such a task."""
+
+
+def specialists(state: State) -> dict[str, str]:
+    """Returns the kind that most agents of each speciality have; of several equal ones that of the lowest number. Agents of every kind have none."""
+    counts: dict[str, Counter[str]] = {}
+    for agent in state.agents.values():
+        if agent.spec.speciality and agent.spec.kind != ANY_KIND:
+            counts.setdefault(agent.spec.speciality, Counter())[agent.spec.kind] += 1
+    return {speciality: found.most_common(1)[0][0] for speciality, found in counts.items()}
 
 
 def rerouted(state: State, specs: Iterable[TaskSpec], options: RouteOptions, programs_of: ProgramsOf) -> tuple[TaskSpec, ...]:

@@ -61,7 +61,7 @@ def _known_task(state: State, loop: Loop, params: SubmitTaskParams) -> SubmitRep
     if not set(spec.needs) <= set(known.needs):
         return None
     # Reviews may have joined its needs, and another kind may have taken its place: all else is as it was asked for.
-    decided = ("needs", "gates", *(("kind", "estimate_ms", "requirements", "warnings") if known.warnings else ()))
+    decided = ("needs", "gates", *(("kind", "estimate_ms", "slower_percent", "requirements", "warnings") if known.warnings else ()))
     if msgspec.structs.replace(spec, **{name: getattr(known, name) for name in decided}) != known:
         return None
     done_ms = task.ended_ms if task.over else loop.now_ms() + eta_ms(state, loop.kernel.scheduler, task)

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from orchestra.codec.state import decode_state, encode_state
 from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.kinds import FAILURES, PROGRAMS
 from orchestra.core.model import NodeSpec, Outcome, OutcomeKind, TaskSpec
+from orchestra.core.state import STATE_FORMAT
 from orchestra.errors import PlanInvalid
 from orchestra.ids import NodeId, TaskId
 from orchestra.scheduling.explain import explain
@@ -172,6 +174,17 @@ def test_what_was_measured_before_grows_as_well_and_is_kept_in_the_measure_of_it
     bench.finish("p/s")
     bench.finish("q.2/a", duration_ms=150_000)
     assert bench.state.durations["q/a"] == 100_000
+
+
+def test_a_move_to_the_default_kind_is_the_same_in_a_replay_and_a_snapshot() -> None:
+    bench = bench_of(alternatives={"codex": "shell"})
+    bench.submit(make_task("s"), code("a"))
+    bench.do(c.ProgramsSeen(NODE, ()))
+    assert kinds(bench)["a"] == "shell"
+    body = encode_state(bench.state)
+    restored = decode_state(body, STATE_FORMAT)
+    assert restored is not None
+    assert encode_state(restored) == body
 
 
 # --- what is only out of sight ---------------------------------------------------------------------------------------

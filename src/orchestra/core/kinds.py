@@ -16,6 +16,7 @@ The functions here are `decide`'s, `follow`'s and `evolve`'s for these events, a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -317,7 +318,7 @@ def _fold_moved(s: State, ev: e.TaskMoved, at: int) -> None:
     task.moves, task.unable = task.moves + 1, 0
     task.spec = msgspec.structs.replace(
         task.spec,
-        kind=ev.kind,
+        kind=sys.intern(ev.kind),  # a snapshot leaves out what is the default itself, and that is told by identity
         estimate_ms=ev.estimate_ms,
         slower_percent=ev.slower_percent,
         requirements=without_model(task.spec.requirements) if ev.without_model else task.spec.requirements,

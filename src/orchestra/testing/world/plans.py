@@ -89,4 +89,5 @@ def draw_policy(dice: Random) -> c.Policy:
         breaker_max_ms=dice.choice((5_000, 60_000)),
         reserve=dice.choice((0, 1, 3)),
         scale_step=dice.choice((1, 3, 10)),
+        alternatives={"rehearsal": "shell"},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Awaitable, Callable
 
@@ -93,6 +94,28 @@ async def test_a_group_reports_the_first_that_fails() -> None:
         await group.wait_failed()
     await group.stop()
     assert activity.begun == activity.ended
+
+
+async def test_one_that_fails_in_the_fall_of_another_is_not_left_for_asyncio_to_complain_of() -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    over = asyncio.Event()
+
+    async def fail_late() -> None:
+        await over.wait()
+        raise NodeFailed("what it needs is gone")
+
+    group = ServiceGroup([Service("first", failing), Service("late", fail_late)])
+    group.start()
+    with pytest.raises(NodeFailed, match="it broke"):
+        await group.wait_failed()
+    over.set()
+    await turns()
+    await group.stop()
+    del group
+    gc.collect()
+    await turns()
+    assert complaints == []
 
 
 async def test_a_service_that_is_added_later_does_not_die_in_silence() -> None:

@@ -7,7 +7,10 @@ makes `wait_failed` of its group raise, and the coordinator stops: half a coordi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
+
+log = logging.getLogger(__name__)
 
 
 class Service:
@@ -31,9 +34,14 @@ class Service:
     async def stop(self) -> None:
         """Cancels the activity and waits until it is gone. Its own error, if any, is left to `wait_failed`."""
         self._stopped = True
-        if self._task is not None and not self._task.done():
+        if self._task is None:
+            return
+        if not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
+        # Of several that fail together `wait_failed` raises the first; asyncio would print the others as nobody's.
+        if not self._task.cancelled() and (error := self._task.exception()) is not None:
+            log.info("service-failed", extra={"service": self.name, "reason": str(error)})
 
     async def wait_ended(self) -> None:
         """Waits until it has ended by itself or was stopped; raises its error, if it had one."""

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import Final
 
 from orchestra.agents.adapter import Adapter, Context
@@ -26,7 +27,13 @@ def _installed() -> Mapping[str, Adapter]:
 
 def adapters() -> Mapping[str, Adapter]:
     """Returns the known kinds by name, in alphabetical order. A broken plugin raises its own error here, at start."""
-    return dict(sorted({**_installed(), **_from_settings}.items()))
+    return _known()
+
+
+@cache
+def _known() -> Mapping[str, Adapter]:
+    """Made once: it is asked for with every attempt."""
+    return MappingProxyType(dict(sorted({**_installed(), **_from_settings}.items())))
 
 
 def define(sections: Mapping[str, Mapping[str, str]]) -> None:
@@ -48,6 +55,7 @@ def define(sections: Mapping[str, Mapping[str, str]]) -> None:
             raise BadInput("there is no such agent kind", field=f"kinds.{kind}", hint=hint)
     _from_settings.clear()
     _from_settings.update(own)
+    _known.cache_clear()
 
 
 def check_runnable(spec: TaskSpec, *, where: str = "") -> None:

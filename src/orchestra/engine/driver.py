@@ -1,7 +1,8 @@
 """One node's driver: keeps it connected, tells the core what is seen there, and carries out what the core wants there.
 
-Connected means: reports flow, effects are carried out in order, and a sweep compares everything from time to time (at once after anything odd). Effects
-that come while the node is out of reach are dropped on purpose: the comparison after the next connect yields whatever is still wanted.
+Connected means: reports flow, effects are carried out in order, and a sweep compares everything from time to time (at once after anything odd). Attempts that
+need a place of their own start beside that, because making it can take long. Effects that come while the node is out of reach are dropped on purpose: the
+comparison after the next connect yields whatever is still wanted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,22 @@ from orchestra.clock import Clock
 from orchestra.core import commands as c
 from orchestra.core.effects import Effect
 from orchestra.engine.board import Board
-from orchestra.engine.duties import Act, Admit, Ask, Call, Duties, Duty, PassRequest, Peek, Prepare, Remark, Step, Tell, WantSweep
+from orchestra.engine.duties import (
+    Act,
+    Admit,
+    Ask,
+    Call,
+    Duties,
+    Duty,
+    PassRequest,
+    Peek,
+    Prepare,
+    Remark,
+    Step,
+    Tell,
+    WantPlaces,
+    WantSweep,
+)
 from orchestra.engine.loop import Loop
 from orchestra.engine.orders import OrderMaker
 from orchestra.engine.translate import Translator
@@ -96,6 +112,7 @@ class NodeDriver:
         self._duties = Duties(node.id, tools.translator, tools.board, tools.orders)
         self._effects: asyncio.Queue[Effect] = asyncio.Queue()
         self._sweep_wanted = asyncio.Event()
+        self._places_wanted = asyncio.Event()
         self._connected = asyncio.Event()
         self.facts: NodeFacts | None = None
 
@@ -138,6 +155,7 @@ class NodeDriver:
         self.facts = await self.node.start(offset)
         while not self._effects.empty():
             self._effects.get_nowait()
+        self._duties.begin()
         if self._options.fence_ms:
             await self.node.renew_lease(self._options.fence_ms)
         self._connected.set()
@@ -147,6 +165,7 @@ class NodeDriver:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read())
                 group.create_task(self._carry_out())
+                group.create_task(self._start_apart())
                 group.create_task(self._sweep_now_and_then())
                 if self._options.fence_ms:
                     group.create_task(self._renew_lease())
@@ -202,6 +221,12 @@ class NodeDriver:
                 effects.append(self._effects.get_nowait())
             await self._perform(self._duties.carry_out(effects))
 
+    async def _start_apart(self) -> None:
+        while True:
+            await self._places_wanted.wait()
+            self._places_wanted.clear()
+            await self._perform(self._duties.start_apart())
+
     # --- how a duty is done ------------------------------------------------------------------------------------------
 
     async def _perform(self, duty: Duty) -> None:
@@ -236,6 +261,8 @@ class NodeDriver:
             case Act(effects):
                 for effect in effects:
                     self._effects.put_nowait(effect)
+            case WantPlaces():
+                self._places_wanted.set()
             case WantSweep():
                 self._sweep_wanted.set()
             case Remark(action, facts, warn):

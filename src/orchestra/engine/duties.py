@@ -6,7 +6,8 @@ with a real node under asyncio, the simulated world with a pretended one on its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -31,15 +32,15 @@ from orchestra.core.state import State
 from orchestra.engine.board import Board
 from orchestra.engine.failpoints import hit
 from orchestra.engine.orders import Earlier, OrderMaker, known_of
-from orchestra.engine.reconcile import BEAT_MISSED_MS, expected, reconcile
+from orchestra.engine.reconcile import BEAT_MISSED_MS, expected, reconcile, still_wanted
 from orchestra.engine.translate import Translator
 from orchestra.errors import BadInput, NodeFailed, PortFailed
 from orchestra.ids import AgentId, AttemptId, NodeId
 from orchestra.node import AgentWindow, AttemptOrder, JournalBatch, Notice, OrderFailure, Report
-from orchestra.workspace import WorkFailure, WorkRequest
+from orchestra.workspace import WorkFailure, WorkRequest, Workspace
 
 WORKSPACES_AT_A_TIME: Final = 4
-"""Worktrees made in one go: a large one takes a second, and whoever waits behind them should not wait long."""
+"""Worktrees made in one go: a large one takes a second, and those that are made should not wait long for the others."""
 
 
 class Tell(msgspec.Struct, frozen=True):
@@ -95,6 +96,10 @@ class Act(msgspec.Struct, frozen=True):
     effects: Sequence[Effect]
 
 
+class WantPlaces(msgspec.Struct, frozen=True):
+    """Attempts were put aside that need places to work in: perform `start_apart` beside everything else. The answer is None."""
+
+
 class WantSweep(msgspec.Struct, frozen=True):
     """Something odd was seen: look at everything soon. The answer is None."""
 
@@ -107,7 +112,7 @@ class Remark(msgspec.Struct, frozen=True):
     warn: bool = True
 
 
-Step = Tell | Ask | Peek | Call | Prepare | Admit | Act | WantSweep | Remark
+Step = Tell | Ask | Peek | Call | Prepare | Admit | Act | WantPlaces | WantSweep | Remark
 Duty = Generator[Step, Any, None]
 
 
@@ -119,6 +124,14 @@ class Duties:
         self._translator = translator
         self._board = board
         self._orders = orders
+        self._aside: dict[AttemptId, StartAttempt] = {}
+        """Attempts that need a place which nobody makes yet, in the order in which they came."""
+        self._making: dict[AttemptId, StartAttempt] = {}
+        """Those whose places are being made."""
+
+    def begin(self) -> None:
+        """The node was connected: what was asked for before is not done any more; the first look asks for what is still wanted."""
+        self._aside, self._making = {}, {}
 
     # --- what is seen ------------------------------------------------------------------------------------------------
 
@@ -173,23 +186,37 @@ class Duties:
     # --- what is wanted ----------------------------------------------------------------------------------------------
 
     def carry_out(self, effects: Sequence[Effect]) -> Duty:
-        """Does what the effects ask for: first windows, then new attempts, then everything else in order."""
+        """Does what the effects ask for: first windows, then new attempts, then everything else in order.
+
+        Attempts that need a place of their own are put aside for `start_apart`: a large repository takes its time, and nothing else is to wait for it.
+        """
         yield from self._open([agent for effect in effects if isinstance(effect, OpenAgents) for agent in effect.agents])
         starts = [effect for effect in effects if isinstance(effect, StartAttempt)]
-        alone = yield Peek(lambda state: {effect.task for effect in starts if state.tasks[effect.task].spec.isolated})
-        yield from self._order([effect for effect in starts if effect.task not in alone])
-        isolated = [effect for effect in starts if effect.task in alone]
-        for first in range(0, len(isolated), WORKSPACES_AT_A_TIME):
-            yield from self._order(isolated[first : first + WORKSPACES_AT_A_TIME])
+        apart = yield Peek(lambda state: {effect.task for effect in starts if state.tasks[effect.task].spec.isolated})
+        aside = {AttemptId(each.task, each.attempt): each for each in starts if each.task in apart}
+        self._aside |= {attempt: effect for attempt, effect in aside.items() if attempt not in self._making}
+        if self._aside:
+            yield WantPlaces()
+        yield from self._order([effect for effect in starts if effect.task not in apart], {})
         for effect in effects:
             if not isinstance(effect, StartAttempt | OpenAgents):
                 yield from self._do(effect)
+
+    def start_apart(self) -> Duty:
+        """Has places made for the attempts that were put aside, a few at a time, and starts them there."""
+        while self._aside:
+            few = list(self._aside)[:WORKSPACES_AT_A_TIME]
+            self._making = {attempt: self._aside.pop(attempt) for attempt in few}
+            places = yield from self._prepare(list(self._making.values()))
+            wanted = yield Ask(partial(still_wanted, attempts=few))
+            yield from self._order([self._making[attempt] for attempt in wanted], places)
+            self._making = {}
 
     def _do(self, effect: Effect) -> Duty:
         try:
             match effect:
                 case StopAttempt(_, _, agent, task, number):
-                    yield Call("stop_attempt", (AttemptId(task, number), agent, self._orders.options.grace_ms))
+                    yield from self._stop(AttemptId(task, number), agent)
                 case ReapAttempt(_, _, task, number):
                     yield from self._reap(AttemptId(task, number))
                 case CloseAgent(_, _, agent, now):
@@ -209,6 +236,12 @@ class Duties:
             facts = {"node": self.node, "effect": type(effect).__name__, "seq": effect.seq, "reason": str(error)}
             yield Remark("effect-failed", facts)
             yield WantSweep()
+
+    def _stop(self, attempt: AttemptId, agent: AgentId) -> Duty:
+        """Its worker remembers that it is to stop, also if the order is still to come. Without a place there is no order yet, and after the reaping no more."""
+        yield Call("stop_attempt", (attempt, agent, self._orders.options.grace_ms))
+        if self._aside.pop(attempt, None) is not None or attempt in self._making:
+            yield from self._reap(attempt)
 
     def _probe(self, agent: AgentId) -> Duty:
         """A worker that is silent may have died unseen, and its window may be gone."""
@@ -248,16 +281,17 @@ class Duties:
             yield Tell([c.WorkerFell(agent, None, f"no window: {error}") for agent in agents])
         hit("after-open")
 
-    def _prepare(self, effects: Sequence[StartAttempt], specs: Sequence[TaskSpec]) -> Generator[Step, Any, dict[AttemptId, Any]]:
-        """Has places made for those that work in one of their own."""
+    def _prepare(self, effects: Sequence[StartAttempt]) -> Generator[Step, Any, dict[AttemptId, Workspace | WorkFailure]]:
+        specs = yield from self._specs(effects)
         wanted = [
             WorkRequest(repo=spec.workspace, attempt=AttemptId(effect.task, effect.attempt), here=spec.workspace_here)
             for effect, spec in zip(effects, specs, strict=True)
-            if spec.isolated
         ]
-        if not wanted:
-            return {}
         return {place.attempt: place for place in (yield Prepare(wanted))}
+
+    def _specs(self, effects: Sequence[StartAttempt]) -> Generator[Step, Any, list[TaskSpec]]:
+        found: list[TaskSpec] = yield Peek(lambda state: [state.tasks[effect.task].spec for effect in effects])
+        return found
 
     def _earlier(self, state: State, effect: StartAttempt) -> Earlier:
         agent = state.agents.get(effect.agent) if self._orders.options.affinity_sessions else None
@@ -280,16 +314,15 @@ class Duties:
             return {request.attempt: error for request in wanted}
         return found
 
-    def _order(self, effects: Sequence[StartAttempt]) -> Duty:
+    def _order(self, effects: Sequence[StartAttempt], places: Mapping[AttemptId, Workspace | WorkFailure]) -> Duty:
         if not effects:
             return
-        specs = yield Peek(lambda state: [state.tasks[effect.task].spec for effect in effects])
+        specs = yield from self._specs(effects)
         workers = yield Peek(lambda state: {each.id: each.worker for effect in effects if (each := state.agents.get(effect.agent))})
         slots = yield Peek(lambda state: {each.id: each.spec for effect in effects if (each := state.agents.get(effect.agent))})
         earlier = yield Peek(lambda state: {effect.agent: self._earlier(state, effect) for effect in effects})
         remote = yield Peek(lambda state: self.node in state.nodes and state.nodes[self.node].spec.remote)
         orders: list[AttemptOrder] = []
-        places = yield from self._prepare(effects, specs)
         passes = yield from self._admit(effects, specs)
         for effect, spec in zip(effects, specs, strict=True):
             attempt = AttemptId(effect.task, effect.attempt)

@@ -6,6 +6,7 @@ coordinator that was killed at any point starts again, folds the ledger, looks, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -78,7 +79,7 @@ def reconcile(state: State, node: NodeId, found: Inventory, translator: Translat
         if attempt.node == node and attempt.agent not in moved:
             _attempt_news(attempt_id, attempt, facts.get(attempt_id), workers, translator, commands, effects)
     for worker in workers.values():
-        if worker.attempt is not None and worker.agent not in moved and not _is_live(state, worker.attempt):
+        if worker.attempt is not None and worker.agent not in moved and _live(state, worker.attempt) is None:
             effects.append(StopAttempt(state.seq, node, worker.agent, *worker.attempt, "superseded"))  # noqa: PERF401 - reads as the others
     ours = {agent.id for agent in slots}
     for number, stray in workers.items():
@@ -135,7 +136,13 @@ def _attempt_news(
         effects.append(StartAttempt(seq, node, attempt.agent, task, number))
 
 
-def _is_live(state: State, attempt_id: AttemptId) -> bool:
+def still_wanted(state: State, attempts: Sequence[AttemptId]) -> list[AttemptId]:
+    """Returns those of these attempts, for which no order went out yet, that are still to start."""
+    found = [(attempt_id, _live(state, attempt_id)) for attempt_id in attempts]
+    return [attempt_id for attempt_id, attempt in found if attempt is not None and not attempt.stop_reason]
+
+
+def _live(state: State, attempt_id: AttemptId) -> AttemptState | None:
     task = state.tasks.get(attempt_id.task)
     attempt = None if task is None else task.attempt(attempt_id.number)
-    return attempt is not None and attempt.live
+    return attempt if attempt is not None and attempt.live else None

@@ -46,6 +46,7 @@ COMMANDS: Final = {
     "cost": Entry("cost", "Show what was spent, set budgets, and estimate plans."),
     "limits": Entry("cost", "Show the model APIs' limits as the orchestra's gateway keeps them."),
     "gateway": Entry("gateway", "Run the proxy to the model APIs: keys, limits, cost and budgets."),
+    "test": Entry("drill", "Try out an orchestra on this machine under a scenario."),
     "sim": Entry("sim", "Play seeds in a simulated world."),
     "coordinator": Entry("coordinator", "Run the coordinator in this terminal.", hidden=True),
 }

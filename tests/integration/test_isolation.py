@@ -273,7 +273,7 @@ async def test_of_several_that_try_the_best_is_merged_and_what_the_others_did_is
         assert [(folder / f"diff.{number}.patch").read_text().count(f"+by {number}") for number in (1, 2, 3)] == [1, 1, 1]
         assert (folder / "diff.patch").read_bytes() == (folder / "diff.1.patch").read_bytes()
     assert file_at(repo, "by.txt") == "by 1"
-    assert kept == ["", "refs/orchestra/salvage/p/a.2", "refs/orchestra/salvage/p/a.3"]
+    assert kept == ["", "refs/orchestra/salvage/p/a.2", "refs/heads/orchestra/p/a.3"], "the second failed, the third lost"
     assert [file_at(repo, "by.txt", ref) for ref in kept[1:]] == ["by 2", "by 3"]
 
 

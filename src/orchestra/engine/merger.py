@@ -20,13 +20,13 @@ from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.effects import DropWork, Effect, MergeWork
 from orchestra.core.merging import unwanted_work
-from orchestra.core.model import AgentSpec, TaskSpec, TaskStatus
+from orchestra.core.model import AgentSpec, OutcomeKind, TaskSpec, TaskStatus
 from orchestra.core.state import State
 from orchestra.engine.kernel import Happened
 from orchestra.engine.lanes import Lanes
 from orchestra.engine.loop import Loop
 from orchestra.engine.prover import Case, Prover
-from orchestra.errors import NodeFailed, NodeUnreachable, NotFound, OrchestraError
+from orchestra.errors import NodeFailed, NodeUnreachable, NotFound, OrchestraError, Refused
 from orchestra.ids import AttemptId, NodeId, TaskId
 from orchestra.workspace import Collected, MergeRequest, MergeResult, WorkFailure, WorkRequest, Workspace, Workspaces
 from orchestra.workspaces.conflicts import conflict_prompt, together_prompt
@@ -55,6 +55,8 @@ class _Left(NamedTuple):
 
     spec: TaskSpec
     node: NodeId
+    outdone: bool
+    """It did the task and passed its checks, and another attempt at the same time was better."""
 
 
 class _Leaving(NamedTuple):
@@ -234,7 +236,10 @@ class Merger:
         if spaces is None:
             self._out_of_sight.setdefault(work.node, {})[attempt] = effect
             return  # it stays on its machine until that is back; nobody else has to wait
-        await self._let_go(spaces, attempt, await self._collected(spaces, work.spec, attempt))
+        collected = await self._collected(spaces, work.spec, attempt)
+        if work.outdone and collected is not None and await self._left_as_branch(spaces, attempt, collected):
+            return
+        await self._let_go(spaces, attempt, collected)
 
     async def _collected(self, spaces: Workspaces, spec: TaskSpec, attempt: AttemptId) -> Collected | None:
         """Keeps what an attempt that is not wanted did for people to look at. Where that cannot be done, it is under its salvage ref all the same."""
@@ -250,6 +255,19 @@ class Merger:
             return None
         await self._keep(attempt.task, attempt.number, collected)
         return collected
+
+    async def _left_as_branch(self, spaces: Workspaces, attempt: AttemptId, collected: Collected) -> bool:
+        """Removes a place and leaves its branch where it is. On another machine nobody would look for one: what came back from there has a ref here."""
+        place = spaces.known(attempt)
+        if place is None or place.kind != "git" or place.here:
+            return False
+        try:
+            await spaces.release(attempt)
+        except Refused as error:  # it could not be collected; letting go keeps what there is
+            log.info("no-branch-left", extra={"task": attempt.task, "attempt": attempt.number, "reason": str(error)})
+            return False
+        await self._loop.report([c.NoteLetGo(attempt.task, attempt.number, place.branch if collected.commits else "")])
+        return True
 
     async def _let_go(self, spaces: Workspaces, attempt: AttemptId, collected: Collected | None = None) -> None:
         gone = await spaces.discard(attempt)
@@ -283,7 +301,11 @@ def _wanted(state: State, task: TaskId, number: int) -> _Work | None:
 
 def _unwanted(state: State, task: TaskId, number: int) -> _Left | None:
     found = state.tasks.get(task)
-    return None if found is None or number not in unwanted_work(found) else _Left(found.spec, found.attempts[number - 1].node)
+    if found is None or number not in unwanted_work(found):
+        return None
+    attempt = found.attempts[number - 1]
+    done = attempt.outcome is not None and attempt.outcome.kind is OutcomeKind.DONE and found.spec.reviews is None
+    return _Left(found.spec, attempt.node, done and bool(found.primary) and number != found.primary and number >= found.round_start)
 
 
 def _left_over(state: State) -> list[tuple[TaskId, int]]:

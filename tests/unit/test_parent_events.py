@@ -6,7 +6,7 @@ import pytest
 
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import AgentSpec, OutcomeKind, Worker
+from orchestra.core.model import AgentSpec, Outcome, OutcomeKind, Worker
 from orchestra.core.state import State
 from orchestra.edges.filerpc.events import ParentEvents, Told
 from orchestra.engine.kernel import Happened
@@ -202,3 +202,16 @@ def test_a_kind_that_goes_and_comes_back_and_what_moved() -> None:
     assert back == Told("agent_kind_recovered", "medium", {"kind": "codex", "reason": "it is there again"})
     assert told(e.KindMissed("codex", "out of sight")) is None
     assert told(e.KindRecovered("codex", "it is there again")) is None
+
+
+def test_work_that_conflicts_again_after_it_was_sent_back_is_for_a_person() -> None:
+    teller = Teller(1)
+    teller.bench.submit(make_task("a", isolated=True, workspace="/w"))
+    told: list[Told] = []
+    for number in (1, 2):
+        teller.bench.begin("p/a")
+        told += teller.do(c.AttemptFinished(TaskId("p/a"), number, Outcome(OutcomeKind.DONE)))
+        told += teller.do(c.MergeConflicted(TaskId("p/a"), number, ("x.py",), "both sides"))
+    assert [(each.event, each.severity) for each in told] == [("work_conflicted", "medium")] * 2 + [("task_failed", "critical")]
+    assert told[0].values == {"task_id": "p/a", "attempt": 1, "files": ("x.py",), "failed_checks": ()}
+    assert "orchestra task diff p/a --attempt 2" in told[-1].values["remedy"]

@@ -57,6 +57,8 @@ class ParentEvents:
         self._fell: dict[int, int] = dict(fell or {})
         self._lost: dict[str, int] = dict(lost or {})
         self._progress = ""
+        self._conflicts: dict[str, int] = {}
+        """Tasks whose work did not go with the plan's branch, and the last attempt that it was."""
         self._scaling: tuple[int, int] | None = None
         """When the scaling began, and how many agents were up then."""
 
@@ -112,8 +114,14 @@ class ParentEvents:
             case e.TaskMoved(task, was, kind, estimate_ms, warning):
                 values = {"task_id": task, "from": was, "to": kind, "estimated_seconds": estimate_ms // 1000, "warning": warning}
                 return Told("task_moved", "medium", values)
+            case e.WorkConflicted(task, attempt, files, _, checks):
+                self._conflicts[task] = attempt
+                return Told("work_conflicted", "medium", {"task_id": task, "attempt": attempt, "files": files, "failed_checks": checks})
             case e.TaskFailed(task, reason):
-                return Told("task_failed", "high", {"task_id": task, "reason": reason})
+                return self._failed(task, reason)
+            case e.AttemptAssigned(task):
+                self._conflicts.pop(task, None)
+                return None
             case e.TaskCompleted(task):
                 return Told("task_completed", "info", {"task_id": task})
             case e.ApiNoticed(_, kind, facts):
@@ -124,6 +132,14 @@ class ParentEvents:
                 return self._scaled(state, happened)
             case _:
                 return None
+
+    def _failed(self, task: str, reason: str) -> Told:
+        """Work that conflicted again after it was sent back is for a person to bring together."""
+        attempt = self._conflicts.pop(task, None)
+        if attempt is None:
+            return Told("task_failed", "high", {"task_id": task, "reason": reason})
+        remedy = f"orchestra task diff {task} --attempt {attempt} shows its work; orchestra task retry {task} begins on the plan's branch as it is now"
+        return Told("task_failed", "critical", {"task_id": task, "reason": reason, "remedy": remedy})
 
     def _node_back(self, node: str, at_ms: int, *, rebooted: bool) -> Told | None:
         lost_ms = self._lost.pop(node, None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from orchestra.core.model import AgentSpec, Lifecycle, NodeSpec
+from orchestra.core.model import AgentSpec, Lifecycle, NodeSpec, TaskSpec
 from orchestra.core.state import PlanState, State, TaskState
 from orchestra.errors import BadInput, NotFound, PlanInvalid
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
@@ -123,6 +123,21 @@ def make_workspace(workspace: str, directory: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise PlanInvalid(f"the workspace {workspace} cannot be made: {exc.strerror}", field="workspace") from exc
+
+
+def blind_needs(specs: Sequence[TaskSpec]) -> list[str]:
+    """Returns a warning for each folder in which tasks do not see what those did that they need: it is no repository, so each has a private copy."""
+    folders = {spec.id: spec.workspace for spec in specs if spec.isolated}
+    blind: dict[str, TaskSpec] = {}
+    for spec in specs:
+        if spec.isolated and any(folders.get(need) == spec.workspace for need in spec.needs):
+            blind.setdefault(spec.workspace, spec)
+    return [
+        f"{spec.id} and others do not see what the tasks did that they need: {folder} is no git repository, so each works in a private copy of it; "
+        "make it one (git init, git add, git commit), or write isolation: shared"
+        for folder, spec in blind.items()
+        if Path(folder).is_dir() and not any((each / ".git").exists() for each in (Path(folder), *Path(folder).parents))
+    ]
 
 
 def attempt_place(state: State, task_id: TaskId, number: int) -> tuple[int, NodeId, bool]:

@@ -15,6 +15,7 @@ from orchestra.agents.registry import check_runnable
 from orchestra.answers import (
     agent_id,
     attempt_place,
+    blind_needs,
     find_plan,
     free_plan_id,
     health_checks,
@@ -329,8 +330,8 @@ class App(CostUseCases):
             check_runnable(spec)
             make_workspace(spec.workspace, params.directory)
         await self._loop.request(c.Submit(specs, document.head(plan)))
-        warnings = tuple(f"{spec.id} is {warning}" for spec in specs for warning in spec.warnings)
-        return PlanReply(plan, len(specs), False, self.options.rehearsal, warnings)
+        warnings = [f"{spec.id} is {warning}" for spec in specs for warning in spec.warnings]
+        return PlanReply(plan, len(specs), False, self.options.rehearsal, (*warnings, *blind_needs(specs)))
 
     async def _revive_plan(self, plan: PlanId, tasks: int) -> PlanReply:
         failed = await self._loop.ask(lambda state: [t for t in state.plans[plan].tasks if is_root_failure(state.tasks[t])])

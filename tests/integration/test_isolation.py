@@ -16,7 +16,7 @@ from orchestra.ids import AttemptId, TaskId
 from orchestra.intake.request import CancelParams
 from orchestra.nodes.transport import LocalTransport
 from orchestra.testing.hosted import Stage, hosted, is_gone, wait_until
-from orchestra.usecases import TaskParams, WorkspacesParams
+from orchestra.usecases import PlanParams, TaskParams, WorkspacesParams
 from orchestra.workspace import WorkRequest, Workspace
 
 IDENTITY = {"GIT_AUTHOR_NAME": "u", "GIT_AUTHOR_EMAIL": "u@x", "GIT_COMMITTER_NAME": "u", "GIT_COMMITTER_EMAIL": "u@x"}
@@ -275,6 +275,29 @@ async def test_of_several_that_try_the_best_is_merged_and_what_the_others_did_is
     assert file_at(repo, "by.txt") == "by 1"
     assert kept == ["", "refs/orchestra/salvage/p/a.2", "refs/heads/orchestra/p/a.3"], "the second failed, the third lost"
     assert [file_at(repo, "by.txt", ref) for ref in kept[1:]] == ["by 2", "by 3"]
+
+
+@pytest.mark.parametrize(
+    "tasks, warned",
+    [
+        ("  - {id: a, run: 'true'}\n  - {id: b, needs: [a], run: 'true'}\n  - {id: c, needs: [b], run: 'true'}\n", 1),
+        ("  - {id: a, run: 'true'}\n  - {id: b, needs: [a], run: 'true', isolation: shared}\n", 0),
+        ("  - {id: a, run: 'true'}\n  - {id: b, run: 'true'}\n", 0),
+    ],
+    ids=["copies that need each other", "one of them is shared", "nobody needs anybody"],
+)
+async def test_who_will_not_see_what_it_needs_is_told_at_the_beginning(tasks: str, warned: int, repo: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    async with hosted(tmp_path / "root", agents=1) as stage:
+        replies = [
+            await stage.app.submit_plan(PlanParams(text=HEAD + tasks, source="p.yaml", directory=str(each))) for each in (plain, repo)
+        ]
+        assert [len(reply.warnings) for reply in replies] == [warned, 0]
+        assert all(
+            f"p/b and others do not see what the tasks did that they need: {plain} is no git repository" in each
+            for each in replies[0].warnings
+        )
 
 
 async def test_what_a_dead_coordinator_did_not_let_go_of_is_let_go_by_the_next(repo: Path, tmp_path: Path) -> None:

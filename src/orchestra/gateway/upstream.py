@@ -38,7 +38,11 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 CREDENTIALS: Final = frozenset({"authorization", "x-api-key", "x-goog-api-key", "api-key", "cookie"})
-_NOT_SENT: Final = HOP_BY_HOP | {"host", "content-length", "expect", "accept-encoding", "forwarded", "via", "x-real-ip", "http2-settings"}
+OTHER_METHODS: Final = frozenset({"x-http-method-override", "x-http-method", "x-method-override"})
+"""With these a request would be another one for the provider than for us."""
+_NOT_SENT: Final = (
+    HOP_BY_HOP | OTHER_METHODS | {"host", "content-length", "expect", "accept-encoding", "forwarded", "via", "x-real-ip", "http2-settings"}
+)
 _NOT_GIVEN_BACK: Final = HOP_BY_HOP | {"alt-svc"}
 _READABLE: Final = frozenset({"gzip", "deflate", "identity"})
 _AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")

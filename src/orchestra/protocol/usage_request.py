@@ -23,7 +23,6 @@ else:
 
 ZSTD_OPTIONS: Final[dict[int, int]] = {DecompressionParameter.window_log_max: 25}
 """A frame may ask for a window of 32 MiB, the size of the largest request; what needs more memory is refused."""
-DECIDING: Final = frozenset({"model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "service_tier"})
 NAME_CHARS_MAX: Final = 256
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 _KEY: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -73,13 +72,17 @@ def read_asked(text: bytes, *, model: str = "", stream: bool = False) -> Asked:
         stream: What the path says.
 
     Raises:
-        BadInput: It is no JSON object, or a deciding key is missing, of a wrong type or given twice.
+        BadInput: It is no JSON object, a deciding key is missing, of a wrong type or given twice, or it is to be answered later.
     """
     try:
         found = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, RecursionError, ValueError) as exc:
         raise BadInput("the body is not a JSON object", field="body", hint="send one JSON object in UTF-8") from exc
     _refuse_twins(text, found)
+    if bytes(found.get("background", b"false")) not in {b"false", b"null"}:
+        raise BadInput(
+            "what is answered later is billed past every budget", field="background", hint="leave it out; the answer can be streamed"
+        )
     if not model:
         model = _text(found, "model")
     limits = [_count(found, name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]

@@ -273,7 +273,7 @@ class Exchange:
         order, request = self.order, self.order.request
         held.secret = None if held.key is None else held.key.secret
         auth = None if held.account is None or held.secret is None else held.account.header(held.secret)
-        headers = request_headers(request.raw_headers, auth)
+        headers = request_headers(request.raw_headers, auth, plain=order.asked.stream)
         body = order.body if order.body or request.method == "POST" else None
         bounds = self.desk.config.bounds
         self._lost += 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,11 @@ import pytest
 
 from orchestra.testing.upstream import SSE_TYPE, Answer, Seen, anthropic_chunks, anthropic_json, anthropic_stream, event
 from tests.gateway.support import CANARY, asking, staged
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 IN, OUT = 5, 25
 """Micro-dollars a token of the model the tests ask for."""
@@ -89,6 +96,25 @@ async def test_a_compressed_stream_is_cut_without_words_in_it(tmp_path: Path) ->
         await stage.quiet()
         assert (await stage.totals())["assumed_requests"] == 1
         assert "budget_spent" in await stage.kinds()
+
+
+async def test_a_screenshot_of_three_megabytes_passes_a_budget_of_two_dollars(tmp_path: Path) -> None:
+    """It costs what a picture costs, a few cents, also in a request that repeats it."""
+    data = base64.b64encode(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + os.urandom(3_000_000)).decode()
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    body = asking() | {"messages": [{"role": "user", "content": [picture, {"type": "text", "text": "what is it"}]}]}
+    async with staged(tmp_path, lambda seen, n: anthropic_json(1_600, 100), issue={"budgets": {"task": 2_000_000}}) as stage:
+        assert [(await stage.post(body))[0] for _ in range(2)] == [200, 200]
+        assert (await stage.totals("task", "task-1"))["cost_usd_micros"] == 2 * (1_600 * IN + 100 * OUT)
+
+
+async def test_a_compressed_request_is_estimated_by_what_is_in_it(tmp_path: Path) -> None:
+    body = json.dumps(asking(text="many words " * 40_000)).encode()
+    packed = zstd.compress(body)
+    assert len(packed) * 100 < len(body)
+    async with staged(tmp_path, lambda seen, n: anthropic_json(1, 1), issue={"budgets": {"task": len(body) // 4 * IN}}) as stage:
+        assert (await stage.post(packed, content_encoding="zstd"))[0] == 402
+        assert stage.upstream.seen == []
 
 
 async def test_many_at_once_do_not_pass_a_budget_together(tmp_path: Path) -> None:

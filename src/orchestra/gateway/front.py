@@ -188,7 +188,7 @@ class Front:
         try:
             encoding = ", ".join(request.headers.getall("content-encoding", []))
             text = inflate(body, encoding, self._desk.config.bounds.body_mb << 20)
-            return read_asked(text, model=route.model, stream=route.stream)
+            return read_asked(text, kind=kind, model=route.model, stream=route.stream)
         except BadInput as error:
             status = 413 if "inflates" in error.message else 415 if error.field == "content-encoding" else 400
             raise Refusal(reply(kind, status, f"orchestra: {error}")) from error

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from orchestra.errors import BadInput
+from orchestra.metering.estimates import prompt_bytes
 from orchestra.metering.usage import TOKENS_MAX
 
 if sys.version_info >= (3, 14):
@@ -36,6 +37,8 @@ class Asked(msgspec.Struct, frozen=True):
     stream: bool
     output_tokens_max: int
     """0 if it does not say."""
+    prompt_bytes: int = 0
+    """How large it is, inflated, with pictures and documents as text of what they cost at most."""
 
 
 def inflate(body: bytes, encoding: str, most: int) -> bytes:
@@ -63,11 +66,12 @@ def inflate(body: bytes, encoding: str, most: int) -> bytes:
     return text
 
 
-def read_asked(text: bytes, *, model: str = "", stream: bool = False) -> Asked:
+def read_asked(text: bytes, *, kind: str = "anthropic", model: str = "", stream: bool = False) -> Asked:
     """Returns what a JSON body asks for.
 
     Args:
         text: The body, inflated.
+        kind: Of the provider.
         model: What the path says, where the body does not (Gemini).
         stream: What the path says.
 
@@ -91,7 +95,7 @@ def read_asked(text: bytes, *, model: str = "", stream: bool = False) -> Asked:
             limits.append(_count(msgspec.json.decode(found["generationConfig"], type=dict[str, msgspec.Raw]), "maxOutputTokens"))
         except (msgspec.DecodeError, RecursionError, ValueError) as exc:
             raise BadInput("it is not an object", field="generationConfig", hint="see the provider's reference") from exc
-    return Asked(model, stream or bytes(found.get("stream", b"")) == b"true", max(limits))
+    return Asked(model, stream or bytes(found.get("stream", b"")) == b"true", max(limits), prompt_bytes(text, kind))
 
 
 def _text(found: dict[str, msgspec.Raw], name: str) -> str:

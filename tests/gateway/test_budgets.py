@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestra.testing.upstream import SSE_TYPE, Answer, Seen, anthropic_chunks, anthropic_json, event
+from orchestra.testing.upstream import SSE_TYPE, Answer, Seen, anthropic_chunks, anthropic_json, anthropic_stream, event
 from tests.gateway.support import CANARY, asking, staged
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 IN, OUT = 5, 25
 """Micro-dollars a token of the model the tests ask for."""
@@ -56,6 +64,57 @@ async def test_a_stream_is_cut_where_it_would_pass_the_budget(tmp_path: Path) ->
         assert 15_000 < totals["cost_usd_micros"] <= 20_000 + 100 * OUT, "by one piece of text at most"
         assert totals["assumed_requests"] == 1
         assert (await stage.post())[0] == 402
+
+
+async def test_a_stream_that_may_have_to_be_cut_is_not_asked_for_compressed(tmp_path: Path) -> None:
+    async with staged(tmp_path, lambda seen, n: anthropic_stream(1, 1) if n == 0 else anthropic_json(1, 1)) as stage:
+        await stage.post(asking(stream=True), accept_encoding="gzip, deflate, br")
+        await stage.post(asking(), accept_encoding="gzip, deflate, br")
+        assert [seen.header("accept-encoding") for seen in stage.upstream.seen] == ["identity", "gzip, deflate"]
+
+
+async def test_a_compressed_stream_is_cut_without_words_in_it(tmp_path: Path) -> None:
+    """A provider that compresses unasked: what came before the cut can be read to the last byte, and then the connection is closed."""
+    packer = zlib.compressobj(wbits=31)
+    chunks = [packer.compress(chunk) + packer.flush(zlib.Z_SYNC_FLUSH) for chunk in anthropic_chunks(100, 10_000, ["x" * 400] * 100)]
+    answer = Answer(headers=(SSE_TYPE, ("Content-Encoding", "gzip")), chunks=tuple(chunks), pause_ms=2)
+    async with staged(tmp_path, lambda seen, n: answer, issue={"budgets": {"task": 20_000}}) as stage:
+        body = json.dumps(asking(stream=True)).encode()
+        request = b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nx-api-key: %b\r\nContent-Length: %d\r\n\r\n%b"
+        reader, writer = await asyncio.open_connection("127.0.0.1", stage.gateway.port)
+        writer.write(request % (stage.token.encode(), len(body), body))
+        _, _, framed = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        packed = b""
+        while framed:
+            size, _, framed = framed.partition(b"\r\n")
+            packed, framed = packed + framed[: int(size, 16)], framed[int(size, 16) + 2 :]
+        text = zlib.decompressobj(wbits=31).decompress(packed)
+        assert text.startswith(b"event: message_start")
+        assert text.endswith(b"\n\n")
+        assert 0 < text.count(b"content_block_delta") // 2 < 100
+        await stage.quiet()
+        assert (await stage.totals())["assumed_requests"] == 1
+        assert "budget_spent" in await stage.kinds()
+
+
+async def test_a_screenshot_of_three_megabytes_passes_a_budget_of_two_dollars(tmp_path: Path) -> None:
+    """It costs what a picture costs, a few cents, also in a request that repeats it."""
+    data = base64.b64encode(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + os.urandom(3_000_000)).decode()
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    body = asking() | {"messages": [{"role": "user", "content": [picture, {"type": "text", "text": "what is it"}]}]}
+    async with staged(tmp_path, lambda seen, n: anthropic_json(1_600, 100), issue={"budgets": {"task": 2_000_000}}) as stage:
+        assert [(await stage.post(body))[0] for _ in range(2)] == [200, 200]
+        assert (await stage.totals("task", "task-1"))["cost_usd_micros"] == 2 * (1_600 * IN + 100 * OUT)
+
+
+async def test_a_compressed_request_is_estimated_by_what_is_in_it(tmp_path: Path) -> None:
+    body = json.dumps(asking(text="many words " * 40_000)).encode()
+    packed = zstd.compress(body)
+    assert len(packed) * 100 < len(body)
+    async with staged(tmp_path, lambda seen, n: anthropic_json(1, 1), issue={"budgets": {"task": len(body) // 4 * IN}}) as stage:
+        assert (await stage.post(packed, content_encoding="zstd"))[0] == 402
+        assert stage.upstream.seen == []
 
 
 async def test_many_at_once_do_not_pass_a_budget_together(tmp_path: Path) -> None:

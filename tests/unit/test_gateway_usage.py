@@ -146,6 +146,14 @@ def test_cache_writes_by_age() -> None:
     assert scanned("anthropic", body, streamed=False) == (Usage(1, 0, 10, 20, 2), False)
 
 
+@pytest.mark.parametrize("short,long", [(0, 12_000), (300, 12_000), (300, 0)])
+def test_cache_writes_of_a_stream_are_counted_once_each(short: int, long: int) -> None:
+    """The end of a stream repeats their sum without telling the lifetimes apart."""
+    chunks = anthropic_chunks(3, 20, ["ab"], cache_read=5, cache_write=short, cache_write_1h=long)
+    assert scanned("anthropic", *chunks) == (Usage(3, 5, short, long, 20), False)
+    assert scanned("anthropic", chunks[-2], *chunks[:-2]) == (Usage(3, 5, short, long, 20), False), "whichever comes first"
+
+
 def test_an_event_larger_than_is_kept_is_read_at_its_end() -> None:
     answer = {"output": "x" * (EVENT_BYTES_MAX + 100_000), "usage": {"input_tokens": 5, "output_tokens": 6}}
     large = event("response.completed", {"type": "response.completed", "response": answer})

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +13,7 @@ from hypothesis import strategies as st
 from orchestra.gateway.journal import decode_lines, encode_line
 from orchestra.metering.books import ALL, Books, BudgetSet, Closed, Grown, Issued, Opened, Revoked, Who
 from orchestra.metering.breaker import FAILURES_MAX, PAUSE_MS, Breaker
-from orchestra.metering.estimates import Estimator
+from orchestra.metering.estimates import Estimator, prompt_bytes
 from orchestra.metering.headers import Report, Window
 from orchestra.metering.prices import Entry, Period, Price, Prices, Table, Tier, cost_usd_micros
 from orchestra.metering.retry import Verdict, group_pause_ms, pause_ms, verdict_of
@@ -176,6 +180,51 @@ def test_the_next_request_of_a_conversation_is_guessed_from_the_last() -> None:
     guess = estimator.estimate("a", "m", 4_400, 0)
     assert (guess.cache_read_tokens, guess.input_tokens, guess.output_tokens) == (1_900, 300, 500)
     assert estimator.estimate("b", "m", 4_000, 0).cache_read_tokens == 0
+
+
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 12_000).decode()
+PDF = base64.b64encode(b"%PDF-1.7\n" + bytes(range(256)) * 60_000).decode()
+MEDIA = [
+    pytest.param(
+        "anthropic", {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}, 4_784, id="anthropic"
+    ),
+    pytest.param("openai", {"type": "input_image", "image_url": f"data:image/png;base64,{PNG}"}, 14_400, id="responses"),
+    pytest.param("openai", {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}, 14_400, id="chat"),
+    pytest.param("gemini", {"inlineData": {"mimeType": "image/png", "data": PNG}}, 2_240, id="gemini"),
+    pytest.param("anthropic", {"type": "document", "source": {"data": PDF, "type": "base64"}}, 460_000, id="PDF, anthropic"),
+    pytest.param("openai", {"type": "input_file", "file_data": f"data:application/pdf;base64,{PDF}"}, 460_000, id="PDF, openai"),
+    pytest.param("gemini", {"inline_data": {"mime_type": "application/pdf", "data": PDF}}, 560_000, id="PDF, gemini"),
+]
+
+
+@pytest.mark.parametrize("kind,part,tokens", MEDIA)
+@pytest.mark.parametrize("before", [0, 1, 8_959, 50_000])
+def test_pictures_and_documents_are_not_estimated_as_text(kind: str, part: dict[str, Any], tokens: int, before: int) -> None:
+    """Wherever they stand in the request, one or several, and in a tool's result."""
+    one, two = ([{"type": "text", "text": "word " * (before // 5)}, *[part] * n] for n in (1, 2))
+    size = len(PNG if PNG in str(part) else PDF)
+    for parts, count in ((one, 1), (two, 2), ([{"type": "tool_result", "content": one}], 1)):
+        text = json.dumps({"model": "m", "messages": [{"content": parts}]}).encode()
+        assert abs(prompt_bytes(text, kind) - (len(text) - count * (size - 4 * tokens))) < 40 * count, "but for the beginning of a data URL"
+
+
+@pytest.mark.parametrize("kind", ["anthropic", "openai", "gemini"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param({"type": "text", "text": PNG}, id="text that looks like one"),
+        pytest.param({"data": "iVBORw0KGgo" + "word " * 50_000}, id="only begins like one"),
+        pytest.param({"data": "A" * 400_000}, id="something else in base64"),
+        pytest.param({"data": PNG[:8_000]}, id="a small one"),
+        pytest.param({"text": "word " * 50_000}, id="text"),
+        pytest.param(PNG, id="nothing but one"),
+    ],
+)
+def test_all_else_is_estimated_as_text(kind: str, text: object) -> None:
+    body = json.dumps(text).encode()
+    assert prompt_bytes(body, kind) == len(body)
+    assert prompt_bytes(body[:-1], kind) == len(body) - 1, "cut off"
+    assert prompt_bytes(body[1:], kind) == len(body) - 1
 
 
 def test_the_breaker_opens_probes_and_closes() -> None:

@@ -108,7 +108,7 @@ class Exchange:
         if not self.order.route.costs:
             return Estimate(0, 0, 0, 0)
         asked = self.order.asked
-        return self.desk.estimator.estimate(self._conversation, asked.model, len(self.order.body), asked.output_tokens_max)
+        return self.desk.estimator.estimate(self._conversation, asked.model, asked.prompt_bytes, asked.output_tokens_max)
 
     @property
     def expected(self) -> Usage:
@@ -273,7 +273,7 @@ class Exchange:
         order, request = self.order, self.order.request
         held.secret = None if held.key is None else held.key.secret
         auth = None if held.account is None or held.secret is None else held.account.header(held.secret)
-        headers = request_headers(request.raw_headers, auth)
+        headers = request_headers(request.raw_headers, auth, plain=order.asked.stream)
         body = order.body if order.body or request.method == "POST" else None
         bounds = self.desk.config.bounds
         self._lost += 1
@@ -416,7 +416,7 @@ class Exchange:
             usage = msgspec.structs.replace(usage, input_tokens=usage.input_tokens + self._lost * self.estimate.input_tokens)
         self.desk.close_request(opened, self.order.kind, status, usage, assumed=assumed or self._lost > 0, tries=self.tries)
         if not assumed and not self._lost and usage.prompt_tokens:
-            self.desk.estimator.learn(self._conversation, opened.model, len(self.order.body), usage)
+            self.desk.estimator.learn(self._conversation, opened.model, self.order.asked.prompt_bytes, usage)
 
 
 def client_patience_ms(request: web.BaseRequest) -> int:

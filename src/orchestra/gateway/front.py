@@ -16,14 +16,13 @@ from orchestra.errors import BadInput
 from orchestra.gateway.desk import ANONYMOUS, Desk
 from orchestra.gateway.exchange import Exchange, Order
 from orchestra.gateway.replies import SERVER, Reply, reply, unavailable
-from orchestra.gateway.routes import NoRoute, Route, find_route
+from orchestra.gateway.routes import METHODS, NoRoute, Route, find_route
 from orchestra.gateway.upstream import Upstreams
 from orchestra.metering.books import Who
 from orchestra.protocol.usage_request import Asked, inflate, read_asked
 
 log = logging.getLogger(__name__)
 
-METHODS: Final = frozenset({"GET", "HEAD", "POST", "DELETE"})
 LINE_BYTES_MAX: Final = 8_190
 FIELD_BYTES_MAX: Final = 32_768
 """Of one header. Codex sends a turn's metadata in one."""
@@ -131,8 +130,9 @@ class Front:
             raise Refusal(reply(kind, 405, "orchestra: this method is not passed on", ("Allow", ", ".join(sorted(METHODS)))), close=True)
         if isinstance(route, NoRoute):
             raise Refusal(reply(kind, route.status, f"orchestra: {route.message}"), close=route.status == 400)
-        if route.costs and request.method != "POST":
-            raise Refusal(reply(kind, 405, "orchestra: this path takes POST only", ("Allow", "POST")), close=True)
+        if request.method not in route.methods:
+            allowed = ", ".join(sorted(route.methods))
+            raise Refusal(reply(kind, 405, f"orchestra: this path takes {allowed} only", ("Allow", allowed)), close=True)
         if desk.draining:
             raise Refusal(unavailable(kind, "orchestra: the gateway is stopping", 5_000), close=True)
         return route, kind
@@ -188,7 +188,7 @@ class Front:
         try:
             encoding = ", ".join(request.headers.getall("content-encoding", []))
             text = inflate(body, encoding, self._desk.config.bounds.body_mb << 20)
-            return read_asked(text, model=route.model, stream=route.stream)
+            return read_asked(text, kind=kind, model=route.model, stream=route.stream)
         except BadInput as error:
             status = 413 if "inflates" in error.message else 415 if error.field == "content-encoding" else 400
             raise Refusal(reply(kind, status, f"orchestra: {error}")) from error

@@ -90,9 +90,11 @@ class Relay:
         self._chunks = response.content.iter_any().__aiter__()
         streamed = response.headers.get("content-type", "").lower().startswith("text/event-stream")
         self._streamed = streamed
+        encoding = response.headers.get("content-encoding", "")
+        self._plain = encoding.strip().lower() in {"", "identity"}
         form = exchange.order.route.form
         costs = exchange.order.route.costs and response.status < 400
-        self._scan = Scan(form, streamed=streamed, encoding=response.headers.get("content-encoding", "")) if costs else None
+        self._scan = Scan(form, streamed=streamed, encoding=encoding) if costs else None
         self._look_at = 0
         self._done = False
 
@@ -142,10 +144,10 @@ class Relay:
                 if self._scan is not None:
                     self._scan.feed(chunk)
                     if (words := self._over_budget()) is not None:
-                        if self._streamed:
-                            await out.write(cut_event(self._order.route.form, words))
-                            return True
-                        return False
+                        if not self._plain:
+                            return False
+                        await out.write(cut_event(self._order.route.form, words))
+                        return True
                 patience.reschedule(loop.time() + stalled)
                 await out.write(chunk)
                 patience.reschedule(loop.time() + idle)

@@ -12,9 +12,12 @@ from orchestra.gateway.config import UpstreamPart
 from orchestra.gateway.upstream import TOKEN
 
 TARGET_CHARS_MAX: Final = 4096
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "DELETE"})
+READING: Final = frozenset({"GET", "HEAD"})
+ASKING: Final = frozenset({"POST"})
 _SAFE: Final = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*(?:\?[\x21\x22\x24-\x7e]*)?")
 _DOTS: Final = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
-_GEMINI: Final = re.compile(r"/v1(?:beta|alpha)?/models/([A-Za-z0-9._-]{1,120}):(\w{1,40})")
+_GEMINI: Final = re.compile(r"(?:/v1(?:beta|alpha)?)?/models/([A-Za-z0-9._-]{1,120}):(\w{1,40})")
 _KEY_IN_QUERY: Final = re.compile(r"(?:^|&)(?:key|api[_-]?key|access_token|token)=", re.IGNORECASE)
 
 FORMS: Final = {
@@ -27,10 +30,12 @@ FORMS: Final = {
 }
 """Requests that cost: (kind, path) -> form of the answer. Codex with a subscription asks an address without a version, and has long sessions shortened there."""
 _COUNTING: Final = {("anthropic", "/v1/messages/count_tokens"), ("openai", "/v1/responses/input_tokens")}
+_LATER: Final = re.compile(r"/batches(?:/|$)|:(?:async)?batch\w*$|:predictLongRunning$", re.IGNORECASE)
+"""What is answered, and billed, when nobody looks any more."""
 _FREE: Final = re.compile(r"(?:/v1(?:beta|alpha)?)?/models(?:/[A-Za-z0-9._:-]{1,120})?")
 _OF_KIND: Final = (
     ("anthropic", re.compile(r"/v1/(?:messages|complete)(?:/.*)?")),
-    ("openai", re.compile(r"/v1/(?:responses|chat|embeddings|completions|files|images|audio|moderations)(?:/.*)?")),
+    ("openai", re.compile(r"/v1/(?:responses|chat|embeddings|completions|batches|files|images|audio|moderations)(?:/.*)?")),
     ("gemini", re.compile(r"/v1(?:beta|alpha)(?:/.*)?")),
 )
 
@@ -42,7 +47,7 @@ class Route(msgspec.Struct, frozen=True):
     target: str
     """Path and query as they are sent on: the very characters that came."""
     form: str
-    """`anthropic`, `responses`, `chat`, `gemini` for what costs; `counting`, `free` and `other` for what does not."""
+    """`anthropic`, `responses`, `chat`, `gemini` for what costs; `counting` and `free` for what does not; `other` for what nobody here counts."""
     model: str = ""
     stream: bool = False
 
@@ -50,6 +55,11 @@ class Route(msgspec.Struct, frozen=True):
     def costs(self) -> bool:
         """Whether the model answers."""
         return self.form in {"anthropic", "responses", "chat", "gemini"}
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """What may be asked of it. A list of models is read: deleting one is no business of an agent's."""
+        return METHODS if self.form == "other" else READING if self.form == "free" else ASKING
 
 
 class NoRoute(msgspec.Struct, frozen=True):
@@ -101,9 +111,14 @@ def _within(name: str, upstream: UpstreamPart, path: str, query: str) -> Route |
     if upstream.kind == "gemini" and (found := _GEMINI.fullmatch(path)) is not None:
         if found[2] in {"generateContent", "streamGenerateContent"}:
             return Route(name, target, "gemini", found[1], found[2] == "streamGenerateContent")
-        return Route(name, target, "counting", found[1])
-    if _FREE.fullmatch(path):
+        if found[2] == "countTokens":
+            return Route(name, target, "counting", found[1])
+    elif _FREE.fullmatch(path):
         return Route(name, target, "free")
     if upstream.other_paths == "pass":
         return Route(name, target, "other")
-    return NoRoute(404, "this path is not passed on; `other_paths: pass` of the upstream would allow it")
+    if _LATER.search(path):
+        return NoRoute(
+            404, "what is answered later is billed past every budget; `other_paths: pass` of the upstream would let it through, uncounted"
+        )
+    return NoRoute(404, "this path is not passed on; `other_paths: pass` of the upstream would allow it, uncounted")

@@ -38,7 +38,11 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 CREDENTIALS: Final = frozenset({"authorization", "x-api-key", "x-goog-api-key", "api-key", "cookie"})
-_NOT_SENT: Final = HOP_BY_HOP | {"host", "content-length", "expect", "accept-encoding", "forwarded", "via", "x-real-ip", "http2-settings"}
+OTHER_METHODS: Final = frozenset({"x-http-method-override", "x-http-method", "x-method-override"})
+"""With these a request would be another one for the provider than for us."""
+_NOT_SENT: Final = (
+    HOP_BY_HOP | OTHER_METHODS | {"host", "content-length", "expect", "accept-encoding", "forwarded", "via", "x-real-ip", "http2-settings"}
+)
 _NOT_GIVEN_BACK: Final = HOP_BY_HOP | {"alt-svc"}
 _READABLE: Final = frozenset({"gzip", "deflate", "identity"})
 _AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
@@ -96,12 +100,13 @@ def _connection_names(values: Iterable[str]) -> set[str]:
     return {name.strip().lower() for value in values for name in value.split(",")}
 
 
-def request_headers(raw: Iterable[tuple[bytes, bytes]], auth: tuple[str, str] | None) -> CIMultiDict[str]:
+def request_headers(raw: Iterable[tuple[bytes, bytes]], auth: tuple[str, str] | None, *, plain: bool = False) -> CIMultiDict[str]:
     """Returns the headers of a request as they are sent on: as they came, but for those that concern this connection, and the login.
 
     Args:
         raw: As they came.
         auth: The header with the real key; None passes the client's own login on.
+        plain: The answer may not be compressed: a stream that has to be cut could not be ended with words inside of gzip.
     """
     pairs = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in raw]
     dropped = _NOT_SENT | _connection_names(value for name, value in pairs if name.lower() == "connection")
@@ -117,7 +122,7 @@ def request_headers(raw: Iterable[tuple[bytes, bytes]], auth: tuple[str, str] | 
             continue
         else:
             sent.add(name, value)
-    sent["Accept-Encoding"] = ", ".join(encodings) or "identity"
+    sent["Accept-Encoding"] = "identity" if plain else ", ".join(encodings) or "identity"
     if auth is not None:
         sent.add(*auth)
     return sent

@@ -31,7 +31,8 @@ class Counts(msgspec.Struct):
 
     input_tokens: int | None = None
     cache_read_tokens: int | None = None
-    cache_write_5m_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    """Of any lifetime: the sum is told every time, the share of each lifetime only once."""
     cache_write_1h_tokens: int | None = None
     output_tokens: int | None = None
     final: bool = False
@@ -45,11 +46,11 @@ class Counts(msgspec.Struct):
 
     def replace_prompt(self, prompt: int | None, cached: int, written: int) -> None:
         """Takes a whole prompt's counts, told apart anew, unless a larger prompt was told before."""
-        if prompt is None or prompt < (self.input_tokens or 0) + (self.cache_read_tokens or 0) + (self.cache_write_5m_tokens or 0):
+        if prompt is None or prompt < (self.input_tokens or 0) + (self.cache_read_tokens or 0) + (self.cache_write_tokens or 0):
             return
         self.cache_read_tokens = min(cached, prompt)
-        self.cache_write_5m_tokens = min(written, prompt - self.cache_read_tokens)
-        self.input_tokens = prompt - self.cache_read_tokens - self.cache_write_5m_tokens
+        self.cache_write_tokens = min(written, prompt - self.cache_read_tokens)
+        self.input_tokens = prompt - self.cache_read_tokens - self.cache_write_tokens
 
     def usage(self, estimate: Usage, seen_bytes: int) -> tuple[Usage, bool]:
         """Returns what was used, and whether part of it is assumed."""
@@ -59,8 +60,8 @@ class Counts(msgspec.Struct):
             output = max(output, -(-seen_bytes // BYTES_PER_TOKEN))
         if self.input_tokens is None:
             return msgspec.structs.replace(estimate, output_tokens=output), True
-        reads, short, long = self.cache_read_tokens or 0, self.cache_write_5m_tokens or 0, self.cache_write_1h_tokens or 0
-        return Usage(self.input_tokens, reads, short, long, output), assumed
+        written, long = self.cache_write_tokens or 0, self.cache_write_1h_tokens or 0
+        return Usage(self.input_tokens, self.cache_read_tokens or 0, max(0, written - long), long, output), assumed
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -68,20 +69,16 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def read_anthropic(found: dict[str, Any], counts: Counts, *, final: bool) -> None:
-    """Takes in the `usage` of a message."""
-    written = believable(found.get("cache_creation_input_tokens"))
+    """Takes in the `usage` of a message. The start of a stream tells cache writes apart by lifetime, its end repeats their sum alone."""
     by_age = _mapping(found.get("cache_creation"))
-    long = believable(by_age.get("ephemeral_1h_input_tokens"))
-    short = believable(by_age.get("ephemeral_5m_input_tokens"))
-    if written is not None:
-        short = max(0, written - (long or 0))
     counts.raise_to(
         input_tokens=believable(found.get("input_tokens")),
         cache_read_tokens=believable(found.get("cache_read_input_tokens")),
-        cache_write_5m_tokens=short,
-        cache_write_1h_tokens=long,
+        cache_write_tokens=believable(found.get("cache_creation_input_tokens")),
+        cache_write_1h_tokens=believable(by_age.get("ephemeral_1h_input_tokens")),
         output_tokens=(output := believable(found.get("output_tokens"))),
     )
+    counts.raise_to(cache_write_tokens=(believable(by_age.get("ephemeral_5m_input_tokens")) or 0) + (counts.cache_write_1h_tokens or 0))
     counts.final = counts.final or (final and output is not None)
 
 

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from orchestra.errors import BadInput
+from orchestra.metering.estimates import prompt_bytes
 from orchestra.metering.usage import TOKENS_MAX
 
 if sys.version_info >= (3, 14):
@@ -23,7 +24,6 @@ else:
 
 ZSTD_OPTIONS: Final[dict[int, int]] = {DecompressionParameter.window_log_max: 25}
 """A frame may ask for a window of 32 MiB, the size of the largest request; what needs more memory is refused."""
-DECIDING: Final = frozenset({"model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "service_tier"})
 NAME_CHARS_MAX: Final = 256
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 _KEY: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -37,6 +37,8 @@ class Asked(msgspec.Struct, frozen=True):
     stream: bool
     output_tokens_max: int
     """0 if it does not say."""
+    prompt_bytes: int = 0
+    """How large it is, inflated, with pictures and documents as text of what they cost at most."""
 
 
 def inflate(body: bytes, encoding: str, most: int) -> bytes:
@@ -64,22 +66,27 @@ def inflate(body: bytes, encoding: str, most: int) -> bytes:
     return text
 
 
-def read_asked(text: bytes, *, model: str = "", stream: bool = False) -> Asked:
+def read_asked(text: bytes, *, kind: str = "anthropic", model: str = "", stream: bool = False) -> Asked:
     """Returns what a JSON body asks for.
 
     Args:
         text: The body, inflated.
+        kind: Of the provider.
         model: What the path says, where the body does not (Gemini).
         stream: What the path says.
 
     Raises:
-        BadInput: It is no JSON object, or a deciding key is missing, of a wrong type or given twice.
+        BadInput: It is no JSON object, a deciding key is missing, of a wrong type or given twice, or it is to be answered later.
     """
     try:
         found = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, RecursionError, ValueError) as exc:
         raise BadInput("the body is not a JSON object", field="body", hint="send one JSON object in UTF-8") from exc
     _refuse_twins(text, found)
+    if bytes(found.get("background", b"false")) not in {b"false", b"null"}:
+        raise BadInput(
+            "what is answered later is billed past every budget", field="background", hint="leave it out; the answer can be streamed"
+        )
     if not model:
         model = _text(found, "model")
     limits = [_count(found, name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
@@ -88,7 +95,7 @@ def read_asked(text: bytes, *, model: str = "", stream: bool = False) -> Asked:
             limits.append(_count(msgspec.json.decode(found["generationConfig"], type=dict[str, msgspec.Raw]), "maxOutputTokens"))
         except (msgspec.DecodeError, RecursionError, ValueError) as exc:
             raise BadInput("it is not an object", field="generationConfig", hint="see the provider's reference") from exc
-    return Asked(model, stream or bytes(found.get("stream", b"")) == b"true", max(limits))
+    return Asked(model, stream or bytes(found.get("stream", b"")) == b"true", max(limits), prompt_bytes(text, kind))
 
 
 def _text(found: dict[str, msgspec.Raw], name: str) -> str:

@@ -193,32 +193,38 @@ def event(name: str, data: Any) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def anthropic_usage(tokens_in: int, tokens_out: int, cache_read: int = 0, cache_write: int = 0) -> dict[str, Any]:
-    """Returns the `usage` of a message."""
+def anthropic_usage(tokens_in: int, tokens_out: int, cache_read: int = 0, cache_write: int = 0, cache_write_1h: int = 0) -> dict[str, Any]:
+    """Returns the `usage` of a message, or of the start of a streamed one."""
     return {
         "input_tokens": tokens_in,
         "cache_read_input_tokens": cache_read,
-        "cache_creation_input_tokens": cache_write,
+        "cache_creation_input_tokens": cache_write + cache_write_1h,
+        "cache_creation": {"ephemeral_5m_input_tokens": cache_write, "ephemeral_1h_input_tokens": cache_write_1h},
         "output_tokens": tokens_out,
+        "service_tier": "standard",
     }
 
 
-def anthropic_json(tokens_in: int, tokens_out: int, *headers: tuple[str, str], cache_read: int = 0, cache_write: int = 0) -> Answer:
+def anthropic_json(
+    tokens_in: int, tokens_out: int, *headers: tuple[str, str], cache_read: int = 0, cache_write: int = 0, cache_write_1h: int = 0
+) -> Answer:
     """Returns a whole message."""
     message = {"type": "message", "content": [{"type": "text", "text": "ok"}], "model": "m"}
-    body = json.dumps({**message, "usage": anthropic_usage(tokens_in, tokens_out, cache_read, cache_write)}).encode()
+    body = json.dumps({**message, "usage": anthropic_usage(tokens_in, tokens_out, cache_read, cache_write, cache_write_1h)}).encode()
     return Answer(headers=(JSON_TYPE, *headers), body=body)
 
 
 def anthropic_chunks(
-    tokens_in: int, tokens_out: int, texts: Sequence[str], *, cache_read: int = 0, cache_write: int = 0
+    tokens_in: int, tokens_out: int, texts: Sequence[str], *, cache_read: int = 0, cache_write: int = 0, cache_write_1h: int = 0
 ) -> tuple[bytes, ...]:
-    """Returns the events of a streamed message."""
-    start = {"type": "message", "usage": anthropic_usage(tokens_in, 1, cache_read, cache_write)}
+    """Returns the events of a streamed message. As at the API, the last counts repeat the sums and leave the kinds of cache writes out."""
+    start = {"type": "message", "usage": anthropic_usage(tokens_in, 1, cache_read, cache_write, cache_write_1h)}
     deltas = [
         event("content_block_delta", {"type": "content_block_delta", "delta": {"type": "text_delta", "text": text}}) for text in texts
     ]
-    last = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": tokens_out}}
+    sums = anthropic_usage(tokens_in, tokens_out, cache_read, cache_write, cache_write_1h)
+    del sums["cache_creation"], sums["service_tier"]
+    last = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": sums}
     stop = event("message_stop", {"type": "message_stop"})
     return (event("message_start", {"type": "message_start", "message": start}), *deltas, event("message_delta", last), stop)
 

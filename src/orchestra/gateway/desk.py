@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ PARK_MS: Final = 300_000
 PARK_MS_MAX: Final = 8 * 86_400_000
 PARKED_MAX: Final = 1_000
 """With `pass_through` every login is an account of its own; beyond this those whose time is over are forgotten."""
+LOGIN_KNOWN_MS: Final = 86_400_000
 OWN_HEADER: Final = "x-orchestra-token"
 ANONYMOUS: Final = Who("anonymous", priority=3)
 
@@ -74,6 +76,8 @@ class Desk:
         self.open = 0
         """Requests that are being worked on."""
         self.served = 0
+        self._logins: OrderedDict[tuple[str, str], int] = OrderedDict()
+        """(upstream, login) that was passed on -> when last."""
         self._late: list[Closed] = []
         """Settlements that could not be written; their reservations stand until they can."""
         self._flagged: set[str] = set()
@@ -238,6 +242,20 @@ class Desk:
             if (place.upstream, place.account) == (upstream, account):
                 self.limiter.turn_away(place)
         return wait_ms
+
+    def saw_login(self, upstream: str, login: str) -> None:
+        """Remembers a login that is passed on: it has limits of its own, like an account."""
+        self._logins[(upstream, login)] = self.clock.steady_ms()
+        self._logins.move_to_end((upstream, login))
+        if len(self._logins) > PARKED_MAX:
+            self._logins.popitem(last=False)
+
+    def logins(self) -> list[tuple[str, str]]:
+        """Returns the logins that are parked, or were passed on lately: (upstream, login). One that was renewed is another."""
+        since_ms = self.clock.steady_ms() - LOGIN_KNOWN_MS
+        seen = [place for place, at_ms in self._logins.items() if at_ms >= since_ms]
+        passing = {name for name, part in self.config.upstreams.items() if part.pass_through}
+        return [place for place in dict.fromkeys([*seen, *self.parked]) if place[0] in passing]
 
     def choose(self, upstream: str, session: str, model_class: str) -> Account | None:
         """Returns the account for a session: its own, or the one with the most room; None if no key of any is taken."""

@@ -158,7 +158,9 @@ class Exchange:
             return unavailable(order.kind, "orchestra: this upstream is no longer configured", 30_000)
         account: Account | None = None
         name = self._login()
-        if not self._passes:
+        if self._passes:
+            desk.saw_login(order.route.upstream, name)
+        else:
             account = desk.choose(order.route.upstream, order.who.attempt, self._class)
             if account is None and await desk.accounts[order.route.upstream].revive(desk.clock.steady_ms()):
                 account = desk.choose(order.route.upstream, order.who.attempt, self._class)

@@ -245,6 +245,7 @@ class Exchange:
             if breaker.wait_ms(self.desk.clock.steady_ms()) > 0:
                 served = False
                 return None
+            self.desk.note_taken(held.place, held.reservation.charge)
             held.probe, held.sent_ms, sent = breaker.started(), self.desk.clock.steady_ms(), True
             self.tries += 1
             done = await self._send(held)
@@ -260,6 +261,7 @@ class Exchange:
                 group.settle_refused(held.reservation, now_ms)
             else:
                 group.settle_unsent(held.reservation, now_ms)
+            self.desk.note_later(held.place)
             self.desk.limiter.release(held.place, held.ticket, served=served)
 
     def _open(self, held: Held) -> Reply | None:

@@ -237,3 +237,28 @@ async def test_what_cannot_be_written_down_is_not_sent(tmp_path: Path) -> None:
         assert (await stage.post())[0] == 200
         totals = await stage.totals()
         assert (totals["requests"], totals["reserved_usd_micros"]) == (1, 0)
+
+
+async def test_books_of_before_limits_were_in_them_are_read(tmp_path: Path) -> None:
+    """Their head says nothing of limits, and what is written now is read by the next start."""
+    state = {
+        "k": "state",
+        "next_id": 7,
+        "totals": {"all": {"": {"requests": 6, "cost_usd_micros": 60}}},
+        "budgets": {"task": {"task-1": 50}},
+    }
+    data = json.dumps(state).encode()
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "journal.jsonl").write_bytes(b"%08x %b\n" % (zlib.crc32(data), data))
+    accounts = {"main": {"keys": [{"env": "KEY_A"}], "limits": {"default": {"requests_per_day": 3}}}}
+    statuses: list[int] = []
+    for _ in range(2):
+        issue = {"task": "task-2"}
+        async with staged(
+            tmp_path, lambda seen, n: anthropic_json(1, 1), issue=issue, upstream={"accounts": accounts}, bounds={"queue_seconds": 1}
+        ) as stage:
+            assert (await stage.totals())["requests"] == 6 + statuses.count(200)
+            assert {row["name"] for row in (await stage.admin("budgets"))["budgets"]} == {"task-1"}
+            statuses += [(await stage.post())[0] for _ in range(2)]
+            assert not stage.gateway.journal.spoilt
+    assert statuses == [200, 200, 200, 429]

@@ -76,6 +76,46 @@ async def test_kill_9_with_two_hundred_streams(tmp_path: Path) -> None:
             assert response.status == 402, "the token is known again, and so is the budget"
 
 
+async def test_kill_9_forgets_no_limit(tmp_path: Path) -> None:
+    """What was used of a day, what the provider said of its limits and which account is used up hold after it as before."""
+    spent = [("anthropic-ratelimit-unified-5h-status", "rejected"), ("retry-after", "3600")]
+
+    def script(seen: Seen, n: int) -> Answer:
+        if b"claude-haiku" in seen.body:
+            return refusal(429, "rate_limit_error", *spent)
+        answer = anthropic_json(10, 10)
+        return Answer(headers=(*answer.headers, ("anthropic-ratelimit-requests-limit", "4000")), body=answer.body)
+
+    upstream = Upstream(script, CLOCK)
+    part = {"accounts": {"main": {"keys": [{"env": "KEY_A"}], "limits": {"opus-4": {"requests_per_day": 5}}}}}
+    async with running(tmp_path, upstream, upstream=part, bounds={"queue_seconds": 1}) as process, aiohttp.ClientSession() as http:
+        headers = {"x-api-key": (await process.admin("issue_token", attempt="try-1"))["token"]}
+
+        async def ask(model: str) -> int:
+            url = f"http://127.0.0.1:{process.port}/v1/messages"
+            async with http.post(url, json=asking(model), headers=headers) as response:
+                return response.status
+
+        async def restart() -> None:
+            await process.end(signal.SIGKILL)
+            await process.start()
+
+        assert [await ask("claude-opus-4-5") for _ in range(6)] == [200] * 5 + [429]
+        await restart()
+        assert await ask("claude-opus-4-5") == 429
+        (lane,) = (await process.admin("limits"))["lanes"]
+        limits = {each["name"]: each for each in lane["limits"]}
+        assert limits["requests_per_day"]["used"] == 5
+        assert (limits["requests"]["limit"], limits["requests"]["learned"]) == (4_000, True)
+        assert len(upstream.seen) == 5
+
+        assert await ask("claude-haiku-4-5") == 429
+        await restart()
+        assert await ask("claude-sonnet-4-5") == 429, "the account is used up for all its models"
+        assert (await process.admin("health"))["accounts"]["api.main"]["parked_ms"] > 3_000_000
+        assert len(upstream.seen) == 6, "nobody was asked for it"
+
+
 async def test_the_key_is_nowhere_but_in_the_gateway(tmp_path: Path) -> None:
     """In no log, no file, no answer, and in no other process's environment or arguments, the agent's least of all."""
 

@@ -43,7 +43,9 @@ def test_it_calls_nobody_and_leaves_no_daemon() -> None:
     made = config()
     assert made["check_for_update_on_startup"] is False
     assert made["features"] == {"plugins": False, "daemon_auto_start": False, "shell_snapshot": False}
-    assert made["shell_environment_policy"] == {"exclude": ["OPENAI_API_KEY", "CODEX_API_KEY"]}
+    assert made["shell_environment_policy"] == {
+        "exclude": ["OPENAI_API_KEY", "CODEX_API_KEY", "CODEX_ACCESS_TOKEN", "ORCHESTRA_GATEWAY_TOKEN"]
+    }
     assert made["analytics"] == {"enabled": False}
     assert "model_provider" not in made
 

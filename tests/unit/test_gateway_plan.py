@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from orchestra.core.model import AgentSpec, Payload, TaskSpec
 from orchestra.engine.orders import OrderMaker, OrderOptions
 from orchestra.errors import SettingsInvalid
 from orchestra.ids import AgentId, AttemptId, NodeId, TaskId
+from orchestra.node import AttemptOrder
 from orchestra.root import Root
 from orchestra.settings import load
 from orchestra.workspace import Workspace
@@ -144,3 +146,61 @@ def test_a_node_reaches_the_gateway_at_ports_that_stay() -> None:
     assert ports != exposed_ports("0123456789ab", NodeId("beta"))
     assert len(set(ports)) == 3
     assert all(20_000 <= port < 32_000 for port in ports)
+
+
+LOGINS = Access("http://127.0.0.1:9", "orc-token", ("anthropic", "openai"), {"anthropic": "", "openai": "/sub"})
+
+
+def passed(kind: str, access: Access, env: dict[str, str] | None = None) -> AttemptOrder:
+    spec = TaskSpec(TaskId("p/a"), "", Payload("analysis", "x"), kind=kind, env=env or {})
+    return OrderMaker(adapter_for, OrderOptions()).make(spec, AttemptId(spec.id, 1), AgentSpec(AgentId(1), NodeId("local")), access=access)
+
+
+def test_an_agent_keeps_the_login_that_the_gateway_passes_on_and_shows_its_token_beside_it() -> None:
+    made = passed("claude", LOGINS, {"ANTHROPIC_CUSTOM_HEADERS": "x-team: blue"}).spec
+    assert {"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"} <= set(made["env_pass"])
+    assert "ANTHROPIC_API_KEY" not in made["env"]
+    assert made["env"]["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:9"
+    assert made["env"]["ANTHROPIC_CUSTOM_HEADERS"] == "x-team: blue\nx-orchestra-token: orc-token"
+
+
+def test_a_login_of_one_api_is_kept_and_a_key_of_another_is_not() -> None:
+    access = Access("http://127.0.0.1:9", "orc-token", ("anthropic", "openai"), {"anthropic": ""})
+    made = passed("opencode", access).spec
+    assert "ANTHROPIC_API_KEY" in made["env_pass"]
+    assert "OPENAI_API_KEY" not in made["env_pass"]
+    assert made["env"]["OPENAI_API_KEY"] == made["env"]["ORCHESTRA_GATEWAY_TOKEN"] == "orc-token"
+    config = json.loads(passed("opencode", access).agent_files["opencode/config/opencode/opencode.json"])["provider"]
+    assert config["anthropic"]["options"]["headers"] == {"x-orchestra-token": "{env:ORCHESTRA_GATEWAY_TOKEN}"}
+    assert "headers" not in config["openai"]["options"]
+
+
+def test_codex_goes_to_a_subscription_without_a_key_and_to_an_api_with_its_own() -> None:
+    def provider(access: Access) -> dict[str, Any]:
+        found: dict[str, Any] = tomllib.loads(passed("codex", access).agent_files["codex/config.toml"])["model_providers"]["orchestra"]
+        return found
+
+    subscribed = provider(LOGINS)
+    assert (subscribed["name"], subscribed["base_url"], subscribed["requires_openai_auth"]) == ("OpenAI", "http://127.0.0.1:9/sub", True)
+    assert "env_key" not in subscribed
+    keyed = provider(Access("http://127.0.0.1:9", "orc-token", ("openai",), {"openai": ""}))
+    assert (keyed["base_url"], keyed["env_key"]) == ("http://127.0.0.1:9/v1", "OPENAI_API_KEY")
+    assert subscribed["env_http_headers"] == keyed["env_http_headers"] == {"x-orchestra-token": "ORCHESTRA_GATEWAY_TOKEN"}
+
+
+def test_logins_are_passed_on_where_the_upstream_that_serves_an_api_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.json"
+    upstreams = {
+        "sub": {"kind": "openai", "base_url": "https://chatgpt.example/backend-api/codex", "pass_through": True},
+        "key": {"kind": "openai", "base_url": "https://api.example", "accounts": {"main": {"keys": [{"env": "KEY"}]}}},
+        "held": {"kind": "anthropic", "base_url": "https://api.example", "accounts": {"main": {"keys": [{"env": "KEY"}]}}},
+        "late": {"kind": "anthropic", "base_url": "https://api.example", "pass_through": True},
+    }
+    file.write_text(json.dumps({"upstreams": upstreams}))
+    plan = planned({"gateway": {"file": str(file)}}, {})
+    assert plan is not None
+    assert plan.logins == {"openai": "/sub"}
+    assert plan.held == ("anthropic",)
+    names = variables_passed(load(None, "", {}, {}), plan.held)
+    assert "CODEX_ACCESS_TOKEN" in names
+    assert "CLAUDE_CODE_OAUTH_TOKEN" not in names

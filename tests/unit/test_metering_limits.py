@@ -5,15 +5,17 @@ from __future__ import annotations
 import heapq
 from collections import Counter, deque
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestra.metering.bucket import Bucket
+from orchestra.metering.bucket import PARTS, Bucket
 from orchestra.metering.formulas import FORMULAS, REQUESTS, TOKENS, model_class, reserve, settle
 from orchestra.metering.group import Group
 from orchestra.metering.headers import Reading, Report
 from orchestra.metering.lane import Crowd, Lane, Ticket
+from orchestra.metering.marks import LimitMark
 from orchestra.metering.usage import Estimate, Usage
 
 MINUTE_MS = 60_000
@@ -247,3 +249,58 @@ def test_a_warning_comes_once_and_ends_once() -> None:
 )
 def test_models_that_share_a_limit(kind: str, model: str, shared: str) -> None:
     assert model_class(kind, model) == shared
+
+
+# --- over the life of a process -------------------------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from(["anthropic", "openai"]),
+    st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 40), st.integers(-20, 20)), max_size=60),
+    st.integers(0, 90_000),
+    st.integers(1, 100),
+)
+def test_a_limit_that_is_taken_up_again_is_never_wider_and_hardly_narrower(
+    kind: str, uses: list[tuple[int, int, int]], away_ms: int, amount: int
+) -> None:
+    formula, limit = FORMULAS[kind], 100
+
+    def fresh() -> Bucket:
+        return Bucket(limit, MINUTE_MS, formula.burst_ms[TOKENS], 0, exact=formula.exact_window)
+
+    before, now_ms = fresh(), 0
+    for pause_ms, taken, corrected in uses:
+        now_ms += pause_ms
+        before.take(taken, now_ms)
+        before.correct(max(corrected, -taken), now_ms)
+    mark = msgspec.json.decode(msgspec.json.encode(before.mark(0, now_ms)), type=LimitMark)
+    assert len(mark.uses) <= PARTS + 1
+    after = fresh()
+    after.recall(mark, away_ms, now_ms + away_ms)
+    wait_ms = before.wait_ms(amount, now_ms + away_ms)
+    again_ms = after.wait_ms(amount, now_ms + away_ms)
+    assert wait_ms <= again_ms <= wait_ms + MINUTE_MS // PARTS + MINUTE_MS // limit + 1
+    assert before.used(now_ms + away_ms) <= after.used(now_ms + away_ms) <= limit + sum(taken for _, taken, _ in uses) * 2
+
+
+def test_what_was_learned_holds_again_unless_the_configuration_says_otherwise() -> None:
+    def group(limits: dict[str, int]) -> Group:
+        return Group(FORMULAS["anthropic"], limits, 10, 0)
+
+    def limits(found: Group) -> dict[str, tuple[int, bool]]:
+        return {view.name: (view.limit, view.learned) for view in found.view(0)}
+
+    before = group({REQUESTS: 100})
+    report = Report({REQUESTS: Reading(80, 79), TOKENS: Reading(5_000, 4_000)})
+    before.learn(report, before.take({REQUESTS: 1, TOKENS: 10}, 0), 0)
+    marks = before.marks(0)
+    for configured, expected in (
+        ({REQUESTS: 100}, {REQUESTS: (80, False), TOKENS: (5_000, True)}),
+        ({REQUESTS: 200}, {REQUESTS: (200, False), TOKENS: (5_000, True)}),
+        ({TOKENS: 1_000}, {TOKENS: (1_000, False)}),
+        ({}, {TOKENS: (5_000, True)}),
+    ):
+        after = group(configured)
+        after.recall(marks, 0, 0)
+        assert limits(after) == expected
+        assert after.wait_ms({TOKENS: 5_000}, 0) > 0, "what was used of it counts"

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestra.agents.access import RETRIES, Access
+from orchestra.agents.access import RETRIES, TOKEN_HEADER, TOKEN_VARIABLE, Access
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
 from orchestra.agents.causes import Cause, error_body, failed, last_line, of_message, reason, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, imposed
@@ -42,7 +42,11 @@ SANDBOXES: Final = ("bypass", "read-only", "workspace-write", "danger-full-acces
 KEY_VARIABLE: Final = "OPENAI_API_KEY"
 LOGIN_VARIABLE: Final = "CODEX_API_KEY"
 """What the CLI itself reads where no `base_url` is set."""
+SUBSCRIPTION_VARIABLE: Final = "CODEX_ACCESS_TOKEN"
+"""A subscription's login that the CLI reads by itself; another one is in its folder."""
 PROVIDER: Final = "orchestra"
+SUBSCRIBED: Final = "OpenAI"
+"""What the provider of a subscription has to be called."""
 USAGE_EXIT_CODE: Final = 2
 """Exit code for an option it does not know."""
 
@@ -52,10 +56,14 @@ def toml_text(value: str) -> str:
     return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
 
 
-def config_of(settings: KindSettings) -> str:
+def config_of(settings: KindSettings, access: Access | None = None) -> str:
     """Returns the CLI's configuration: nothing that calls out or stays behind, no key for the tools, and the provider if there is an address for one.
 
     A shell snapshot is a file with all variables, the key among them.
+
+    Args:
+        settings: The kind's own, with the address.
+        access: The way through the gateway. Where that passes logins on, the token is shown in a header of its own.
     """
     lines = ["check_for_update_on_startup = false"]
     url = settings.text("base_url")
@@ -74,17 +82,20 @@ def config_of(settings: KindSettings) -> str:
         "[analytics]",
         "enabled = false",
     ]
-    hidden = ", ".join(toml_text(name) for name in dict.fromkeys((key_variable(settings), LOGIN_VARIABLE)))
+    hidden = ", ".join(toml_text(name) for name in (*login_variables(settings), TOKEN_VARIABLE))
     lines += ["", "[shell_environment_policy]", f"exclude = [{hidden}]"]
     if url:
+        passed = None if access is None else access.logins.get("openai")
         lines += [
             "",
             f"[model_providers.{PROVIDER}]",
-            f"name = {toml_text(PROVIDER)}",
+            f"name = {toml_text(SUBSCRIBED if passed else PROVIDER)}",
             f"base_url = {toml_text(url)}",
             'wire_api = "responses"',
-            f"env_key = {toml_text(key_variable(settings))}",
+            "requires_openai_auth = true" if passed else f"env_key = {toml_text(key_variable(settings))}",
         ]
+        if passed is not None:
+            lines += [f"env_http_headers = {{{toml_text(TOKEN_HEADER)} = {toml_text(TOKEN_VARIABLE)}}}"]
         for name in ("request_max_retries", "stream_max_retries", "stream_idle_timeout_ms"):
             number = settings.number(name, most=86_400_000)
             lines += [f"{name} = {number}"] if number is not None else []
@@ -94,6 +105,11 @@ def config_of(settings: KindSettings) -> str:
 def key_variable(settings: KindSettings) -> str:
     """Returns the name of the variable that has the key."""
     return settings.word("api_key_variable", KEY_VARIABLE)
+
+
+def login_variables(settings: KindSettings) -> tuple[str, ...]:
+    """Returns the names of all variables that may have a key or login."""
+    return tuple(dict.fromkeys((key_variable(settings), LOGIN_VARIABLE, SUBSCRIPTION_VARIABLE)))
 
 
 def usage_of(line: dict[str, Any]) -> Usage:
@@ -128,7 +144,8 @@ def through_gateway(values: dict[str, str], access: Access | None) -> dict[str, 
     if access is None or "openai" not in access.apis:
         return values
     retries = dict.fromkeys(("request_max_retries", "stream_max_retries"), str(RETRIES))
-    return {**retries, **values, "base_url": access.address("openai"), "api_key_variable": KEY_VARIABLE}
+    key = {} if "openai" in access.logins else {"api_key_variable": KEY_VARIABLE}
+    return {**retries, **values, "base_url": access.address("openai"), **key}
 
 
 class Codex:
@@ -136,7 +153,7 @@ class Codex:
 
     kind = "codex"
     programs: tuple[str, ...] = ("codex",)
-    variables: tuple[str, ...] = (KEY_VARIABLE, LOGIN_VARIABLE, *PROXY_VARIABLES)
+    variables: tuple[str, ...] = (KEY_VARIABLE, LOGIN_VARIABLE, SUBSCRIPTION_VARIABLE, *PROXY_VARIABLES)
     memory_bytes: int = 160 << 20
     """145 MB, of which instances share most (0.169.0)."""
 
@@ -161,9 +178,9 @@ class Codex:
         return Launch(
             argv=argv,
             files={PROMPT_FILE: prompt_of(spec)},
-            agent_files={"codex/config.toml": config_of(settings)},
+            agent_files={"codex/config.toml": config_of(settings, context.access)},
             env={"CODEX_HOME": f"{AGENT_DIR}codex", **spec.env},
-            env_pass=(*dict.fromkeys((key_variable(settings), LOGIN_VARIABLE)), *PROXY_VARIABLES),
+            env_pass=(*login_variables(settings), *PROXY_VARIABLES),
             stdin={"interactive": "pane", "mcp": "null"}.get(mode, "prompt"),
             view="json",
             signals=(*SIGNALS, *WAITING_SIGNALS) if interactive else SIGNALS,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestra.agents.access import Access
+from orchestra.agents.access import TOKEN_HEADER, TOKEN_VARIABLE, Access
 from orchestra.agents.adapter import AGENT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
 from orchestra.agents.causes import Cause, failed, of_message, of_status, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, imposed
@@ -27,19 +27,24 @@ KEYS: Final = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "OPENROUTER_API_KEY", "GEM
 
 def config_of(settings: KindSettings, model: str, access: Access | None = None) -> dict[str, Any]:
     """Returns the CLI's configuration; a provider that speaks OpenAI's chat form if there is an address for one. A gateway takes the place of that address
-    and of the built-in providers'."""
+    and of the built-in providers'; to one that passes logins on, the token is shown in a header of its own."""
     config: dict[str, Any] = {"autoupdate": False, "share": "disabled"}
     url = settings.text("base_url")
+    shown: dict[str, Any] = {}
     if access is not None:
-        config["provider"] = {api: {"options": {"baseURL": f"{access.url}/v1"}} for api in access.apis if api != "gemini"}
-        url = url and access.address("openai") if "openai" in access.apis else url
+        tokens = {api: {"headers": {TOKEN_HEADER: f"{{env:{TOKEN_VARIABLE}}}"}} for api in access.apis if api in access.logins}
+        config["provider"] = {
+            api: {"options": {"baseURL": f"{access.url}/v1", **tokens.get(api, {})}} for api in access.apis if api != "gemini"
+        }
+        if "openai" in access.apis:
+            url, shown = url and access.address("openai"), tokens.get("openai", {})
     if url:
         variable = settings.word("api_key_variable", "OPENAI_API_KEY")
-        variable = "OPENAI_API_KEY" if access is not None and "openai" in access.apis else variable
+        variable = "OPENAI_API_KEY" if access is not None and "openai" in access.held else variable
         config.setdefault("provider", {})[PROVIDER] = {
             "npm": "@ai-sdk/openai-compatible",
             "name": PROVIDER,
-            "options": {"baseURL": url, "apiKey": f"{{env:{variable}}}"},
+            "options": {"baseURL": url, "apiKey": f"{{env:{variable}}}", **shown},
             "models": {model: {"name": model}},
         }
     return config

@@ -143,14 +143,15 @@ class Coordinator:
         self._board = Board()
         self.loop.listen(self._board.on_events)
         self._gatekeeper = None if plan is None else make_gatekeeper(plan, self.root, self.loop, self._clock)
-        self._gateway_apis = () if plan is None else tuple(dict.fromkeys(plan.options.upstreams.values()))
+        self._gateway_apis = () if plan is None else plan.held
         self._translator = Translator(
             lambda: self.loop.state,
             adapter_for,
             None if self._gatekeeper is None else self._gatekeeper.ruling,
             return_options(self._settings),
         )
-        self._orders = OrderMaker(adapter_for, order_options(self._settings, self.root, {} if plan is None else plan.options.kinds))
+        through = () if plan is None else (plan.options.kinds, plan.logins)
+        self._orders = OrderMaker(adapter_for, order_options(self._settings, self.root, *through))
         self.app = App(self._bench(), app_options(self._settings, self.root))
         self._keeper = Keeper(self.loop, self.root, self._drivers.get, self.app.costs.settled_of, keeper_options(self._settings))
         prover = Prover(self._node_of, self._orders) if self._settings.workspaces.verify_merges else None

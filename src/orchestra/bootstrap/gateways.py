@@ -1,7 +1,7 @@
 """The orchestra's own gateway, from settings and keys: whether there is one, what it is told, and how its process is started.
 
 It comes by itself where there is something for it to hold: a file of its own that the settings name, or a key in this process's environment. Agents then get
-neither. Where only a subscription's login is there, agents use that as they would without us.
+neither. Where only a subscription's login is there, agents use that as they would without us; through a gateway that its file tells to pass it on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from orchestra.bootstrap.wiring import gateway_file, kind_settings
 from orchestra.errors import PortFailed, SettingsInvalid
 from orchestra.files import ensure_private_dir, write_atomically
 from orchestra.gatekeeper import Gatekeeper, GatewayOptions, Started
-from orchestra.gateway.config import DAY_VARIABLE, FOLDER_VARIABLE, LISTEN_VARIABLE, load_config
+from orchestra.gateway.config import DAY_VARIABLE, FOLDER_VARIABLE, LISTEN_VARIABLE, GatewayConfig, load_config
 from orchestra.quantity import usd_micros
 from orchestra.root import Root
 from orchestra.settings import Settings
@@ -41,6 +41,8 @@ BASES: Final[Mapping[str, tuple[str, str]]] = {
 """API -> the variable that moves it elsewhere, and where it is."""
 FIRST_KINDS: Final[Mapping[str, str]] = {"anthropic": "claude", "openai": "codex", "gemini": "gemini"}
 """API -> the kind whose `base_url` says where the gateway goes."""
+SUBSCRIPTION_PATH: Final = "/backend-api"
+"""In the address of ChatGPT's API, which Codex asks with a subscription: its paths bear no version, so it is served under the upstream's name."""
 TOKENS_OF: Final[Mapping[str, str]] = {"anthropic": "input_tokens", "openai": "tokens", "gemini": "input_tokens"}
 """What `api.rate_limits.tpm` means at each provider."""
 PORT_FIRST: Final = 20_000
@@ -62,6 +64,13 @@ class Plan(NamedTuple):
     """What ours says."""
     options: GatewayOptions
     day_usd: float
+    logins: Mapping[str, str]
+    """APIs for which agents keep their own login; see `Access.logins`."""
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The APIs of which it holds the keys."""
+        return tuple(api for api in dict.fromkeys(self.options.upstreams.values()) if api not in self.logins)
 
 
 def plan_gateway(settings: Settings, root: Root, environ: Mapping[str, str] = os.environ) -> Plan | None:
@@ -74,7 +83,9 @@ def plan_gateway(settings: Settings, root: Root, environ: Mapping[str, str] = os
         return None
     if settings.gateway.file:
         path = gateway_file(settings, root)
-        text, upstreams = None, {name: str(part.kind) for name, part in load_config(path, environ).upstreams.items()}
+        config = load_config(path, environ)
+        text, upstreams = None, {name: str(part.kind) for name, part in config.upstreams.items()}
+        logins = _logins(config)
         kinds = _kinds(settings, set(upstreams.values()), {})
     else:
         path = root.gateway / "gateway.json"
@@ -82,6 +93,7 @@ def plan_gateway(settings: Settings, root: Root, environ: Mapping[str, str] = os
         text = _text(settings, bases, environ)
         upstreams = {str(api): str(api) for api in bases}
         kinds = _kinds(settings, set(bases), bases)
+        logins = {}
     if not upstreams and settings.gateway.mode == ON:
         names = ", ".join(_variable_of(api) for api in BASES)
         raise SettingsInvalid("there is no key for it to hold", field="gateway.mode", hint=f"set one of {names}, or gateway.file")
@@ -89,7 +101,13 @@ def plan_gateway(settings: Settings, root: Root, environ: Mapping[str, str] = os
         return None
     budget = usd_micros(settings.cost.task_budget_usd, field="cost.task_budget_usd")
     options = GatewayOptions(upstreams, kinds, budget if settings.cost.tracking_enabled else 0, settings.cost.on_spent)
-    return Plan(path, text, options, settings.cost.daily_budget_usd if settings.cost.tracking_enabled else 0.0)
+    return Plan(path, text, options, settings.cost.daily_budget_usd if settings.cost.tracking_enabled else 0.0, logins)
+
+
+def _logins(config: GatewayConfig) -> dict[str, str]:
+    """Returns the APIs of which the upstream that serves them, the first of its kind, passes logins on, and the path at which it takes them."""
+    first = {part.kind: (name, part) for name, part in reversed(config.upstreams.items())}
+    return {kind: f"/{name}" if SUBSCRIPTION_PATH in part.base_url else "" for kind, (name, part) in first.items() if part.pass_through}
 
 
 def _variable_of(api: str) -> str:

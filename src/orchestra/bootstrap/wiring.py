@@ -77,7 +77,7 @@ def programs_asked() -> tuple[str, ...]:
 
 def variables_passed(settings: Settings, gateway_apis: Collection[str] = ()) -> tuple[str, ...]:
     """Returns the variables of a node's login that reach its windows: those of every login, and those the agent kinds need. A worker gives an attempt only
-    what its kind names. Keys of an API that a gateway serves stay outside."""
+    what its kind names. Keys of an API of which a gateway holds the keys stay outside."""
     own = {name for values in kind_settings(settings).values() if (name := values.get("api_key_variable", "").strip())}
     needed = (own if "openai" not in gateway_apis else set()) | {name for adapter in adapters().values() for name in adapter.variables}
     return (*PASS_ENVIRONMENT, *sorted(needed - set(PASS_ENVIRONMENT) - keys_of(gateway_apis)))
@@ -139,7 +139,12 @@ def sandbox_options(settings: Settings, root: Root) -> SandboxOptions:
     return SandboxOptions(sandbox.mode, sandbox.hide, tuple(own), sandbox.readable, sandbox.writable)
 
 
-def order_options(settings: Settings, root: Root, gateway_kinds: Mapping[str, tuple[str, ...]] | None = None) -> OrderOptions:
+def order_options(
+    settings: Settings,
+    root: Root,
+    gateway_kinds: Mapping[str, tuple[str, ...]] | None = None,
+    gateway_logins: Mapping[str, str] | None = None,
+) -> OrderOptions:
     """Returns what orders are made with."""
     return OrderOptions(
         grace_ms=milliseconds(settings.tasks.grace_seconds),
@@ -151,6 +156,7 @@ def order_options(settings: Settings, root: Root, gateway_kinds: Mapping[str, tu
         limits=Limits(memory_bytes=settings.limits.agent_memory_mb << 20),
         kinds=kind_settings(settings),
         gateway_kinds=gateway_kinds or {},
+        gateway_logins=gateway_logins or {},
         checks={
             check_scripts.TESTS_NAME: settings.verification.tests_command,
             check_scripts.COVERAGE_NAME: settings.verification.coverage_command,

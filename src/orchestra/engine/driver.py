@@ -277,7 +277,8 @@ class NodeDriver:
             raise NodeFailed("there is no gateway")
         port, tokens = await passes.issue(requests)
         url = f"http://127.0.0.1:{await self.node.expose(port)}"
-        return {each.attempt: Access(url, tokens[each.attempt], each.apis) for each in requests}
+        logins = self._tools.orders.options.gateway_logins
+        return {each.attempt: Access(url, tokens[each.attempt], each.apis, logins) for each in requests}
 
 
 class _SessionEnded(Exception):

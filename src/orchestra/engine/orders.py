@@ -57,6 +57,8 @@ class OrderOptions(msgspec.Struct, frozen=True):
     """Settings of each agent kind."""
     gateway_kinds: Mapping[str, tuple[str, ...]] = {}
     """Kinds whose attempts go through the gateway -> the APIs they reach there."""
+    gateway_logins: Mapping[str, str] = {}
+    """See `Access.logins`."""
     checks: Mapping[str, str] = {}
     """Commands that take the place of what is found in a task's folder, by the name of the check's script."""
     affinity_sessions: bool = True
@@ -99,7 +101,7 @@ class OrderMaker:
             remote: The node is another machine than the one whose folders the task names.
             earlier: What the attempts before came to.
             place: Where it works, if not in the task's own folder.
-            access: How it reaches the model APIs, if a gateway stands before them. No key of theirs is let through then.
+            access: How it reaches the model APIs, if a gateway stands before them. No key that the gateway holds is let through then.
 
         Raises:
             BadInput: The task's kind cannot run its payload.
@@ -122,9 +124,11 @@ class OrderMaker:
             raise BadInput(f"agent kind {spec.kind!r} failed: {exc!r}", hint="tell whoever made it") from exc
         values = self._values(spec, attempt, slot, launch)
         if access is not None:
-            values["env"] |= access.environment  # also where the task names an address or key of its own: budgets hold for it too
-            own = self.options.kinds.get(spec.kind, {}).get("api_key_variable", "")
-            kept = {*keys_of(access.apis), *access.environment, own}
+            values["env"] = access.laid_over(
+                values["env"]
+            )  # also where the task names an address or key of its own: budgets hold for it too
+            own = self.options.kinds.get(spec.kind, {}).get("api_key_variable", "") if access.held else ""
+            kept = {*keys_of(access.held), *access.environment, own}
             values["env_pass"] = [name for name in values["env_pass"] if name not in kept]
         if place is not None:
             values["cwd"] = place.cwd

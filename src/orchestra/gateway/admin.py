@@ -247,7 +247,12 @@ class AdminServer:
                 "parked_ms": desk.parked_ms(upstream, name),
             }
             for upstream, each in desk.accounts.items()
+            if not each.upstream.pass_through
             for name, account in each.by_name.items()
+        }
+        logins = {
+            f"{upstream}.{name}": {"keys": 0, "keys_refused": 0, "parked_ms": desk.parked_ms(upstream, name)}
+            for upstream, name in desk.logins()
         }
         down = [name for name, breaker in desk.breakers.items() if breaker.is_open]
         healthy = (
@@ -269,7 +274,7 @@ class AdminServer:
             "journal_broken": desk.journal.broken,
             "tokens": len(desk.journal.books.state.tokens),
             "upstreams_down": down,
-            "accounts": accounts,
+            "accounts": accounts | logins,
             "cursor": desk.notices.last,
         }
 

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -23,7 +24,9 @@ from orchestra.gateway.upstream import TOKEN_PREFIX
 from orchestra.metering.books import BUDGETED, BudgetSet, Closed, Grown, Issued, Opened, Overspent, Revoked, Who, day_of
 from orchestra.metering.breaker import Breaker
 from orchestra.metering.estimates import Estimator
+from orchestra.metering.formulas import Charge
 from orchestra.metering.headers import Report
+from orchestra.metering.marks import LaneAt, ParkedAt
 from orchestra.metering.prices import Prices, Quote, cost_usd_micros
 from orchestra.metering.usage import Usage
 from orchestra.quantity import show_usd
@@ -36,6 +39,9 @@ PARK_MS: Final = 300_000
 PARK_MS_MAX: Final = 8 * 86_400_000
 PARKED_MAX: Final = 1_000
 """With `pass_through` every login is an account of its own; beyond this those whose time is over are forgotten."""
+NOTED_AT_ONCE: Final = 10_000
+"""A hundredth of a limit, in millionths. What takes less is noted within a second."""
+LOGIN_KNOWN_MS: Final = 86_400_000
 OWN_HEADER: Final = "x-orchestra-token"
 ANONYMOUS: Final = Who("anonymous", priority=3)
 
@@ -74,6 +80,10 @@ class Desk:
         self.open = 0
         """Requests that are being worked on."""
         self.served = 0
+        self._logins: OrderedDict[tuple[str, str], int] = OrderedDict()
+        """(upstream, login) that was passed on -> when last."""
+        self._unnoted: dict[Place, None] = {}
+        """Lanes of which more is known than the journal has."""
         self._late: list[Closed] = []
         """Settlements that could not be written; their reservations stand until they can."""
         self._flagged: set[str] = set()
@@ -234,10 +244,65 @@ class Desk:
             now_ms = self.clock.steady_ms()
             self.parked = {place: each for place, each in self.parked.items() if each[0] > now_ms}
         self.parked[(upstream, account)] = (self.clock.steady_ms() + wait_ms, why)
+        self._noted(ParkedAt(upstream, account, self.clock.wall_ms() + wait_ms, why))
         for place in list(self.limiter.lanes):
             if (place.upstream, place.account) == (upstream, account):
                 self.limiter.turn_away(place)
         return wait_ms
+
+    def note_taken(self, place: Place, charge: Charge) -> None:
+        """A request is about to be sent. One that takes a good part of a limit is noted before that, so that `kill -9` forgets none; others soon."""
+        self._unnoted[place] = None
+        if self.limiter.lane(place).group.cost(charge) >= NOTED_AT_ONCE:
+            self._note_lane(place)
+
+    def note_later(self, place: Place) -> None:
+        """More is known of a lane than the journal has."""
+        self._unnoted[place] = None
+
+    def note_lanes(self) -> None:
+        """Writes down how the lanes stand of which more is known by now."""
+        for place in list(self._unnoted):
+            self._note_lane(place)
+
+    def _note_lane(self, place: Place) -> None:
+        mark = self.limiter.mark(place)
+        if mark is None or self._noted(mark):
+            del self._unnoted[place]
+
+    def _noted(self, record: LaneAt | ParkedAt) -> bool:
+        """Writes it, if it can be: a limit that is forgotten is learned again, and nothing fails for it."""
+        try:
+            self.journal.write(record)
+        except PortFailed as error:
+            log.error("limit-not-noted: %s", error)
+            return False
+        return True
+
+    def recall_limits(self) -> None:
+        """Goes on with the limits and parked accounts of the gateway before."""
+        state = self.journal.books.state
+        for lane in state.lanes.values():
+            self.limiter.recall(lane)
+        now_ms, wall_ms = self.clock.steady_ms(), self.clock.wall_ms()
+        for each in state.parked.values():
+            left_ms = min(each.until_ms - wall_ms, PARK_MS_MAX)
+            if left_ms > 0 and each.upstream in self.config.upstreams:
+                self.parked[(each.upstream, each.account)] = (now_ms + left_ms, each.why)
+
+    def saw_login(self, upstream: str, login: str) -> None:
+        """Remembers a login that is passed on: it has limits of its own, like an account."""
+        self._logins[(upstream, login)] = self.clock.steady_ms()
+        self._logins.move_to_end((upstream, login))
+        if len(self._logins) > PARKED_MAX:
+            self._logins.popitem(last=False)
+
+    def logins(self) -> list[tuple[str, str]]:
+        """Returns the logins that are parked, or were passed on lately: (upstream, login). One that was renewed is another."""
+        since_ms = self.clock.steady_ms() - LOGIN_KNOWN_MS
+        seen = [place for place, at_ms in self._logins.items() if at_ms >= since_ms]
+        passing = {name for name, part in self.config.upstreams.items() if part.pass_through}
+        return [place for place in dict.fromkeys([*seen, *self.parked]) if place[0] in passing]
 
     def choose(self, upstream: str, session: str, model_class: str) -> Account | None:
         """Returns the account for a session: its own, or the one with the most room; None if no key of any is taken."""

@@ -158,7 +158,9 @@ class Exchange:
             return unavailable(order.kind, "orchestra: this upstream is no longer configured", 30_000)
         account: Account | None = None
         name = self._login()
-        if not self._passes:
+        if self._passes:
+            desk.saw_login(order.route.upstream, name)
+        else:
             account = desk.choose(order.route.upstream, order.who.attempt, self._class)
             if account is None and await desk.accounts[order.route.upstream].revive(desk.clock.steady_ms()):
                 account = desk.choose(order.route.upstream, order.who.attempt, self._class)
@@ -243,6 +245,7 @@ class Exchange:
             if breaker.wait_ms(self.desk.clock.steady_ms()) > 0:
                 served = False
                 return None
+            self.desk.note_taken(held.place, held.reservation.charge)
             held.probe, held.sent_ms, sent = breaker.started(), self.desk.clock.steady_ms(), True
             self.tries += 1
             done = await self._send(held)
@@ -258,6 +261,7 @@ class Exchange:
                 group.settle_refused(held.reservation, now_ms)
             else:
                 group.settle_unsent(held.reservation, now_ms)
+            self.desk.note_later(held.place)
             self.desk.limiter.release(held.place, held.ticket, served=served)
 
     def _open(self, held: Held) -> Reply | None:

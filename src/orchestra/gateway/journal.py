@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 SYNC_MS: Final = 40
 GROWN_BYTES: Final = 32 << 20
+LANE_KEPT_MS: Final = 7 * 86_400_000
+"""Limits that nobody met for a week are learned anew."""
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Record)
@@ -120,6 +122,11 @@ class Journal:
         tokens = self.books.state.tokens
         for digest in [digest for digest, issued in tokens.items() if issued.expires_ms <= now_ms]:
             del tokens[digest]
+        lanes, parked = self.books.state.lanes, self.books.state.parked
+        for name in [name for name, lane in lanes.items() if lane.ms + LANE_KEPT_MS <= now_ms]:
+            del lanes[name]
+        for name in [name for name, each in parked.items() if each.until_ms <= now_ms]:
+            del parked[name]
 
     def _begin_anew(self) -> None:
         line = encode_line(self.books.state)
@@ -131,6 +138,11 @@ class Journal:
         if self._file is not None:
             os.close(self._file)
         self._file, self._bytes, self._anew_at = fresh, len(line), len(line) + GROWN_BYTES
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be written."""
+        return self._file is not None
 
     async def start(self) -> None:
         """Begins to sync."""

@@ -12,6 +12,8 @@ from orchestra.gateway.config import AccountPart, GatewayConfig, UpstreamPart
 from orchestra.metering.formulas import FORMULAS
 from orchestra.metering.group import Group, Reservation
 from orchestra.metering.lane import Crowd, Lane, Ticket
+from orchestra.metering.marks import LaneAt
+from orchestra.metering.retry import RETRY_AFTER_MS_MAX
 
 CLASSES_MAX: Final = 500
 """Of one account; a client that makes up names of models gets them all into one."""
@@ -143,6 +145,29 @@ class Limiter:
         wait_ms = lane.ask_again_ms(now_ms)
         if wait_ms is not None:
             self._timers[place] = asyncio.get_running_loop().call_later(wait_ms / 1000, self.pump, place)
+
+    def mark(self, place: Place) -> LaneAt | None:
+        """Returns how a lane stands, for the next process; None if nothing is known of it that would be lost."""
+        lane = self._lanes.get(place)
+        if lane is None:
+            return None
+        now_ms = self._clock.steady_ms()
+        limits, closed_ms = lane.group.marks(now_ms), max(0, lane.group.closed_until_ms - now_ms)
+        wall_ms = self._clock.wall_ms()
+        found = LaneAt(place.upstream, place.account, place.model_class, wall_ms, limits, wall_ms + closed_ms if closed_ms else 0)
+        return found if limits or closed_ms else None
+
+    def recall(self, mark: LaneAt) -> None:
+        """Goes on from where a lane stood when another process marked it, unless the configuration has no such account any more."""
+        upstream = self._config.upstreams.get(mark.upstream)
+        if upstream is None or not (upstream.pass_through or mark.account in upstream.accounts):
+            return
+        now_ms, wall_ms = self._clock.steady_ms(), self._clock.wall_ms()
+        group = self.lane(self.place(mark.upstream, mark.account, mark.model_class)).group
+        group.recall(mark.limits, max(0, wall_ms - mark.ms), now_ms)
+        left_ms = min(mark.closed_until_ms - wall_ms, RETRY_AFTER_MS_MAX * 2)
+        if left_ms > 0:
+            group.close_until(now_ms + left_ms, now_ms)
 
     def turn_away(self, place: Place) -> None:
         """The account is spent: those who wait for it look for another way at once."""

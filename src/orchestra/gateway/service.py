@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 1_024
 LOOK_MS = 2_000
 """Between two looks at the key files."""
+NOTE_MS = 1_000
+"""So much of the use of wide limits is forgotten by `kill -9`."""
 LOOKS_A_REVIVAL = 15
 """A key that was refused may come from a program, which is not to be run every two seconds."""
 
@@ -58,7 +60,7 @@ class Gateway:
         self._upstreams = Upstreams()
         self._server: BoundedServer | None = None
         self._listener: asyncio.Server | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._looking: list[asyncio.Task[None]] = []
         self._admin = AdminServer(self, self.config.admin_socket)
         self.port = 0
 
@@ -71,6 +73,7 @@ class Gateway:
         """
         self.desk.accounts = await self._load_accounts(self.config)
         self.recovered = self.journal.open()
+        self.desk.recall_limits()
         try:
             await self.journal.start()
             self._upstreams.configure(self.config)
@@ -82,7 +85,10 @@ class Gateway:
             except OSError as exc:
                 raise PortFailed(f"{self.config.listen} cannot be listened on: {exc.strerror}", hint="choose another port") from exc
             self.port = self._listener.sockets[0].getsockname()[1]
-            self._looking = asyncio.create_task(self._look_after_keys(), name="gateway-keys")
+            self._looking = [
+                asyncio.create_task(self._look_after_keys(), name="gateway-keys"),
+                asyncio.create_task(self._note_limits(), name="gateway-limits"),
+            ]
         except BaseException:
             await self.stop()
             raise
@@ -114,6 +120,11 @@ class Gateway:
                 if look % LOOKS_A_REVIVAL == 0:
                     await accounts.revive(self._clock.steady_ms())
 
+    async def _note_limits(self) -> None:
+        while True:
+            await self._clock.sleep_ms(NOTE_MS)
+            self.desk.note_lanes()
+
     async def reload(self) -> None:
         """Reads the file and all keys again. What is on its way goes on as it began; address, folder and connection bounds stay until a restart.
 
@@ -144,10 +155,10 @@ class Gateway:
     async def stop(self) -> None:
         """Ends: connections are closed, what was streaming is settled, the books are synced. Idempotent."""
         self.desk.draining = True
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
-            self._looking = None
+        for looking in self._looking:
+            looking.cancel()
+        await asyncio.gather(*self._looking, return_exceptions=True)
+        self._looking = []
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -160,4 +171,6 @@ class Gateway:
         await self._admin.stop()
         self.desk.limiter.close()
         await self._upstreams.close()
+        if self.journal.is_open:
+            self.desk.note_lanes()
         await self.journal.close()

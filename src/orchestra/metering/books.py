@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestra.metering.formulas import DAY_MS
+from orchestra.metering.marks import LaneAt, ParkedAt
 from orchestra.metering.usage import Usage
 
 ALL: Final = "all"
@@ -129,9 +130,11 @@ class State(msgspec.Struct, tag="state", tag_field="k"):
     reserved: dict[str, dict[str, int]] = {}
     totals: dict[str, dict[str, Totals]] = {}
     budgets: dict[str, dict[str, int]] = {}
+    lanes: dict[str, LaneAt] = {}
+    parked: dict[str, ParkedAt] = {}
 
 
-Record = State | Issued | Revoked | Opened | Grown | Closed | BudgetSet
+Record = State | Issued | Revoked | Opened | Grown | Closed | BudgetSet | LaneAt | ParkedAt
 
 
 class Overspent(msgspec.Struct, frozen=True):
@@ -192,6 +195,15 @@ class Books:
                 self._close(record)
             case BudgetSet():
                 self._set_budget(record)
+            case LaneAt():
+                self._keep(state.lanes, record)
+            case ParkedAt():
+                self._keep(state.parked, record)
+
+    def _keep(self, names: dict[str, Any], record: LaneAt | ParkedAt) -> None:
+        names.pop(record.name, None)
+        names[record.name] = record
+        _forget_oldest(names, "lane")
 
     def _reserve(self, opened: Opened, difference: int) -> None:
         for scope, name in names_of(opened.who, opened.model, opened.ms):

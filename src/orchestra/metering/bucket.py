@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from orchestra.metering.marks import LimitMark
+
 SLOT_MS: Final = 100
 """Uses this near to each other are remembered as one, so that a minute is at most 600 of them."""
+PARTS: Final = 12
+"""In so many parts the last window is remembered beyond the life of the process."""
 ROUNDING: Final = 1000
 """Anthropic rounds what remains to a thousand tokens."""
 
@@ -35,6 +39,8 @@ class Bucket:
         self._at_ms = now_ms
         self._uses: deque[list[int]] = deque()
         self._used = 0
+        self._parts: deque[list[int]] = deque()
+        """The same uses, summed up: [from when, until when, how much]."""
 
     def _capacity(self) -> int:
         return max(self.limit * self.burst_ms, self.window_ms)
@@ -46,6 +52,8 @@ class Bucket:
             self._at_ms = now_ms
         while self._uses and self._uses[0][0] + self.window_ms <= now_ms:
             self._used -= self._uses.popleft()[1]
+        while self._parts and self._parts[0][1] + self.window_ms <= now_ms:
+            self._parts.popleft()
 
     def wait_ms(self, amount: int, now_ms: int) -> int:
         """Returns how long until that much may be taken; 0 is now. More than fits at all may be taken when the bucket is full."""
@@ -90,6 +98,26 @@ class Bucket:
         else:
             self._uses.append([now_ms, amount, now_ms])
         self._used += amount
+        if self._parts and now_ms - self._parts[-1][0] < self.window_ms // PARTS:
+            self._parts[-1][1:] = now_ms, self._parts[-1][2] + amount
+        else:
+            self._parts.append([now_ms, now_ms, amount])
+
+    def mark(self, configured: int, now_ms: int) -> LimitMark:
+        """Returns how it stands, for the next process."""
+        self.advance(now_ms)
+        uses = tuple((now_ms - until_ms, amount) for _, until_ms, amount in self._parts)
+        return LimitMark(self.limit, configured, -(-(self._capacity() - self._level) // self.window_ms), uses)
+
+    def recall(self, mark: LimitMark, elapsed_ms: int, now_ms: int) -> None:
+        """Goes on from where another one stood that long ago."""
+        self._level, self._at_ms = self._capacity() - mark.gone * self.window_ms, now_ms - elapsed_ms
+        for before_ms, amount in mark.uses:
+            at_ms = now_ms - elapsed_ms - before_ms
+            self._uses.append([at_ms, amount, at_ms])
+            self._parts.append([at_ms, at_ms, amount])
+            self._used += amount
+        self.advance(now_ms)
 
     def empty(self, now_ms: int) -> None:
         """Forgets what is left: the provider says that there is nothing."""

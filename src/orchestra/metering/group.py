@@ -10,6 +10,7 @@ import msgspec
 from orchestra.metering.bucket import Bucket
 from orchestra.metering.formulas import DAILY, DAY_MS, DIMENSIONS, INPUT, MINUTE_MS, OUTPUT, TOKENS, Charge, Formula, refused, settle
 from orchestra.metering.headers import Report
+from orchestra.metering.marks import LimitMark
 from orchestra.metering.ramp import Ramp
 from orchestra.metering.usage import Usage
 
@@ -156,6 +157,22 @@ class Group:
                 self._make(name, limit, now_ms)
             elif self._buckets[name].limit != limit:
                 self._buckets[name].set_limit(limit, now_ms)
+
+    def marks(self, now_ms: int) -> dict[str, LimitMark]:
+        """Returns all limits as they stand, for the next process."""
+        return {name: bucket.mark(self._configured.get(name, 0), now_ms) for name, bucket in self._buckets.items()}
+
+    def recall(self, marks: Mapping[str, LimitMark], elapsed_ms: int, now_ms: int) -> None:
+        """Goes on from where the limits stood that long ago: what was used counts, and what was learned holds unless the configuration says otherwise by now."""
+        for name, mark in marks.items():
+            configured = self._configured.get(name, 0)
+            if name not in DIMENSIONS or not 0 < mark.limit <= LEARN_MAX or (mark.configured and not configured):
+                continue
+            if name not in self._buckets:
+                self._make(name, mark.limit, now_ms)
+            elif mark.limit < configured and mark.configured in (0, configured):
+                self._buckets[name].set_limit(mark.limit, now_ms)
+            self._buckets[name].recall(mark, elapsed_ms, now_ms)
 
     def view(self, now_ms: int) -> list[DimensionView]:
         """Returns all limits as they stand."""

@@ -343,7 +343,7 @@ def _close(s: State, task: TaskState, ev: e.Event, at: int) -> None:
 def _task_completed(s: State, ev: e.TaskCompleted, at: int) -> None:
     task = s.tasks[ev.task]
     _close(s, task, ev, at)
-    task.primary, task.reason, task.feedback = ev.attempt, "", ""
+    task.primary, task.reason, task.feedback, task.conflict = ev.attempt, "", "", ""
     for attempt in task.attempts:
         attempt.planned = ()  # it has joined, or another one's has
     for dependent in task.dependents:

@@ -427,7 +427,7 @@ def _attempt_started(s: State, ev: e.AttemptStarted, at: int) -> None:
     task, attempt = _attempt(s, ev.task, ev.attempt)
     task.status = t.move(t.TASK, task.status, ev)
     attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
-    attempt.started_ms, attempt.pid, attempt.start, attempt.lost_sight_ms = at, ev.pid, ev.start, 0
+    attempt.started_ms, attempt.pid, attempt.start, attempt.base, attempt.lost_sight_ms = at, ev.pid, ev.start, ev.base, 0
     task.started_ms = task.started_ms or at
 
 

@@ -48,6 +48,8 @@ class AttemptState(msgspec.Struct, omit_defaults=True):
     lost_sight_ms: int = 0
     pid: int = 0
     start: int = 0
+    base: str = ""
+    """The commit that an isolated one began from: what it did is what differs from that."""
     stop_reason: str = ""
     question: str = ""
     """What it waits to be answered, or empty."""

@@ -126,6 +126,7 @@ class OrderMaker:
             values["env_pass"] = [name for name in values["env_pass"] if name not in kept]
         if place is not None:
             values["cwd"] = place.cwd
+            values |= {"base": place.base} if place.base else {}
         elif remote and spec.workspace and spec.workspace_here:
             values["cwd"] = SPACE_DIR + space_name(spec.workspace)
         if sandbox := sandbox_of(self.options.sandbox, spec, launch, place, remote=remote):

@@ -314,6 +314,7 @@ def result(
         "cost": _cost(_usage_of(task), settled),
         "errors": _errors(task),
         "warnings": [*task.spec.warnings, *_warnings(task)],
+        **({"base_commit": counted.base} if counted is not None and counted.base else {}),
         **({"rehearsal": True} if rehearsal else {}),
         **(
             {"judged": [{"criterion": j.criterion, "met": j.met, "evidence": j.evidence, "by": j.by, "agent": j.kind} for j in judged]}

@@ -299,6 +299,7 @@ def attempt_view(task: TaskState, attempt: AttemptState, lens: Lens) -> AttemptV
         waiting_ms=attempt.waiting_ms,
         waited_ms=attempt.waited_ms,
         review=None if outcome is None or outcome.review is None else review_view(outcome.review),
+        base=attempt.base,
         kept=attempt.kept or "",
     )
 

@@ -170,6 +170,8 @@ class AttemptView(View, frozen=True):
     """How long it has waited for answers before, in all."""
     review: ReviewView | None = None
     """What it returned, of a task that reviews another."""
+    base: str = ""
+    """The commit that an isolated attempt in a repository began from."""
     kept: str = ""
     """Ref (of a copy: folder) with what an isolated attempt did that was not merged; empty: there was nothing, or it still has its place."""
 

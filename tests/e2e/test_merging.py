@@ -132,3 +132,28 @@ def test_a_conflict_with_the_named_branch_leaves_it_as_it_is_and_is_told(sh: She
     assert git(repo, "rev-parse", "next") == before
     assert sh.run("workspace", "merge", "next").returncode == 1
     assert sh.json("workspace", "merge", "main")["repos"][0]["result"] == "merged", "also when the orchestra has ended"
+
+
+STEPS = """\
+name: steps
+workspace: repo
+agents: {count: 1}
+defaults: {isolation: worktree, retries: 0}
+tasks:
+  - {id: a, run: "echo 'SHIPPING = 5' >> prices.py"}
+  - {id: b, needs: [a], run: "echo 'INSURED = 1' >> prices.py"}
+  - {id: c, isolation: shared, run: "true"}
+"""
+
+
+def test_the_commit_that_each_began_from_is_known_when_its_place_is_gone(sh: Shell, repo: Path) -> None:
+    done = sh.run("run", sh.plan(STEPS))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sh.json("workspace", "list")["nodes"][0].get("workspaces", []) == []
+    first, after_a = git(repo, "rev-parse", "main"), git(repo, "rev-parse", "orchestra/steps/merged~1")
+    bases = {name: sh.json("task", "show", f"steps/{name}")["attempts"][0].get("base", "") for name in "abc"}
+    assert bases == {"a": first, "b": after_a, "c": ""}
+    assert f"began from {after_a[:12]}" in sh.run("task", "show", "steps/b").stdout
+    assert sh.result("steps/b")["base_commit"] == after_a
+    assert "base_commit" not in sh.result("steps/c")
+    assert after_a in sh.run("ledger", "show", "--limit", "1000").stdout

@@ -16,7 +16,8 @@ from orchestra.bootstrap import load_settings
 from orchestra.core import commands as c
 from orchestra.core.model import AgentSpec, AttemptStatus, Outcome, OutcomeKind, Payload, TaskSpec, Usage
 from orchestra.core.state import AttemptState, State, TaskState
-from orchestra.engine.orders import OrderMaker, OrderOptions, SandboxOptions, earlier_of
+from orchestra.engine.earlier import earlier_of
+from orchestra.engine.orders import OrderMaker, OrderOptions, SandboxOptions
 from orchestra.engine.translate import Translator
 from orchestra.errors import SettingsInvalid
 from orchestra.ids import AgentId, AttemptId, NodeId, TaskId
@@ -62,7 +63,7 @@ def task_after(*outcomes: tuple[int, Outcome], isolated: bool = False) -> TaskSt
         AttemptState(number, AgentId(agent), NodeId("here"), 0, AttemptStatus.ENDED, outcome=outcome)
         for number, (agent, outcome) in enumerate(outcomes, 1)
     ]
-    return TaskState(spec, 0, attempts=attempts)
+    return TaskState(spec, 0, attempts=attempts, round_start=len(attempts) + 1)
 
 
 UNVERIFIED = Outcome(OutcomeKind.UNVERIFIED, "no rhyme", session="s-1", usage=Usage(1, 100, 10))

@@ -59,7 +59,7 @@ def test_tasks_that_share_their_folder_are_completed_at_once() -> None:
 def test_a_conflict_goes_back_once_with_both_sides_and_then_somebody_has_to_look() -> None:
     bench = merging()
     bench.do(conflict())
-    assert (bench.status("p/a"), bench.task("p/a").feedback, bench.task("p/a").failures) == ("assigned", "both sides", 0)
+    assert (bench.status("p/a"), bench.task("p/a").conflict, bench.task("p/a").failures) == ("assigned", "both sides", 0)
     bench.begin("p/a", 2)
     bench.finish("p/a", 2)
     assert unwanted_work(bench.task("p/a")) == [1], "it was not let go of yet, and nobody merges it any more"
@@ -76,7 +76,7 @@ def test_work_that_fails_its_checks_together_with_others_goes_back_once_too() ->
     bench = merging()
     quarrel = c.MergeConflicted(A, 1, (), "what the check said", ("tests",))
     bench.do(quarrel)
-    assert (bench.status("p/a"), bench.task("p/a").feedback, bench.task("p/a").conflicts) == ("assigned", "what the check said", 1)
+    assert (bench.status("p/a"), bench.task("p/a").conflict, bench.task("p/a").conflicts) == ("assigned", "what the check said", 1)
     bench.begin("p/a", 2)
     bench.finish("p/a", 2)
     bench.do(c.MergeConflicted(A, 2, ("f.py",), "both sides"))

@@ -10,7 +10,8 @@ from orchestra.core import commands as c
 from orchestra.core import events as e
 from orchestra.core.effects import DropWork, KeepResult, MergeWork
 from orchestra.core.model import Finding, Judgement, OutcomeKind, Review, TaskSpec
-from orchestra.engine.orders import OrderOptions, known_of
+from orchestra.engine.earlier import known_of
+from orchestra.engine.returns import ReturnOptions
 from orchestra.errors import PlanInvalid
 from orchestra.ids import TaskId
 from orchestra.testing.builders import Bench, make_agents, make_task
@@ -54,12 +55,12 @@ def test_a_refusal_sends_the_work_back_with_the_findings_and_the_review_is_made_
     assert [type(event).__name__ for event in events][:4] == ["AttemptEnded", "ReviewRefused", "TaskSentBack", "TaskQueued"]
     assert (bench.status("p/a"), bench.status("p/r"), bench.status("p/b")) == ("assigned", "pending", "pending")
     assert any(isinstance(effect, KeepResult) and effect.task == "p/a" for effect in bench.effects)
-    told = known_of(bench.state, TaskId("p/a"), OrderOptions()).feedback
+    told = known_of(bench.state, TaskId("p/a"), ReturnOptions()).feedback
     assert "one thing is wrong" in told
     assert "major a.py:7: no test for the empty list" in told
     does(bench, "a")
     assert bench.status("p/r") == "assigned"
-    assert "for a second time" in known_of(bench.state, TaskId("p/r"), OrderOptions()).brief
+    assert "for a second time" in known_of(bench.state, TaskId("p/r"), ReturnOptions()).brief
     does(bench, "r", review=APPROVED)
     does(bench, "b")
     assert bench.plan().status.value == "completed"

@@ -8,7 +8,7 @@ import pytest
 
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 from orchestra.core.sessions import SESSIONS_MAX, session_for
-from orchestra.engine.orders import earlier_of
+from orchestra.engine.earlier import earlier_of
 from orchestra.testing.builders import Bench, make_agents, make_task
 
 

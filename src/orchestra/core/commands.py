@@ -205,6 +205,7 @@ class AttemptBegan(Command, frozen=True):
     attempt: int
     pid: int
     start: int
+    base: str = ""
 
 
 class AttemptChecking(Command, frozen=True):

@@ -272,7 +272,7 @@ def _attempt_began(s: State, cmd: c.AttemptBegan, now: int, policy: c.Policy) ->
     attempt = _current(s, cmd.task, cmd.attempt)
     if attempt is None or attempt.pid or not t.may(t.ATTEMPT, attempt.status, e.AttemptStarted):
         return []
-    return [e.AttemptStarted(cmd.task, cmd.attempt, cmd.pid, cmd.start)]
+    return [e.AttemptStarted(cmd.task, cmd.attempt, cmd.pid, cmd.start, cmd.base)]
 
 
 def _attempt_checking(s: State, cmd: c.AttemptChecking, now: int, policy: c.Policy) -> Events:

@@ -443,6 +443,8 @@ class AttemptStarted(Event, frozen=True):
     attempt: int
     pid: int
     start: int
+    base: str = ""
+    """The commit that an isolated one began from."""
 
 
 class AttemptWaiting(Event, frozen=True):

@@ -343,7 +343,7 @@ def _close(s: State, task: TaskState, ev: e.Event, at: int) -> None:
 def _task_completed(s: State, ev: e.TaskCompleted, at: int) -> None:
     task = s.tasks[ev.task]
     _close(s, task, ev, at)
-    task.primary, task.reason, task.feedback = ev.attempt, "", ""
+    task.primary, task.reason, task.feedback, task.conflict = ev.attempt, "", "", ""
     for attempt in task.attempts:
         attempt.planned = ()  # it has joined, or another one's has
     for dependent in task.dependents:
@@ -427,7 +427,7 @@ def _attempt_started(s: State, ev: e.AttemptStarted, at: int) -> None:
     task, attempt = _attempt(s, ev.task, ev.attempt)
     task.status = t.move(t.TASK, task.status, ev)
     attempt.status = t.move(t.ATTEMPT, attempt.status, ev)
-    attempt.started_ms, attempt.pid, attempt.start, attempt.lost_sight_ms = at, ev.pid, ev.start, 0
+    attempt.started_ms, attempt.pid, attempt.start, attempt.base, attempt.lost_sight_ms = at, ev.pid, ev.start, ev.base, 0
     task.started_ms = task.started_ms or at
 
 

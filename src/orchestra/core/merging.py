@@ -104,7 +104,7 @@ def fold_work_merged(s: State, ev: e.WorkMerged, at: int) -> None:
 def fold_work_conflicted(s: State, ev: e.WorkConflicted, at: int) -> None:
     task = s.tasks[ev.task]
     task.conflicts += 1
-    task.feedback = ev.text
+    task.conflict = ev.text  # beside what a review found: the next attempt has to deal with both
 
 
 def fold_work_let_go(s: State, ev: e.WorkLetGo, at: int) -> None:

@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 11
+STATE_FORMAT = 12
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -48,6 +48,8 @@ class AttemptState(msgspec.Struct, omit_defaults=True):
     lost_sight_ms: int = 0
     pid: int = 0
     start: int = 0
+    base: str = ""
+    """The commit that an isolated one began from: what it did is what differs from that."""
     stop_reason: str = ""
     question: str = ""
     """What it waits to be answered, or empty."""
@@ -101,7 +103,9 @@ class TaskState(msgspec.Struct, omit_defaults=True):
     """Where the plan's branch was after its work had been merged."""
     conflicts: int = 0
     feedback: str = ""
-    """What the next attempt has to know of the one before."""
+    """What a review found wanting in its work; until it is completed again."""
+    conflict: str = ""
+    """Both sides of its last conflict; until it is completed."""
     refusals: int = 0
     """How often it, a review, sent the reviewed work back."""
     sent_back: int = 0

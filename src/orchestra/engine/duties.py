@@ -30,8 +30,9 @@ from orchestra.core.effects import (
 from orchestra.core.model import AgentSpec, AgentStatus, Outcome, OutcomeKind, TaskSpec, Worker
 from orchestra.core.state import State
 from orchestra.engine.board import Board
+from orchestra.engine.earlier import Earlier, known_of
 from orchestra.engine.failpoints import hit
-from orchestra.engine.orders import Earlier, OrderMaker, known_of
+from orchestra.engine.orders import OrderMaker
 from orchestra.engine.reconcile import BEAT_MISSED_MS, expected, reconcile, still_wanted
 from orchestra.engine.translate import Translator
 from orchestra.errors import BadInput, NodeFailed, PortFailed
@@ -295,7 +296,7 @@ class Duties:
 
     def _earlier(self, state: State, effect: StartAttempt) -> Earlier:
         agent = state.agents.get(effect.agent) if self._orders.options.affinity_sessions else None
-        return known_of(state, effect.task, self._orders.options, agent)
+        return known_of(state, effect.task, self._orders.options.returns, agent)
 
     def _admit(
         self, effects: Sequence[StartAttempt], specs: Sequence[TaskSpec]

@@ -11,13 +11,12 @@ import msgspec
 
 from orchestra.agents.access import Access, keys_of
 from orchestra.agents.adapter import ATTEMPT_DIR, SPACE_DIR, STAGE_DIR, Context, Launch
-from orchestra.core.model import AgentSpec, Check, Limits, OutcomeKind, TaskSpec
-from orchestra.core.sessions import session_for
-from orchestra.core.state import AgentState, State, TaskState
-from orchestra.engine.returns import KIND_ERRORS, ReturnOptions, brief_of
+from orchestra.core.model import AgentSpec, Check, Limits, TaskSpec
+from orchestra.engine.earlier import Earlier
+from orchestra.engine.returns import KIND_ERRORS, ReturnOptions
 from orchestra.engine.translate import Finder
 from orchestra.errors import BadInput
-from orchestra.ids import AttemptId, TaskId
+from orchestra.ids import AttemptId
 from orchestra.intake.check_scripts import with_command
 from orchestra.node import AttemptOrder
 from orchestra.views import REHEARSAL
@@ -25,7 +24,6 @@ from orchestra.workspace import Workspace
 
 SPEC_VERSION: Final = 1
 TITLE_CHARACTERS_MAX: Final = 100
-FEEDBACK_CHARACTERS_MAX: Final = 70_000
 REPORTS: Final = {"ORCHESTRA_REPORTER": f"{STAGE_DIR}reporter.py", "ORCHESTRA_REPORTS_DIR": f"{ATTEMPT_DIR}reports"}
 """What counts the tests that a check runs, and where it leaves them as JUnit XML, beside what the worker keeps of the attempt."""
 
@@ -132,6 +130,7 @@ class OrderMaker:
             values["env_pass"] = [name for name in values["env_pass"] if name not in kept]
         if place is not None:
             values["cwd"] = place.cwd
+            values |= {"base": place.base} if place.base else {}
         elif remote and spec.workspace and spec.workspace_here:
             values["cwd"] = SPACE_DIR + space_name(spec.workspace)
         if sandbox := sandbox_of(self.options.sandbox, spec, launch, place, remote=remote):
@@ -176,49 +175,6 @@ class OrderMaker:
             **({"fence": True} if options.fence else {}),
             **({"returns": spec.returns} if spec.returns else {}),
         }
-
-
-class Earlier(msgspec.Struct, frozen=True):
-    """What the attempts before came to, as far as the next one has to know."""
-
-    cost_usd_micros: int = 0
-    feedback: str = ""
-    session: str = ""
-    """The CLI's session to go on with: of work that only did not pass its checks, or of a task with the same affinity, in a folder that is still the same."""
-    agent: int = 0
-    """Who has that session; it is of no use to another."""
-    brief: str = ""
-    """What it has to return, and of what."""
-
-
-def known_of(state: State, task: TaskId, options: OrderOptions, agent: AgentState | None = None) -> Earlier:
-    """Returns all that the next attempt has to know."""
-    return msgspec.structs.replace(earlier_of(state.tasks[task], agent), brief=brief_of(state, state.tasks[task], options.returns))
-
-
-def earlier_of(task: TaskState, agent: AgentState | None = None) -> Earlier:
-    """Returns it from the state: what its work was sent back for, and why the last attempt was not good enough.
-
-    Args:
-        task: What is to be done.
-        agent: Who does it. A first attempt goes on with the session of an earlier task with the same affinity, if it has one.
-    """
-    outcomes = [attempt.outcome for attempt in task.attempts if attempt.outcome is not None]
-    cost = sum(outcome.usage.cost_usd_micros for outcome in outcomes)
-    judged = [outcome for outcome in outcomes if outcome.kind is not OutcomeKind.DEFERRED]
-    last = judged[-1] if judged else None
-    if last is None and not task.feedback and agent is not None:
-        return Earlier(cost, "", session_for(agent, task.spec), agent.id)
-    if last is None or last.kind not in (OutcomeKind.UNVERIFIED, OutcomeKind.FAILED):
-        return Earlier(cost, task.feedback)
-    attempt = task.attempts[-1]
-    again = last.session if last.kind is OutcomeKind.UNVERIFIED and attempt.outcome is last and not task.spec.isolated else ""
-    lines = [task.feedback, ""] if task.feedback else []
-    lines += [f"An earlier attempt at this did not succeed: {last.reason}"]
-    for check in last.checks:
-        if not check.passed:
-            lines += [f"The check {check.name!r} ended with:", *(f"    {line}" for line in check.tail)]
-    return Earlier(cost, "\n".join(lines)[:FEEDBACK_CHARACTERS_MAX], again, attempt.agent)
 
 
 def with_feedback(spec: TaskSpec, feedback: str) -> TaskSpec:

@@ -129,7 +129,7 @@ class Translator:
 
     def _started(self, record: Record) -> list[c.Command]:
         pid, start = int(record.body.get("pid", 0)), int(record.body.get("start", 0))
-        return [c.AttemptBegan(TaskId(record.task), record.attempt, pid, start)]
+        return [c.AttemptBegan(TaskId(record.task), record.attempt, pid, start, str(record.body.get("base") or ""))]
 
     def _exited(self, record: Record) -> list[c.Command]:
         return [c.AttemptChecking(TaskId(record.task), record.attempt)]

@@ -169,7 +169,8 @@ class Attempt:
                 self.output.take_agent("err", [(("cannot start: %s" % problem).encode(), False, b"")])
         if program.pid:
             start = self._note_child(program, "agent")
-            self.slot.tell("started", b'%s,"pid":%d,"start":%s' % (self.named, program.pid, start.encode()), at_once=False)
+            base = b',"base":%s' % dumps(self.spec["base"]) if self.spec["base"] else b""
+            self.slot.tell("started", b'%s,"pid":%d,"start":%s%s' % (self.named, program.pid, start.encode(), base), at_once=False)
             self.slot.hold()
             program.wait()
         return self._agent_outcome(program)

@@ -34,6 +34,7 @@ KINDS.update(
         "title": str,
         "sandbox": dict,
         "returns": str,
+        "base": str,
     }
 )
 NAMES, EXPECTED = list(KINDS), list(KINDS.values())
@@ -48,6 +49,7 @@ def _defaults() -> dict[str, Any]:
         {
             "sandbox": {},
             "returns": "",
+            "base": "",
             "limits": {},
             "umask": 0o022,
             "output": {},

@@ -10,6 +10,7 @@ from orchestra.usecases import TasksReply
 from orchestra.views import AttemptView, TaskDetail, TaskView
 
 PATHS_SHOWN_MAX: Final = 10
+SHA_SHOWN: Final = 12
 TAIL_LINES: Final = 10
 """Last lines of a failed attempt that are shown; the rest is one command away."""
 
@@ -101,6 +102,8 @@ def show_attempt(render: Renderer, attempt: AttemptView) -> None:
         render.line(f"  {attempt.reason}")
     if attempt.waited_ms:
         render.line(f"  waited for answers for {show_ms(attempt.waited_ms)}")
+    if attempt.base:
+        render.line(f"  began from {attempt.base[:SHA_SHOWN]}")
     if attempt.kept:
         render.line(f"  what it did is kept: {attempt.kept}")
     show_evidence(render, attempt)

@@ -31,7 +31,7 @@ from orchestra.core.model import (
 from orchestra.errors import NotFound
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId
 
-STATE_FORMAT = 11
+STATE_FORMAT = 12
 """Version of the snapshot's encoding; raise it when a record here changes, and old snapshots are passed over."""
 
 
@@ -99,6 +99,8 @@ class TaskState(msgspec.Struct, omit_defaults=True):
     """The attempt whose work is being merged; 0 while none is."""
     commit: str = ""
     """Where the plan's branch was after its work had been merged."""
+    branch: str = ""
+    """That branch by its short name; empty where nothing was merged."""
     conflicts: int = 0
     feedback: str = ""
     """What the next attempt has to know of the one before."""

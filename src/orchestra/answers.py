@@ -112,17 +112,17 @@ def is_root_failure(task: TaskState) -> bool:
     return task.over and task.blocked_by is None and task.status.value in ("failed", "cancelled")
 
 
-def make_workspace(workspace: str, directory: str) -> None:
-    """A workspace inside the plan's folder is made if missing; one elsewhere has to be there."""
+def make_workspace(workspace: str, directory: str, *, field: str = "workspace") -> None:
+    """A workspace inside the folder that it is seen from is made if missing; one elsewhere has to be there."""
     path = Path(workspace or directory)
     if path.is_dir():
         return
-    if not path.resolve().is_relative_to(Path(directory).resolve()):
-        raise PlanInvalid(f"the workspace {workspace} does not exist", field="workspace", hint="make it, or name a folder beside the plan")
+    if not Path(directory).is_dir() or not path.resolve().is_relative_to(Path(directory).resolve()):
+        raise PlanInvalid(f"the workspace {workspace} does not exist", field=field, hint=f"make it, or name a folder below {directory}")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise PlanInvalid(f"the workspace {workspace} cannot be made: {exc.strerror}", field="workspace") from exc
+        raise PlanInvalid(f"the workspace {workspace} cannot be made: {exc.strerror}", field=field) from exc
 
 
 def blind_needs(specs: Sequence[TaskSpec]) -> list[str]:

@@ -290,8 +290,14 @@ class App(CostUseCases):
     def _spec(self, params: SubmitTaskParams, prefix: str, defaults: TaskDefaults) -> TaskSpec:
         task_id = TaskId(params.task_id) if params.task_id else TaskId(f"TASK-{uuid.uuid4()}")
         kind = "" if self.options.kind_default in (ANY_KIND, "shell") else self.options.kind_default
-        spec = to_spec(params, task_id=task_id, default_kind=kind, workspace="", defaults=defaults)
+        try:
+            spec = to_spec(params, task_id=task_id, default_kind=kind, directory=self.options.directory, defaults=defaults)
+        except BadInput as error:
+            error.field = f"{prefix}{error.field}"
+            raise
         check_runnable(spec, where=prefix)
+        if spec.workspace:
+            make_workspace(spec.workspace, params.directory or self.options.directory or spec.workspace, field=f"{prefix}workspace")
         return spec
 
     async def _routed(self, specs: Sequence[TaskSpec]) -> tuple[TaskSpec, ...]:

@@ -321,6 +321,7 @@ def result(
             if judged
             else {}
         ),
+        **({"merged": {"branch": task.branch, "commit": task.commit}} if task.commit else {}),
         **({} if task.spec.origin is None else {"planned_by": task.spec.origin}),
         **({} if outcome is None or outcome.review is None else {"review": _review(task, outcome.review)}),
     }

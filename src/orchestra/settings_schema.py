@@ -28,6 +28,14 @@ Host = Annotated[
 Place = Annotated[
     str, Meta(max_length=4096, pattern=r"^(?:/|~(?:/|$))[^\u0000-\u001f]*(?!\n)$", extra={"says": "a path that begins with / or ~/"})
 ]
+OwnFolder = Annotated[
+    str,
+    Meta(
+        max_length=4096,
+        pattern=r"^(?:(?:/|~(?:/|$))[^\u0000-\u001f]*)?(?!\n)$",
+        extra={"says": "a path that begins with / or ~/, or nothing"},
+    ),
+]
 Seconds = Annotated[float, Meta(ge=0.001, le=YEAR_SECONDS)]
 Wait = Annotated[float, Meta(ge=0, le=YEAR_SECONDS)]
 Days = Annotated[float, Meta(ge=0, le=3650)]
@@ -217,6 +225,10 @@ class Tasks(Section, frozen=True, kw_only=True):
     affinity_sessions: Annotated[
         bool, Meta(description="A task goes on with its agent's session of the last one with the same `affinity`, which knows the matter.")
     ] = True
+    workspace: Annotated[
+        OwnFolder,
+        Meta(description="Folder of submitted tasks that name none. Empty: where the orchestra was started, which is mostly the project."),
+    ] = ""
     judge_criteria: Annotated[
         bool, Meta(description="Whether an agent judges criteria that no program can check; else they are refused.")
     ] = False

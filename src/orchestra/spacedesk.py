@@ -22,7 +22,7 @@ from orchestra.errors import NodeUnreachable, NotFound, OrchestraError, Refused
 from orchestra.ids import AttemptId, NodeId, PlanId
 from orchestra.usecases import MergePlanParams, MergePlanReply, NodeSpaces, WorkspacesParams, WorkspacesReply
 from orchestra.workspace import BringRequest, Brought, KeptRef, PruneRequest, TidyRequest, Workspaces
-from orchestra.workspaces.names import attempt_parts
+from orchestra.workspaces.names import NO_PLAN, attempt_parts
 
 log = logging.getLogger(__name__)
 
@@ -145,10 +145,12 @@ def _known(state: State) -> _Known:
     live += [AttemptId(name, state.tasks[name].merging) for name in state.merging]
     for task in (state.tasks[name] for name in state.live):  # of those that are ready before others, one may be chosen
         live += [AttemptId(task.id, attempt.number) for attempt in task.attempts[task.round_start - 1 :] if not attempt.live]
-    plans = tuple(plan.id for plan in state.plans.values() if plan.status is PlanStatus.RUNNING)
+    plans = [plan.id for plan in state.plans.values() if plan.status is PlanStatus.RUNNING]
+    if any(task.spec.plan is None and task.spec.isolated and not task.over for task in state.tasks.values()):
+        plans.append(PlanId(NO_PLAN))
     specs = (task.spec for task in state.tasks.values() if task.spec.isolated and task.spec.workspace)
     working = bool(live or state.queued or state.waiting)
-    return _Known(tuple(live), working, plans, tuple(dict.fromkeys((spec.workspace, spec.workspace_here) for spec in specs)))
+    return _Known(tuple(live), working, tuple(plans), tuple(dict.fromkeys((spec.workspace, spec.workspace_here) for spec in specs)))
 
 
 def _left_on(state: State, node: NodeId) -> dict[tuple[str, str], AttemptId]:
@@ -159,17 +161,24 @@ def _left_on(state: State, node: NodeId) -> dict[tuple[str, str], AttemptId]:
 
 
 def _worked_in(state: State, name: str | None) -> tuple[PlanId, dict[tuple[str, bool], NodeId]]:
-    """Returns a completed plan, the folders its isolated tasks worked on, and a node that each can be reached from."""
-    plan = find_plan(state, name)
-    if plan.status is not PlanStatus.COMPLETED:
-        raise Refused(f"plan {plan.id} is {plan.status.value}", field="plan", hint="only a completed plan is merged into a branch of yours")
+    """Returns a completed plan, the folders its isolated tasks worked on, and a node that each can be reached from. `_` is what belongs to no plan."""
+    loose = [task for task in state.tasks.values() if task.spec.plan is None]
+    if name == NO_PLAN or (name is None and loose and not state.plans):
+        plan_id, tasks = PlanId(NO_PLAN), loose
+    else:
+        plan = find_plan(state, name)
+        if plan.status is not PlanStatus.COMPLETED:
+            raise Refused(
+                f"plan {plan.id} is {plan.status.value}", field="plan", hint="only a completed plan is merged into a branch of yours"
+            )
+        plan_id, tasks = plan.id, [state.tasks[each] for each in plan.tasks]
     places: dict[tuple[str, bool], NodeId] = {}
-    for task in (state.tasks[name] for name in plan.tasks):
+    for task in tasks:
         if task.commit:  # a copy of a folder that is no repository has none
             places.setdefault((task.spec.workspace, task.spec.workspace_here), task.attempts[task.primary - 1].node)
     if not places:
-        raise Refused(f"plan {plan.id} has no branch: none of its tasks worked in a worktree", field="plan", hint="`isolation: worktree`")
-    return plan.id, places
+        raise Refused(f"plan {plan_id} has no branch: none of its tasks worked in a worktree", field="plan", hint="`isolation: worktree`")
+    return plan_id, places
 
 
 def _once(found: list[NodeSpaces]) -> tuple[NodeSpaces, ...]:

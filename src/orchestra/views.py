@@ -234,7 +234,14 @@ class TaskDetail(View, frozen=True):
     """Folder with result.json, execution.log and what else `orchestra task artifacts` lists."""
     replicas: int = 1
     """Agents that try it side by side."""
+    workspace: str = ""
+    """The folder it works on; empty: each attempt has a private one."""
     isolated: bool = False
+    """Each attempt has a worktree or copy of that folder."""
+    branch: str = ""
+    """The branch that its work was merged into; empty while nothing is merged."""
+    commit: str = ""
+    """Where that was then."""
     planned: tuple[str, ...] = ()
     """The tasks it planned."""
     reviewed_by: tuple[str, ...] = ()

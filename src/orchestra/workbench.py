@@ -40,6 +40,8 @@ class AppOptions(msgspec.Struct, frozen=True):
     """The gateway's own file, if the settings name one."""
     spaces: SpaceOptions = SpaceOptions()
     routes: RouteOptions = RouteOptions()
+    directory: str = ""
+    """The folder of submitted tasks that name none; empty: they have private ones."""
 
 
 class Workbench(msgspec.Struct, frozen=True):

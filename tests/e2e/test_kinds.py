@@ -139,7 +139,7 @@ def test_a_task_that_names_no_kind_goes_to_the_specialists_of_the_roster(sh: She
     assert done.returncode == 0, done.stdout + done.stderr
     shown = {}
     for name, extra in (("code", {}), ("text", {"speciality": "documentation"})):
-        task = {"task_id": name, "description": "Write the part that reads the header", **extra}
+        task = {"task_id": name, "description": "Write the part that reads the header", "isolation": "shared", **extra}
         command = sh.root / "queue" / "incoming" / f"{name}.json"
         part = command.with_name(f".{name}.part")
         part.write_text(json.dumps({"command": "orchestra.submit_task", "parameters": task}))

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from orchestra.agents.registry import adapter_for
@@ -88,6 +89,7 @@ class House:
         self.ledger = MemoryLedger()
         self.options = FileRpcOptions(**{"requests_per_second": 1_000_000, **options})
         self.worker = 0
+        self.directory = str(path)
 
     async def start(self) -> None:
         kernel = Kernel.restore(c.Policy(), None, self.ledger.read())
@@ -106,7 +108,8 @@ class House:
             write_report=lambda data: (Path(), Path()),
             backup=cast("Any", None),
         )
-        self.app = App(bench, AppOptions("test", (NodeSpec(NODE),), AGENTS, "shell", "0", str(self.root.path), STANDARD))
+        options = AppOptions("test", (NodeSpec(NODE),), AGENTS, "shell", "0", str(self.root.path), STANDARD, directory=self.directory)
+        self.app = App(bench, options)
         self.rpc = FileRpc(self.app, self.loop, self.root, self.clock, self.options)
 
     def _add_driver(self, spec: NodeSpec) -> NodeDriver:
@@ -309,12 +312,16 @@ async def test_a_file_that_was_wrong_may_be_put_right_under_the_same_id(fleet: H
     [
         ("submit_task", {"description": "Add a login form to the page", "payload": {"type": "command", "content": "true"}}),
         ("submit_task", {**TASK, "priority": "high", "constraints": {"max_cost_dollars": 1}}),
+        ("submit_task", {**TASK, "workspace": "sub", "isolation": "worktree", "affinity": "form"}),
+        ("submit_task", {**TASK, "directory": "/tmp"}),
+        ("submit_task", {**TASK, "workspace": "/tmp", "isolation": "worktree"}),
         ("submit_batch", {"tasks": [TASK, {**TASK, "task_id": "TASK-2", "dependencies": ["TASK-1"]}]}),
     ],
 )
 async def test_a_death_between_a_submission_and_its_answer(method: str, params: dict[str, Any], fleet: House) -> None:
     await dies_after(fleet, "c1", method, params)
     count = await fleet.loop.ask(lambda state: len(state.tasks))
+    fleet.app.options = msgspec.structs.replace(fleet.app.options, directory="/var")  # the next one was started elsewhere
     await fleet.rpc.look()
     told = fleet.told("c1")
     assert "error" not in told
@@ -326,6 +333,13 @@ async def test_another_task_under_the_same_id_is_a_duplicate(fleet: House) -> No
     await fleet.ask("c1", "submit_task", TASK)
     assert (await fleet.ask("c2", "submit_task", {**TASK, "description": "Remove the login form again"}))["error"]["code"] == "duplicate_id"
     assert "error" not in await fleet.ask("c3", "submit_task", TASK)
+    for name, other in (
+        ("c5", {"workspace": "/tmp"}),
+        ("c6", {"isolation": "worktree"}),
+        ("c7", {"directory": "/tmp"}),
+        ("c8", {"affinity": "x"}),
+    ):
+        assert (await fleet.ask(name, "submit_task", {**TASK, **other}))["error"]["code"] == "duplicate_id"
     batch = {"tasks": [TASK, {**TASK, "task_id": "TASK-2"}]}
     assert (await fleet.ask("c4", "submit_batch", batch))["error"]["code"] == "duplicate_id"
 

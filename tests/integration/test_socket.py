@@ -27,6 +27,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "description": "Write the page",
         "task_id": "T1",
         "success_criteria": ["All tests pass"],
+        "workspace": "src",
+        "isolation": "worktree",
+        "affinity": "page",
+        "directory": "/x",
         "requirements": {"a": [1, None]},
     },
     "submit_batch": {

@@ -203,6 +203,29 @@ async def test_asking_again_returns_what_is_there(tmp_path: Path) -> None:
 # --- merging ------------------------------------------------------------------------------------------------------------
 
 
+async def test_what_belongs_to_no_plan_begins_with_head_once_that_has_all_of_it(tmp_path: Path) -> None:
+    repo, work = make_repo(tmp_path / "repo"), spaces(tmp_path)
+    first = await made(work, repo, "one")
+    await merged(work, first, (await change(work, first, {"one.txt": "1"})).head)
+    tip = git(repo, "rev-parse", "orchestra/_/merged")
+    (repo / "mine.txt").write_text("not seen while the branch has more than HEAD")
+    git(repo, "add", "-A")
+    git(repo, "commit", "-qm", "mine")
+    assert (await made(work, repo, "two")).base == tip
+    brought = await work.bring(BringRequest(repo=str(repo), plan=PlanId("_"), branch="main"))
+    assert brought.result == "merged"
+    third = await made(work, repo, "three")
+    assert third.base == git(repo, "rev-parse", "HEAD") == brought.head
+    assert await work.tip(str(repo), PlanId("_")) == tip
+    assert (await merged(work, third, (await change(work, third, {"three.txt": "3"})).head, tip)).result == "merged"
+    assert git(repo, "show", "orchestra/_/merged:mine.txt").startswith("not seen")
+    assert (await made(work, repo, "p/one")).base == brought.head
+    planned = await change(work, await made(work, repo, "p/one"), {"p.txt": "p"})
+    assert (await work.merge(MergeRequest(repo=str(repo), attempt=attempt("p/one"), head=planned.head))).result == "merged"
+    git(repo, "merge", "-q", "--no-ff", "-m", "take it", "orchestra/p/merged")
+    assert (await made(work, repo, "p/two")).base == planned.head, "a plan goes on from its own branch"
+
+
 async def test_a_real_merge_is_told_from_a_trivial_one(tmp_path: Path) -> None:
     repo = make_repo(tmp_path / "repo")
     work = spaces(tmp_path)

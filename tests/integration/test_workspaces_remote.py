@@ -104,6 +104,16 @@ async def test_work_on_a_node_comes_into_the_users_repository(tmp_path: Path, ho
     assert (await work.inspect(str(repo))).head == before
 
 
+async def test_what_belongs_to_no_plan_begins_with_head_there_too(tmp_path: Path) -> None:
+    repo, work = make_repo(tmp_path / "repo"), reached(tmp_path)
+    first = await made(work, wanted(repo, attempt("one")))
+    head = await done(work, first, "one.txt", "1")
+    assert await merged(work, first, head) == "merged"
+    assert (await made(work, wanted(repo, attempt("two")))).base == head
+    git(repo, "merge", "-q", "--no-ff", "-m", "take it", "orchestra/_/merged")
+    assert (await made(work, wanted(repo, attempt("three")))).base == git(repo, "rev-parse", "HEAD") != head
+
+
 async def test_two_askings_at_once_send_once(tmp_path: Path) -> None:
     repo = make_repo(tmp_path / "repo")
     transport = Counting()

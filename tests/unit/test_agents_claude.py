@@ -45,6 +45,17 @@ def test_the_prompt_says_by_what_it_is_judged() -> None:
     )
 
 
+def test_the_prompt_says_what_is_required_and_not_how_the_agent_is_run() -> None:
+    spec = make_spec(
+        "claude",
+        "Mend it.",
+        requirements='{"language": "rust", "model": "opus", "target_path": "a/b/", "tests_required": true, "n": [1, "x"]}',
+    )
+    assert launch(spec).files["prompt.txt"] == (
+        'A task\n\nMend it.\n\nWhat is required:\n- language: rust\n- target_path: a/b/\n- tests_required: true\n- n: [1,"x"]\n'
+    )
+
+
 @pytest.mark.parametrize("type_,said", [("command", "Run this shell script"), ("code", "Run this program")])
 def test_a_script_is_told_as_one(type_: str, said: str) -> None:
     assert said in launch(make_spec("claude", "make", type_)).files["prompt.txt"]

@@ -281,6 +281,12 @@ def test_a_task_is_submitted_from_options_from_a_file_and_from_standard_input(tm
         "gcc",
         "--program",
         "git",
+        "--workspace",
+        "src",
+        "--isolation",
+        "shared",
+        "--affinity",
+        "lines",
     ]
     assert call(wiring, "task", "submit", "Count the lines", *options).exit_code == 0
     params = fake.asked("submit_task")[0]
@@ -288,10 +294,13 @@ def test_a_task_is_submitted_from_options_from_a_file_and_from_standard_input(tm
     assert (params.task_id, params.dependencies, params.priority, params.success_criteria) == ("T", ("U",), "high", ("All tests pass",))
     assert (params.constraints.max_execution_time_seconds, params.target_agents.count) == (5, 2)
     assert (params.node, params.tags, params.programs) == ("majin", ("gpu", "eu"), ("gcc", "git"))
+    assert (params.workspace, params.isolation, params.affinity, params.directory) == ("src", "shared", "lines", str(Path.cwd()))
     file = tmp_path / "tasks.json"
-    file.write_text(json.dumps({"tasks": [{"description": "One thing to do"}, {"description": "Another thing to do"}]}))
+    file.write_text(json.dumps({"tasks": [{"description": "One thing to do"}, {"description": "Another thing to do", "directory": "/w"}]}))
     assert len(call(wiring, "task", "submit", "--from", str(file)).stdout.splitlines()) == 2
-    assert isinstance(fake.asked("submit_batch")[0], SubmitBatchParams)
+    batch = fake.asked("submit_batch")[0]
+    assert isinstance(batch, SubmitBatchParams)
+    assert [each.directory for each in batch.tasks] == [str(Path.cwd()), "/w"]
     assert call(wiring, "task", "submit", "--from", "-", stdin='{"description": "One thing to do"}').exit_code == 0
 
 

@@ -41,7 +41,7 @@ EVERY = [
 
 def spec(**fields: Any) -> TaskSpec:
     params = r.parse_params(r.SubmitTaskParams, fields)
-    return r.to_spec(params, task_id=TaskId("T"), default_kind="claude", workspace="/w")
+    return r.to_spec(params, task_id=TaskId("T"), default_kind="claude", directory="/w")
 
 
 def refusal(record: type[Any], raw: object) -> BadInput:

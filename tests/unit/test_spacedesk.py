@@ -16,7 +16,7 @@ from orchestra.ledgers.memory import MemoryLedger
 from orchestra.spacedesk import SpaceDesk, SpaceOptions
 from orchestra.testing.builders import NODE, make_agents, make_task
 from orchestra.usecases import WorkspacesParams
-from orchestra.workspace import Tidied, TidyReport, TidyRequest, Workspaces
+from orchestra.workspace import KeptRef, PruneRequest, Tidied, TidyReport, TidyRequest, Workspaces
 
 TASK = TaskId("a")
 REF = "refs/orchestra/salvage/_/a.1"
@@ -30,17 +30,28 @@ class Places:
         found = [Tidied(plan="_", task=name, bytes=1, age_ms=1, action="remove", why="old", kept=kept) for name in ("a.1", "gone.1")]
         return TidyReport(tuple(found), 2, 2)
 
+    def __init__(self) -> None:
+        self.live: list[tuple[str, ...]] = []
+
+    async def prune(self, request: PruneRequest) -> tuple[KeptRef, ...]:
+        self.live.append(request.live)
+        return ()
+
 
 async def test_what_tidying_kept_of_an_attempts_work_is_named_and_let_go_of_once() -> None:
     ledger = MemoryLedger()
     loop = Loop(Kernel(c.Policy()), ledger, SystemClock(), term=ledger.claim_term())
-    desk = SpaceDesk(loop, lambda: {NODE: cast("Workspaces", Places())}, SpaceOptions())
+    places = Places()
+    desk = SpaceDesk(loop, lambda: {NODE: cast("Workspaces", places)}, SpaceOptions())
     service = asyncio.create_task(loop.run())
     try:
         await loop.request(c.Init("t", (NodeSpec(NODE),), make_agents(1)))
         await loop.report([c.NodeUp(NODE, "boot", "s"), c.WorkerSeen(AgentId(1), Worker(1, 1))])
         await loop.request(c.Submit((make_task("a", plan=None, isolated=True, retries=0),)))
+        await desk.workspaces(WorkspacesParams(refs=True))
         await loop.report([c.AttemptFinished(TASK, 1, Outcome(OutcomeKind.FAILED))])
+        await desk.workspaces(WorkspacesParams(refs=True))
+        assert places.live == [("_",), ()], "refs of what belongs to no plan stay while any of it is at work"
         await desk.workspaces(WorkspacesParams())
         assert await loop.ask(lambda state: unwanted_work(state.tasks[TASK])) == [1], "to look changes nothing"
         await desk.workspaces(WorkspacesParams(remove=True))

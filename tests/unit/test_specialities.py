@@ -102,7 +102,7 @@ def test_a_submitted_task_takes_it_as_well() -> None:
     params = parse_params(SubmitTaskParams, {"description": "Write the parser of the header", "speciality": "documentation"})
 
     def kind(defaults: TaskDefaults) -> str:
-        return to_spec(params, task_id=TaskId("t"), default_kind="", workspace="", defaults=defaults).kind
+        return to_spec(params, task_id=TaskId("t"), default_kind="", directory="", defaults=defaults).kind
 
     assert kind(TaskDefaults(specialists={"documentation": "gemini"})) == "gemini"
     assert kind(TaskDefaults(kinds={"coding": "codex"}, specialists={"documentation": "gemini"})) == "codex"

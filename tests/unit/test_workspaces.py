@@ -72,7 +72,8 @@ def test_no_attempt_can_take_the_plans_branch() -> None:
     with pytest.raises(BadInput):
         check_prefix("a..b")
     with pytest.raises(BadInput):
-        plan_part(PlanId("_"))
+        plan_part(PlanId("_p"))
+    assert plan_part(PlanId("_")) == "_", "what belongs to no plan"
 
 
 # --- merging ------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from orchestra.errors import BadInput
 from orchestra.quantity import USD_MICROS
 
 PROMPT_FILE: Final = "prompt.txt"
+FOR_KINDS: Final = ("model", "cli", "scenario")
+"""Requirements that agent kinds read, not agents."""
 PROXY_VARIABLES: Final = (
     "HTTPS_PROXY",
     "https_proxy",
@@ -27,7 +29,7 @@ def prompt_of(spec: TaskSpec) -> str:
     """Returns the prompt: what to do, and by what it will be judged. Sections that would be empty are left out.
 
     Raises:
-        BadInput: There is nothing to do.
+        BadInput: There is nothing to do, or the requirements are not JSON.
     """
     content = spec.payload.content.strip()
     if not content:
@@ -43,11 +45,27 @@ def prompt_of(spec: TaskSpec) -> str:
             raise BadInput(f"a coding agent takes no payload of type {other[:40]!r}", field="payload.type", hint="use analysis (a prompt)")
     description = spec.description.strip()
     parts = [description, told] if description and description not in told else [told]
+    if wanted := _wanted(spec):
+        parts.append("What is required:\n" + "\n".join(wanted))
     if spec.criteria:
         parts.append("The work is done when:\n" + "\n".join(f"- {each}" for each in spec.criteria))
     if spec.files:
         parts.append("Change only these, relative to the working folder:\n" + "\n".join(f"- {each}" for each in spec.files))
     return "\n\n".join(parts) + "\n"
+
+
+def _requirements(spec: TaskSpec) -> dict[str, Any]:
+    try:
+        found: Any = msgspec.json.decode(spec.requirements)
+    except msgspec.DecodeError as exc:
+        raise BadInput(f"is not JSON: {exc}", field="requirements") from exc
+    return found if isinstance(found, dict) else {}
+
+
+def _wanted(spec: TaskSpec) -> list[str]:
+    """Returns the requirements one by one, as they are written; those that say how the agent itself is to be run are not its concern."""
+    found = {name: value for name, value in _requirements(spec).items() if name not in FOR_KINDS}
+    return [f"- {name}: {value if isinstance(value, str) else msgspec.json.encode(value).decode()}" for name, value in found.items()]
 
 
 def cost_left(spec: TaskSpec, context: Context) -> str:
@@ -70,11 +88,7 @@ def wish(spec: TaskSpec, name: str) -> str:
     Raises:
         BadInput: The requirements are not JSON, or it is not a text.
     """
-    try:
-        requirements: Any = msgspec.json.decode(spec.requirements)
-    except msgspec.DecodeError as exc:
-        raise BadInput(f"is not JSON: {exc}", field="requirements") from exc
-    value = requirements.get(name) if isinstance(requirements, dict) else None
+    value = _requirements(spec).get(name)
     if value is None:
         return ""
     if not isinstance(value, str):

@@ -18,7 +18,7 @@ from orchestra.agents.registry import define
 from orchestra.bootstrap.coordinator import Coordinator
 from orchestra.bootstrap.provisioning import provisioner
 from orchestra.bootstrap.shelf import open_shelf
-from orchestra.bootstrap.wiring import kind_settings, policy
+from orchestra.bootstrap.wiring import kind_settings, policy, started_in
 from orchestra.client import Client
 from orchestra.clocks.system import SystemClock
 from orchestra.core.model import Lifecycle
@@ -259,6 +259,8 @@ async def start_in_window(root: Path, settings: Settings) -> None:
     for row in rows(settings):
         if row.origin.startswith("flag"):
             argv += ["--set", f"{row.path}={row.value}"]
+    if not settings.tasks.workspace and (here := started_in(settings)):  # its window stands nowhere in particular
+        argv += ["--set", f"tasks.workspace={here}"]
     await end_window(root)
     await _tmux(
         tmux,

@@ -358,7 +358,21 @@ def app_options(settings: Settings, root: Root) -> AppOptions:
         gateway_file=str(gateway_file(settings, root)) if settings.gateway.file else "",
         spaces=space_options(settings),
         routes=route_options(settings),
+        directory=started_in(settings),
     )
+
+
+def started_in(settings: Settings) -> str:
+    """Returns the folder that submitted tasks work in where nobody names one: that of the settings, else where this process was started. Nothing where that is
+    `/`, as for services, which does not mean the whole machine; or where its name cannot be written down.
+    """
+    if settings.tasks.workspace:
+        return str(Path(settings.tasks.workspace).expanduser())
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        return ""
+    return here if here != "/" and here.isprintable() else ""
 
 
 def space_options(settings: Settings) -> SpaceOptions:

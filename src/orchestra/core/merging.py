@@ -98,7 +98,8 @@ def merges_given_up(s: State, now: int, policy: c.Policy) -> Iterator[e.Event]:
 
 
 def fold_work_merged(s: State, ev: e.WorkMerged, at: int) -> None:
-    s.tasks[ev.task].commit = ev.commit
+    task = s.tasks[ev.task]
+    task.commit, task.branch = ev.commit, ev.branch.removeprefix("refs/heads/")
 
 
 def fold_work_conflicted(s: State, ev: e.WorkConflicted, at: int) -> None:

@@ -101,6 +101,8 @@ class TaskState(msgspec.Struct, omit_defaults=True):
     """The attempt whose work is being merged; 0 while none is."""
     commit: str = ""
     """Where the plan's branch was after its work had been merged."""
+    branch: str = ""
+    """That branch by its short name; empty where nothing was merged."""
     conflicts: int = 0
     feedback: str = ""
     """What a review found wanting in its work; until it is completed again."""

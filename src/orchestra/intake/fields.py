@@ -54,6 +54,8 @@ EnvValue = Annotated[str, Meta(max_length=131_072, pattern=NO_NUL, extra={"says"
 Folder = Annotated[
     str, Meta(min_length=1, max_length=4096, pattern=NO_NUL, description="Folder, seen from the plan file.", extra={"says": "a folder"})
 ]
+AbsoluteFolder = Annotated[str, Meta(max_length=4096, pattern=r"^/[^\u0000]*$", extra={"says": "an absolute folder"})]
+Isolation = Literal["worktree", "shared"]
 JsonObject = dict[str, Any]
 
 Tags = Annotated[tuple[Name, ...], Meta(max_length=100, description="Tags its node must have.")]

@@ -7,7 +7,6 @@ are never looked into. Reading is linear in the text; a chain of a hundred thous
 from __future__ import annotations
 
 import hashlib
-import posixpath
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Final, Literal
@@ -33,13 +32,11 @@ from orchestra.ids import NodeId, PlanId, TaskId, plan_task_id
 from orchestra.intake import fields as f
 from orchestra.intake.criteria import Criterion, checks_for, for_judgement, written
 from orchestra.intake.document import Document, Path, parse, show_path
+from orchestra.intake.folders import SHELL_KIND, place_of
 from orchestra.intake.judging import with_judges
 from orchestra.intake.shape import PROBLEMS_MAX, Problem, convert, nearest
 from orchestra.quantity import ms_from_seconds
 
-SHELL_KIND: Final = "shell"
-REHEARSAL_KIND: Final = "rehearsal"
-SHARED_KINDS: Final = (SHELL_KIND, REHEARSAL_KIND)
 ROUTES: Final = {RETURNS_PLAN: "planning", RETURNS_REVIEW: "review"}
 """Categories of tasks by what they return, whatever their own category is; they decide which kind of agent gets a prompt that names none."""
 SCHEMA_ID: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -96,7 +93,7 @@ class TaskFields(f.Record, frozen=True, kw_only=True):
     workspace: f.Folder | UnsetType = UNSET
     isolation: (
         Annotated[
-            Literal["worktree", "shared"],
+            f.Isolation,
             Meta(
                 description="worktree: each attempt works in a worktree (or copy) of the workspace, and verified work is merged into the plan's branch. "
                 "shared: in the workspace itself. Default: shared for shell and rehearsal, worktree for others."
@@ -335,6 +332,8 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
     strategy, replicas = f.strategy_of(merged.target_agents)
     timeout_ms, cost = f.stops_of(merged.constraints, fallback.timeout_ms)
     requirements = merged.requirements
+    isolation = None if isinstance(merged.isolation, UnsetType) else merged.isolation
+    place = place_of(_folder(plan, merged), isolation, kind=kind, directory=directory)
     return TaskSpec(
         id=TaskId(task.id),
         description=f.first_line(payload.content) if isinstance(merged.description, UnsetType) else merged.description,
@@ -355,9 +354,9 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         checks=checks,
         requirements="{}" if isinstance(requirements, UnsetType) else msgspec.json.encode(requirements).decode(),
         files=f.given(merged.files, ()),
-        workspace=_workspace(plan, merged, kind, directory),
-        workspace_here=not _folder(plan, merged, kind).startswith("/"),
-        isolated=_isolated(plan, merged, kind),
+        workspace=place.workspace,
+        workspace_here=place.here,
+        isolated=place.isolated,
         sandbox=f.given(merged.sandbox, "auto").replace("auto", ""),
         stdin=f.given(merged.stdin, ""),
         affinity=f.given(merged.affinity, ""),
@@ -436,17 +435,6 @@ def _kind(plan: PlanFile, merged: TaskFields, payload: Payload, path: Path, rout
     )
 
 
-def _folder(plan: PlanFile, merged: TaskFields, kind: str) -> str:
-    return f.given(merged.workspace, f.given(plan.workspace, "" if kind == REHEARSAL_KIND else "."))
-
-
-def _isolated(plan: PlanFile, merged: TaskFields, kind: str) -> bool:
-    if not _folder(plan, merged, kind):
-        return False  # it has a private folder anyway
-    return f.given(merged.isolation, "shared" if kind in SHARED_KINDS else "worktree") == "worktree"
-
-
-def _workspace(plan: PlanFile, merged: TaskFields, kind: str, directory: str) -> str:
-    """Returns the absolute folder; empty for a private one. Tasks work where the plan lies unless it says otherwise; rehearsals touch no files."""
-    folder = _folder(plan, merged, kind)
-    return posixpath.normpath(posixpath.join(directory, folder)) if folder else ""
+def _folder(plan: PlanFile, merged: TaskFields) -> str | None:
+    folder = f.given(merged.workspace, plan.workspace)
+    return None if isinstance(folder, UnsetType) else folder

@@ -25,6 +25,7 @@ from orchestra.ids import NodeId, TaskId, parse_task_id
 from orchestra.intake import fields as f
 from orchestra.intake.criteria import Criterion, checks_for, written
 from orchestra.intake.document import Path, check_plain, parse, show_path
+from orchestra.intake.folders import SHELL_KIND, place_of
 from orchestra.intake.planfile import AgentGroup
 from orchestra.intake.shape import Problem, convert
 from orchestra.quantity import ms_from_seconds
@@ -81,6 +82,22 @@ class SubmitTaskParams(f.Record, frozen=True, kw_only=True):
     node: Annotated[f.Name, Meta(description="Node it has to run on.")] | None = None
     tags: f.Tags = ()
     programs: f.Programs = ()
+    workspace: Annotated[f.Folder, Meta(description="Folder it works in, seen from `directory`; default is that one.")] | None = None
+    isolation: (
+        Annotated[
+            f.Isolation, Meta(description="As in plans: a worktree (or copy) of the workspace for each attempt, or the workspace itself.")
+        ]
+        | None
+    ) = None
+    affinity: Annotated[f.Name, Meta(description="Tasks with the same key prefer the same agent, and go on with its session.")] | None = (
+        None
+    )
+    directory: (
+        Annotated[
+            f.AbsoluteFolder, Meta(description="Where its workspace is seen from; default is the folder that the orchestra was started in.")
+        ]
+        | None
+    ) = None
     retries: f.Retries | None = None
     retry_backoff_seconds: Annotated[f.Wait, Meta(description="Wait before the first retry; doubles with each.")] | None = None
 
@@ -157,18 +174,18 @@ def parse_params(record: type[T], raw: object) -> T:
     return made
 
 
-def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, workspace: str, defaults: TaskDefaults = STANDARD) -> TaskSpec:
+def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, directory: str, defaults: TaskDefaults = STANDARD) -> TaskSpec:
     """Returns a submitted task as the core's record.
 
     Args:
         params: What was submitted.
         task_id: Its id, made up by the caller if the parent gave none.
         default_kind: Agent kind for prompts that name none, or empty if there is none; scripts go to `shell`.
-        workspace: Absolute folder it runs in, or empty for a private one.
+        directory: Absolute folder that its workspace is seen from where it names none, or empty: it then has a private one.
         defaults: What it gets where it says nothing.
 
     Raises:
-        BadInput: It is too vague to be done, or a criterion cannot be checked.
+        BadInput: It is too vague to be done, its folder cannot be told, or a criterion cannot be checked.
     """
     if params.payload is None and not params.success_criteria:
         check_clear(params.description)
@@ -182,12 +199,19 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, wor
         raise BadInput("the task depends on itself", field="dependencies", hint="remove it")
     best_at = defaults.specialists.get(speciality_of(params.speciality or "", params.category, ""), "")
     routed = default_kind or defaults.kinds.get(params.category, best_at)
-    kind = params.agent or ("shell" if payload.type in ("command", "code") else routed)
+    kind = params.agent or (SHELL_KIND if payload.type in ("command", "code") else routed)
     if not kind:
         raise BadInput(
             "a prompt needs an agent that understands it", field="agent", hint="name an agent kind, or set agents.kind in the settings"
         )
-    backoff = params.retry_backoff_seconds
+    backoff, seen_from = params.retry_backoff_seconds, params.directory or directory
+    if params.workspace is not None and not seen_from and not params.workspace.startswith("/"):
+        raise BadInput(
+            f"it is not said where {params.workspace!r} is seen from",
+            field="workspace",
+            hint="name an absolute folder, or give `directory`",
+        )
+    place = place_of(params.workspace, params.isolation, kind=kind, directory=seen_from)
     return TaskSpec(
         id=task_id,
         description=params.description,
@@ -208,7 +232,10 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, wor
         checks=checks_for(params.success_criteria, field="success_criteria"),
         requirements=msgspec.json.encode(params.requirements).decode(),
         files=params.files,
-        workspace=workspace,
+        workspace=place.workspace,
+        workspace_here=place.here,
+        isolated=place.isolated,
+        affinity=params.affinity or "",
         node=None if params.node is None else NodeId(params.node),
         tags=params.tags,
         programs=params.programs,

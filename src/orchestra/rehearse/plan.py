@@ -12,13 +12,14 @@ from typing import Any, Final
 import msgspec
 
 from orchestra.core.model import ANY_KIND, TaskSpec
-from orchestra.intake.planfile import REHEARSAL_KIND, SHELL_KIND, PlanDocument
+from orchestra.intake.folders import REHEARSAL_KIND, SHARED_KINDS
+from orchestra.intake.planfile import PlanDocument
 from orchestra.rehearse.scenario import Scene
 from orchestra.rehearse.script import SPOKEN, mark_of, requirements_of
 from orchestra.views import REHEARSAL
 
 OF_MACHINES: Final = ("node", "tags", "programs")
-AS_THEY_ARE: Final = (SHELL_KIND, REHEARSAL_KIND)
+AS_THEY_ARE: Final = SHARED_KINDS
 
 Json = dict[str, Any]
 

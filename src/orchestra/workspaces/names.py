@@ -23,8 +23,8 @@ def ref_part(name: str) -> str:
 
 
 def plan_part(plan: PlanId) -> str:
-    """Returns what a plan is called in refs and folders."""
-    return ref_part(check_name(plan, field="plan"))
+    """Returns what a plan is called in refs and folders; `_` stands for the tasks of none."""
+    return NO_PLAN if plan == NO_PLAN else ref_part(check_name(plan, field="plan"))
 
 
 def attempt_parts(attempt: AttemptId) -> tuple[str, str]:

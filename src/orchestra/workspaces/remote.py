@@ -72,7 +72,7 @@ class _Origin(msgspec.Struct, frozen=True):
 
 
 class _Tip(msgspec.Struct):
-    head: str
+    start: str
 
 
 class _Refs(msgspec.Struct):
@@ -258,8 +258,8 @@ class RemoteWorkspaces:
         home = self._home
         asked = {"repo": origin.repo, "owner": home.options.owner, "prefix": home.options.branches, "plan": plan}
         tip = await call(home.transport, home.options.machine, "tip", asked, _Tip)
-        if tip.head:
-            return tip.head
+        if tip.start:
+            return tip.start
         found = await call(home.transport, home.options.machine, "send_facts", {"repo": origin.repo, "refs": ["HEAD"]}, _Refs)
         if not found.refs["HEAD"]:
             raise NotFound(f"{origin.repo} has no commit any more", hint=REMEDY)

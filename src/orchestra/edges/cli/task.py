@@ -62,6 +62,13 @@ for each in (diff, result, artifacts):
 @click.option("--criterion", "success_criteria", multiple=True, metavar="TEXT", help="What is checked at the end; may be repeated.")
 @click.option("--retries", type=click.IntRange(0), metavar="N")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Longest time an attempt may take.")
+@click.option("--workspace", metavar="FOLDER", help="Folder it works in; default is the one you are in.")
+@click.option(
+    "--isolation",
+    type=click.Choice(["worktree", "shared"]),
+    help="A worktree (or copy) of that folder for each attempt, or the folder itself; default is shared for scripts, worktree for other agents.",
+)
+@click.option("--affinity", metavar="KEY", help="Tasks with the same key prefer the same agent, and go on with its session.")
 @click.option("--count", type=click.IntRange(1, 200), metavar="N", help="Agents that try it side by side; the best result wins.")
 @click.option(
     "--from",
@@ -71,7 +78,11 @@ for each in (diff, result, artifacts):
 )
 @click.pass_context
 def submit(context: click.Context, /, source: Path | None, **given: Any) -> None:
-    """Submit one task, or a file of tasks."""
+    """Submit one task, or a file of tasks.
+
+    It works in the folder you are in, as a plan's tasks do in the plan's: scripts in the folder itself, other agents in a worktree (or copy) of their own, whose
+    verified work is merged into the branch orchestra/_/merged.
+    """
     from orchestra.intake.request import SubmitBatchParams, SubmitTaskParams, parse_params
 
     session = session_of(context)
@@ -82,6 +93,7 @@ def submit(context: click.Context, /, source: Path | None, **given: Any) -> None
         raise BadInput("--from goes alone", field="from", hint="write everything into the file")
     else:
         request = read_request(source)
+    see_from(str(Path.cwd()), request)
     if isinstance(request, dict) and "tasks" in request:
         batch = parse_params(SubmitBatchParams, request)
         replies = session.ask(lambda use_cases: use_cases.submit_batch(batch))
@@ -112,6 +124,14 @@ def request_of(said: dict[str, Any]) -> dict[str, Any]:
     if "count" in said:
         said["target_agents"] = {"count": said.pop("count")}
     return said
+
+
+def see_from(folder: str, request: object) -> None:
+    """Puts into a request, or each of a batch, where its workspace is seen from, unless it says so itself. What is no request stays as it is."""
+    tasks = request.get("tasks") if isinstance(request, dict) and "tasks" in request else [request]
+    for each in tasks if isinstance(tasks, list) else []:
+        if isinstance(each, dict):
+            each.setdefault("directory", folder)
 
 
 def read_request(source: Path) -> object:

@@ -11,6 +11,7 @@ import click
 from orchestra.edges.cli.grammar import Command, session_of
 from orchestra.edges.cli.render import Part, Renderer, Styled, mark, status_word
 from orchestra.edges.cli.session import Session
+from orchestra.edges.cli.task_text import merged
 from orchestra.errors import BadInput, NotFound, PortFailed
 from orchestra.files import write_atomically
 
@@ -99,11 +100,17 @@ def no_diff(detail: TaskDetail, attempt: int | None) -> NotFound:
     if attempt is not None and attempt not in numbers:
         known = f"it has 1 to {len(numbers)}" if numbers else "it was not tried yet"
         return NotFound(f"{task} has no attempt {attempt}", field="attempt", hint=known)
+    if not detail.workspace:
+        return NotFound(
+            f"{task} works in a private folder that is empty at first, so there is nothing to compare with",
+            field="task",
+            hint="give it a `workspace`, and each attempt has a worktree or copy of that",
+        )
     if not detail.isolated:
         return NotFound(
             f"{task} works in a folder that others change too, so what it changed cannot be told",
             field="task",
-            hint="give it `isolation: worktree` in the plan, and each attempt has a worktree of its own",
+            hint="give it `isolation: worktree`, and each attempt has a worktree of its own",
         )
     kept = next((each.kept for each in detail.attempts if each.kept and attempt in (None, each.number)), "")
     if kept.startswith("refs/"):
@@ -183,6 +190,7 @@ def show_result(render: Renderer, values: dict[str, Any], detail: TaskDetail) ->
         ("coverage", "" if output["coverage_percent"] is None else f"{output['coverage_percent']:g} %"),
         ("linter", "" if output["linter_errors"] is None else f"{output['linter_errors']} errors"),
         ("created", ", ".join(output["files_created"])),
+        ("merged", merged(detail)),
         ("cost", f"{cost['estimated_cost_dollars']:.4f} dollars, {cost['tokens_consumed']} tokens" if cost["tokens_consumed"] else ""),
     ]
     render.fields((name, value) for name, value in rows if value)

@@ -71,6 +71,8 @@ def show_detail(render: Renderer, detail: TaskDetail) -> None:
         ("reviewed by", ", ".join(detail.reviewed_by)),
         ("sent back", f"{detail.sent_back} times" if detail.sent_back > 1 else "once" if detail.sent_back else ""),
         ("warnings", "; ".join(task.warnings)),
+        ("works", works(detail)),
+        ("merged", merged(detail)),
         ("files", ", ".join(detail.files)),
         ("touched", listed(detail.touched)),
         ("conflicts", "; ".join(f"{each.other} has changed {listed(each.paths)} too" for each in detail.conflicts_predicted)),
@@ -88,6 +90,18 @@ def show_detail(render: Renderer, detail: TaskDetail) -> None:
         ran = f" for {show_ms(attempt.duration_ms)}" if attempt.duration_ms else ""
         render.line(Styled(f"attempt {attempt.number}", "bold"), f" by agent #{attempt.agent} on {attempt.node}: ", word, f"{ran}{primary}")
         show_attempt(render, attempt)
+
+
+def works(detail: TaskDetail) -> str:
+    """Returns where its attempts work."""
+    if not detail.workspace:
+        return "in a private folder"
+    return f"{'beside' if detail.isolated else 'in'} {detail.workspace}"
+
+
+def merged(detail: TaskDetail) -> str:
+    """Returns where its work was merged, or nothing."""
+    return f"into {detail.branch}, at {detail.commit[:SHA_SHOWN]}" if detail.commit else ""
 
 
 def listed(paths: tuple[str, ...]) -> str:

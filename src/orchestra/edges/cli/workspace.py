@@ -69,7 +69,7 @@ def gc(context: click.Context, yes: bool, dry_run: bool, older_than: float | Non
 
 @workspace.command("merge", cls=Command, example="orchestra workspace merge main\norchestra workspace merge main --plan shop.2")
 @click.argument("branch")
-@click.option("--plan", metavar="ID", help="The plan; default is the latest.")
+@click.option("--plan", metavar="ID", help="The plan; default is the latest. `_` is what was submitted without one.")
 @click.pass_context
 def merge(context: click.Context, branch: str, plan: str | None) -> int:
     """Merge a completed plan's work into BRANCH, one of yours.

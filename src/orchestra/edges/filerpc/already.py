@@ -55,13 +55,15 @@ def _known_task(state: State, loop: Loop, params: SubmitTaskParams) -> SubmitRep
         timeout_ms=known.timeout_ms, retries=known.retries, backoff_ms=known.backoff_ms, backoff_max_ms=known.backoff_max_ms
     )
     try:
-        spec = to_spec(params, task_id=task.id, default_kind=known.kind, workspace=known.workspace, defaults=defaults)
+        spec = to_spec(params, task_id=task.id, default_kind=known.kind, directory=known.workspace, defaults=defaults)
     except BadInput:
         return None
     if not set(spec.needs) <= set(known.needs):
         return None
     # Reviews may have joined its needs, and another kind may have taken its place: all else is as it was asked for.
-    decided = ("needs", "gates", *(("kind", "estimate_ms", "slower_percent", "requirements", "warnings") if known.warnings else ()))
+    decided = ["needs", "gates", *(("kind", "estimate_ms", "slower_percent", "requirements", "warnings") if known.warnings else ())]
+    if params.directory is None and not (params.workspace or "").startswith("/"):
+        decided.append("workspace")  # where it is seen from is not said
     if msgspec.structs.replace(spec, **{name: getattr(known, name) for name in decided}) != known:
         return None
     done_ms = task.ended_ms if task.over else loop.now_ms() + eta_ms(state, loop.kernel.scheduler, task)

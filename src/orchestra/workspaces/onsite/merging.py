@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestra.workspaces.onsite.ground import Git, Private, Problem, Repository, check_sha, expand, find, shown
 from orchestra.workspaces.onsite.records import namespace
-from orchestra.workspaces.onsite.worktrees import checked_out, merged_branch
+from orchestra.workspaces.onsite.worktrees import checked_out, merged_branch, starting_tip
 
 
 def merge(git: Git, request: dict[str, Any]) -> dict[str, Any]:
@@ -118,13 +118,14 @@ def _side(private: Private, entry: tuple[str, str] | None, limit: int) -> dict[s
 
 
 def branch_tip(git: Git, request: dict[str, Any]) -> dict[str, Any]:
-    """Tells where a plan's branch is."""
+    """Tells where a plan's branch is, and in `start` the same if its attempts start there; they start from HEAD where that is empty."""
     repo = find(git, expand(request["repo"]))
     if repo is None:
-        return {"branch": "", "head": ""}
+        return {"branch": "", "head": "", "start": ""}
     space = namespace(repo, request["prefix"], request["plan"], request["owner"], make=False)
     target = merged_branch(request["prefix"], space)
-    return {"branch": target, "head": repo.ref(target)}
+    tip = repo.ref(target)
+    return {"branch": target, "head": tip, "start": starting_tip(repo, request["plan"], tip)}
 
 
 __all__ = ["Repository", "branch_tip", "merge", "merged_tree", "parse_merge_tree"]

@@ -13,6 +13,8 @@ from orchestra.workspaces.onsite import copies
 from orchestra.workspaces.onsite.ground import Clock, Git, Private, Problem, Repository, check_part, check_sha, expand, find, shown
 from orchestra.workspaces.onsite.records import Place, busy, check_git_file, namespace, place_of
 
+NO_PLAN = "_"
+"""What stands for a plan where a task belongs to none, as in `orchestra.workspaces.names`."""
 IN_PROGRESS = {
     "MERGE_HEAD": "merge",
     "CHERRY_PICK_HEAD": "cherry-pick",
@@ -87,10 +89,11 @@ class Start:
             self._spaces[plan] = namespace(self.repo, self.prefix, plan, self.request["owner"], make=True)
         return self._spaces[plan]
 
-    def base(self, wanted: str, merged: str) -> str:
+    def base(self, wanted: str, plan: str) -> str:
+        merged = merged_branch(self.prefix, self.space(plan))
         key = (wanted, "" if wanted else merged)
         if key not in self._bases:
-            self._bases[key] = _base(self.repo, wanted, self.tips.get(merged, ""))
+            self._bases[key] = _base(self.repo, wanted, starting_tip(self.repo, plan, self.tips.get(merged, "")))
         return self._bases[key]
 
 
@@ -122,7 +125,7 @@ def begin(start: Start, place: Place, attempt: dict[str, Any]) -> dict[str, Any]
     """Makes branch and worktree without files, with the repository locked. Returns the record; one that is `ready` was there before."""
     repo, prefix, space = start.repo, start.prefix, start.space(place.plan)
     branch = branch_of(prefix, space, place.task)
-    base = start.base(attempt["base"], merged_branch(prefix, space))
+    base = start.base(attempt["base"], place.plan)
     found = place.read()
     if found is not None and found["state"] == "ready":
         if (found["base"] != base and attempt["base"]) or found["common"] != repo.common:
@@ -152,6 +155,17 @@ def begin(start: Start, place: Place, attempt: dict[str, Any]) -> dict[str, Any]
         record["admin"] = os.fsdecode(file.read()).rstrip("\n")[len("gitdir: ") :]
     place.write(record)
     return record
+
+
+def starting_tip(repo: Repository, plan: str, tip: str) -> str:
+    """Returns the tip of a plan's branch if attempts start from there, and nothing if they start from HEAD.
+
+    The branch of the tasks of no plan has no end: once all of it is in HEAD, the next ones begin with what was committed since.
+    """
+    if plan != NO_PLAN or not tip:
+        return tip
+    head = repo.ref("HEAD", here=True)
+    return "" if head and repo.ask("merge-base", "--is-ancestor", tip, head)[0] == 0 else tip
 
 
 def _base(repo: Repository, wanted: str, merged: str) -> str:

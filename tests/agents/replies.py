@@ -69,6 +69,8 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     fails("SCENE-LIMITED", 429, "rate_limit_error", "This request would exceed your account's rate limit."),
     fails("SCENE-NO-CREDIT", 400, "invalid_request_error", "Your credit balance is too low to access the Anthropic API."),
     fails("SCENE-NO-QUOTA", 429, "insufficient_quota", "You exceeded your current quota, please check your plan and billing details."),
+    fails("SCENE-TOO-LONG", 400, "invalid_request_error", "prompt is too long: 1208310 tokens > 1000000 maximum"),
+    fails("SCENE-TOO-LARGE", 413, "request_too_large", "Request exceeds the maximum size"),
     fails("SCENE-OVERLOADED", 529, "overloaded_error", "Overloaded"),
     fails("SCENE-UNAVAILABLE", 503, "server_error", "unavailable"),
     {

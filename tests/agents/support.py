@@ -25,6 +25,8 @@ from orchestra.core.model import AgentSpec, Payload, TaskSpec
 from orchestra.engine.orders import OrderMaker, OrderOptions
 from orchestra.ids import AgentId, AttemptId, NodeId, TaskId
 from orchestra.nodes.tmux_node import attempt_dir, stage_argv
+from orchestra.stage.ending import tagged
+from orchestra.stage.processes import processes
 from tests.agents.replies import FIXTURES
 from tests.integration.stage_support import PYTHON, Pane, Stage, wait_until
 
@@ -219,6 +221,15 @@ class Desk(Stage):
         """Waits until the tool that the model called runs, and returns its pid."""
         path = self.attempt_folder(values) / "work" / "pid"
         return int(wait_until(lambda: path.exists() and path.read_text().strip(), "the tool's pid"))
+
+    def driven_pid(self, values: dict[str, Any]) -> int:
+        """Returns the CLI's pid, where a program of the stage has it as its child."""
+        ours = self.wait_record("started", values)["pid"]
+        return next(pid for pid, facts in processes().items() if facts[0] == ours)
+
+    def left_of(self, values: dict[str, Any]) -> list[int]:
+        """Returns the processes of an attempt that are still there, whatever session they are in."""
+        return tagged(processes(), str(self.attempt_folder(values)))
 
 
 LONG_LISTS = re.compile(r"^(tools|slash_commands|terminal_slash_commands|agents|skills|plugins|capabilities)$")

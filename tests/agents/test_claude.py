@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -64,6 +66,8 @@ def test_its_files_are_in_the_agents_own_folder_and_the_key_in_none(stage: Desk)
         ("SCENE-LIMITED-LONG", "limited-long", Cause.RATE_LIMITED),
         ("SCENE-NO-CREDIT", "no-credit", Cause.QUOTA),
         ("SCENE-OVERLOADED", "overloaded", Cause.OVERLOADED),
+        ("SCENE-TOO-LONG", "too-long", Cause.REQUEST),
+        ("SCENE-TOO-LARGE", "too-large", Cause.REQUEST),
         ("SCENE-CUT", "cut", Cause.NETWORK),
         ("SCENE-REFUSAL", "refusal", Cause.REFUSED),
     ],
@@ -160,3 +164,31 @@ def test_killed_it_leaves_no_tool_behind(stage: Desk) -> None:
     run = finish(stage, spec, values, "killed")
     assert (run.verdict.kind, cause_in(run.verdict.reason)) == (OutcomeKind.FAILED, Cause.KILLED)
     wait_until(lambda: not is_alive(tool), "the end of the tool")
+    assert stage.left_of(values) == []
+
+
+@pytest.mark.parametrize("number,name", [(signal.SIGINT, "interrupted-tool"), (signal.SIGTERM, "terminated"), (signal.SIGHUP, "hung-up")])
+def test_a_signal_of_somebody_else_is_told_as_that(stage: Desk, number: signal.Signals, name: str) -> None:
+    spec = make_task("claude", "SCENE-CLAUDE-WAIT")
+    values = stage.hand_out(ADAPTER, spec, settings=SETTINGS)
+    tool = stage.tool_pid(values)
+    stage.adopt(tool)
+    os.kill(stage.wait_record("started", values)["pid"], number)
+    run = finish(stage, spec, values, name)
+    assert (run.verdict.kind, cause_in(run.verdict.reason)) == (OutcomeKind.FAILED, Cause.KILLED), run
+    assert number.name in run.verdict.reason
+    assert run.verdict.session
+    assert stage.left_of(values) == []
+
+
+def test_ctrl_c_in_its_window_while_the_model_speaks_is_told_as_that(stage: Desk) -> None:
+    """Whether Claude Code still comes to print a result then is a race: both ends are the same."""
+    spec = make_task("claude", "SCENE-SLOW-TO-THE-END")
+    values = stage.hand_out(ADAPTER, spec, settings=SETTINGS)
+    wait_until(lambda: stage.net.requests("SCENE-SLOW-TO-THE-END"), "the request")
+    stage.panes[0].type(b"\x03")
+    run = finish(stage, spec, values, "interrupted-speech")
+    assert (run.end.reason, run.end.code) == ("exit", 0)
+    assert (run.verdict.kind, cause_in(run.verdict.reason)) == (OutcomeKind.FAILED, Cause.KILLED), run
+    assert "Ctrl-C" in run.verdict.reason
+    assert stage.left_of(values) == []

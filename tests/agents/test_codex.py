@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import msgspec
@@ -163,3 +165,16 @@ def test_killed_it_leaves_no_tool_behind(stage: Desk) -> None:
     run = finish(stage, spec, values, "killed")
     assert (run.verdict.kind, cause_in(run.verdict.reason)) == (OutcomeKind.FAILED, Cause.KILLED)
     wait_until(lambda: not is_alive(tool), "the end of the tool")
+    assert stage.left_of(values) == []
+
+
+@pytest.mark.parametrize("number,name", [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_signal_of_somebody_else_is_told_as_that(stage: Desk, number: signal.Signals, name: str) -> None:
+    spec = make_task("codex", "SCENE-CODEX-WAIT")
+    values = stage.hand_out(ADAPTER, spec, settings=SETTINGS)
+    stage.adopt(stage.tool_pid(values))
+    os.kill(stage.wait_record("started", values)["pid"], number)
+    run = finish(stage, spec, values, name)
+    assert (run.verdict.kind, cause_in(run.verdict.reason)) == (OutcomeKind.FAILED, Cause.KILLED), run
+    assert run.verdict.session
+    assert stage.left_of(values) == []

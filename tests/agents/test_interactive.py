@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -213,3 +215,47 @@ def test_a_thread_of_codex_is_resumed(stage: Desk) -> None:
     unknown = "00000000-0000-7000-8000-000000000000"
     lost = finish(stage, CODEX, begin(stage, CODEX, "SCENE-SAY", attempt=3, session=unknown), "no-session")
     assert cause_in(lost.verdict.reason) is Cause.SESSION, lost
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("adapter,word", [(CLAUDE, "SCENE-CLAUDE-WAIT"), (CODEX, "SCENE-CODEX-WAIT")])
+@pytest.mark.parametrize("whom", ["cli", "ours"])
+def test_killed_by_somebody_else_it_says_so_and_nothing_is_left(
+    stage: Desk, adapter: Adapter, word: str, whom: str, number: signal.Signals
+) -> None:
+    """The CLI itself, and the program of the stage that drives it."""
+    begun = begin(stage, adapter, word)
+    values = begun[1]
+    stage.adopt(stage.tool_pid(values))
+    os.kill(stage.driven_pid(values) if whom == "cli" else stage.wait_record("started", values)["pid"], number)
+    run = finish(stage, adapter, begun, f"killed-{whom}-{number.name.lower()}")
+    assert (run.verdict.kind, cause_in(run.verdict.reason)) == (OutcomeKind.FAILED, Cause.KILLED), run
+    assert run.verdict.session
+    assert stage.left_of(values) == []
+
+
+def test_a_person_who_leaves_claude_in_its_window_is_told_as_that(stage: Desk) -> None:
+    begun = begin(stage, CLAUDE, "SCENE-CLAUDE-WAIT")
+    stage.adopt(stage.tool_pid(begun[1]))
+    pressed = itertools.count()
+
+    def over() -> bool:
+        """Two presses within a second or so end it; what it draws between them is heard meanwhile."""
+        stage.panes[0].pull()
+        if next(pressed) % 20 == 0:
+            stage.panes[0].type(b"\x03")
+        return any(record["task"] == begun[1]["task"] for record in stage.records("done"))
+
+    wait_until(over, lambda: f"the end; the pane shows {stage.panes[0].text[-3000:]!r}")
+    run = finish(stage, CLAUDE, begun, "left")
+    assert (run.verdict.kind, cause_in(run.verdict.reason)) == (OutcomeKind.FAILED, Cause.KILLED), run
+    assert stage.left_of(begun[1]) == []
+
+
+def test_ctrl_c_in_the_window_of_codex_is_told_as_that(stage: Desk) -> None:
+    begun = begin(stage, CODEX, "SCENE-CODEX-WAIT")
+    stage.adopt(stage.tool_pid(begun[1]))
+    stage.panes[0].type(b"\x03")
+    run = finish(stage, CODEX, begun, "left")
+    assert (run.verdict.kind, cause_in(run.verdict.reason)) == (OutcomeKind.FAILED, Cause.KILLED), run
+    assert stage.left_of(begun[1]) == []

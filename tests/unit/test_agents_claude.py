@@ -173,6 +173,12 @@ CAUSES = {
     "limited-long": Cause.RATE_LIMITED,
     "no-credit": Cause.QUOTA,
     "overloaded": Cause.OVERLOADED,
+    "too-long": Cause.REQUEST,
+    "too-large": Cause.REQUEST,
+    "interrupted-tool": Cause.KILLED,
+    "interrupted-speech": Cause.KILLED,
+    "terminated": Cause.KILLED,
+    "hung-up": Cause.KILLED,
     "cut": Cause.NETWORK,
     "unreachable": Cause.NETWORK,
     "refusal": Cause.REFUSED,
@@ -203,7 +209,8 @@ def test_a_good_end_is_done(name: str) -> None:
 @pytest.mark.parametrize("name", ["success", "say"])
 @pytest.mark.parametrize("changes", [{"code": 1}, {"code": None, "signal": 9}, {"code": 143}])
 def test_a_good_result_alone_is_not_enough(name: str, changes: dict[str, Any]) -> None:
-    assert judged(ADAPTER, name, **changes).kind is OutcomeKind.FAILED
+    verdict = judged(ADAPTER, name, **changes)
+    assert (verdict.kind, cause_in(verdict.reason)) == (OutcomeKind.FAILED, Cause.CRASHED if changes == {"code": 1} else Cause.KILLED)
 
 
 @pytest.mark.parametrize("name", ["bad-request", "turns", "budget"])
@@ -215,7 +222,8 @@ def test_exit_code_0_alone_is_not_enough(name: str) -> None:
 def test_no_result_is_not_done() -> None:
     last = {name: line for name, line in recording("claude", "success").end.last.items() if name != "result"}
     verdict = judged(ADAPTER, "success", last=last)
-    assert (verdict.kind, cause_in(verdict.reason)) == (OutcomeKind.FAILED, Cause.CRASHED)
+    assert (verdict.kind, cause_in(verdict.reason)) == (OutcomeKind.FAILED, Cause.KILLED)  # as an interruption ends that is not told
+    assert cause_in(judged(ADAPTER, "success", last=last, code=3).reason) is Cause.CRASHED
     assert verdict.usage.tokens_input == 1000  # of its last request, at least
 
 
@@ -268,7 +276,55 @@ def test_what_the_model_quotes_is_no_cause() -> None:
     assert ADAPTER.verdict(make_spec("claude"), end).kind is OutcomeKind.DONE
     end.last["result"].update(is_error=True, terminal_reason="aborted_tools", subtype="error_during_execution")
     verdict = ADAPTER.verdict(make_spec("claude"), end)
-    assert (verdict.kind, cause_in(verdict.reason)) == (OutcomeKind.FAILED, None)
+    assert (verdict.kind, cause_in(verdict.reason)) == (OutcomeKind.FAILED, Cause.KILLED)
+    end.last["result"].update(terminal_reason="malformed_tool_use_exhausted")
+    assert cause_in(ADAPTER.verdict(make_spec("claude"), end).reason) is Cause.CRASHED
+
+
+TERMINAL = {
+    "aborted_streaming": Cause.KILLED,
+    "aborted_tools": Cause.KILLED,
+    "blocking_limit": Cause.REQUEST,
+    "budget_exhausted": Cause.BUDGET,
+    "hook_stopped": Cause.DENIED,
+    "image_error": Cause.REQUEST,
+    "malformed_tool_use_exhausted": Cause.CRASHED,
+    "max_turns": Cause.TURNS,
+    "model_error": Cause.CRASHED,
+    "not_delivered": Cause.CRASHED,
+    "prompt_too_long": Cause.REQUEST,
+    "rapid_refill_breaker": Cause.REQUEST,
+    "stop_hook_prevented": Cause.DENIED,
+    "structured_output_retry_exhausted": Cause.CRASHED,
+    "tool_deferred": Cause.DENIED,
+    "tool_deferred_unavailable": Cause.DENIED,
+    "turn_setup_failed": Cause.CRASHED,
+    "one of a later version": Cause.CRASHED,
+}
+
+
+@pytest.mark.parametrize("terminal,cause", TERMINAL.items())
+def test_every_way_a_result_can_fail_has_its_word(terminal: str, cause: Cause) -> None:
+    end = copy.deepcopy(recording("claude", "success").end)
+    end.last["result"].update(is_error=True, terminal_reason=terminal, subtype="error_during_execution", result="rate limit")
+    verdict = ADAPTER.verdict(make_spec("claude"), end)
+    assert (verdict.kind, cause_in(verdict.reason)) == (OutcomeKind.REFUSED if cause in FINAL else OutcomeKind.FAILED, cause)
+
+
+@pytest.mark.parametrize(
+    "ended,cause",
+    [
+        ({"exit_code": None, "exit_signal": 9}, Cause.KILLED),
+        ({"exit_code": 143, "exit_signal": None}, Cause.KILLED),
+        ({"exit_code": 0, "exit_signal": None}, Cause.KILLED),
+        ({"exit_code": 1, "exit_signal": None}, Cause.CRASHED),
+        ({}, Cause.CRASHED),
+    ],
+)
+def test_one_that_was_closed_before_it_was_done_was_killed_or_crashed(ended: dict[str, Any], cause: Cause) -> None:
+    end = copy.deepcopy(recording("claude", "success").end)
+    end.last["result"].update(is_error=True, terminal_reason="closed", subtype="error_during_execution", **ended)
+    assert cause_in(ADAPTER.verdict(make_spec("claude"), end).reason) is cause
 
 
 def test_a_tool_that_quotes_a_complaint_about_root_is_not_the_cli() -> None:

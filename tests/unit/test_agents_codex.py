@@ -106,6 +106,8 @@ CAUSES = {
     "no-session": Cause.SESSION,
     "bad-option": Cause.CONFIG,
     "killed": Cause.KILLED,
+    "terminated": Cause.KILLED,
+    "interrupted": Cause.KILLED,
 }
 
 
@@ -141,6 +143,25 @@ def test_a_time_limit_says_what_it_waited_for_only_if_that_came_last(name: str, 
     assert (verdict.kind, cause_in(verdict.reason)) == (OutcomeKind.TIMEOUT, cause)
     later = (*recording("codex", name).end.tail, "something later")
     assert cause_in(judged(ADAPTER, name, tail=later).reason) is None
+
+
+def test_a_complaint_after_its_records_is_a_crash_and_no_interruption() -> None:
+    tail = (*recording("codex", "interrupted").end.tail, "Error: could not write last.txt")
+    assert cause_in(judged(ADAPTER, "interrupted", tail=tail).reason) is Cause.CRASHED
+
+
+@pytest.mark.parametrize(
+    "ended,cause",
+    [
+        ({"exit_code": None, "exit_signal": 9}, Cause.KILLED),
+        ({"exit_code": 0, "exit_signal": None}, Cause.KILLED),
+        ({"exit_code": 101, "exit_signal": None}, Cause.CRASHED),
+    ],
+)
+def test_a_server_that_went_was_killed_or_crashed(ended: dict[str, Any], cause: Cause) -> None:
+    line = {"type": "turn.failed", "error": {"message": "codex app-server ended (connection lost)"}, **ended}
+    verdict = judged(ADAPTER, "say", code=1, last={"turn.failed": line})
+    assert (verdict.kind, cause_in(verdict.reason)) == (OutcomeKind.FAILED, cause)
 
 
 def test_a_stop_keeps_the_session() -> None:

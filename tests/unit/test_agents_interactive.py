@@ -108,11 +108,17 @@ def test_a_limit_of_cost_is_left_to_the_gateway() -> None:
         (CLAUDE, "overloaded", OutcomeKind.FAILED, Cause.OVERLOADED),
         (CLAUDE, "no-session", OutcomeKind.FAILED, Cause.SESSION),
         (CLAUDE, "stopped", OutcomeKind.STOPPED, None),
+        (CLAUDE, "killed-cli-sigkill", OutcomeKind.FAILED, Cause.KILLED),
+        (CLAUDE, "killed-cli-sigterm", OutcomeKind.FAILED, Cause.KILLED),
+        (CLAUDE, "left", OutcomeKind.FAILED, Cause.KILLED),
         (CODEX, "success", OutcomeKind.DONE, None),
         (CODEX, "approval-no", OutcomeKind.DONE, None),
         (CODEX, "bad-request", OutcomeKind.FAILED, Cause.REQUEST),
         (CODEX, "no-session", OutcomeKind.FAILED, Cause.SESSION),
         (CODEX, "stopped", OutcomeKind.STOPPED, None),
+        (CODEX, "killed-cli-sigkill", OutcomeKind.FAILED, Cause.KILLED),
+        (CODEX, "killed-cli-sigterm", OutcomeKind.FAILED, Cause.KILLED),
+        (CODEX, "left", OutcomeKind.FAILED, Cause.KILLED),
     ],
 )
 def test_how_recorded_runs_ended(adapter: Adapter, name: str, kind: OutcomeKind, cause: Cause | None) -> None:

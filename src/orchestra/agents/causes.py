@@ -50,9 +50,9 @@ class Cause(Enum):
     CONFIG = "config"
     """The CLI does not run with these options."""
     KILLED = "killed"
-    """Ended by a signal that was not ours."""
+    """Ended from outside, and not by us: by a signal, or by a person in its window."""
     CRASHED = "crashed"
-    """Ended without saying how."""
+    """Ended by itself, before it was done."""
 
 
 FINAL: Final = frozenset({Cause.AUTH, Cause.BUDGET, Cause.CONFIG})
@@ -181,10 +181,27 @@ def last_line(end: Exit) -> dict[str, Any]:
     return line if isinstance(line, dict) else {}
 
 
+def killed_by(code: int | None, number: int | None) -> str:
+    """Returns the name of the signal that ended a program, or nothing. A CLI that handles a signal tells it by its exit code."""
+    if number:
+        return SIGNALS.get(number, f"signal {number}")
+    return SIGNALS.get((code or 0) - SHELL_SIGNAL_BASE, "")
+
+
+def ended_outside(line: dict[str, Any]) -> bool:
+    """Tells whether what a program of the stage drove was ended from outside before it was done: by a signal, or by its being told to go (exit code 0)."""
+    code, number = (value if type(value) is int else None for value in (line.get("exit_code"), line.get("exit_signal")))
+    return code == 0 or bool(killed_by(code, number))
+
+
 def unexplained(end: Exit, usage: Usage, session: str) -> Verdict:
     """Returns the verdict for an end without any word about it: killed, or crashed."""
-    number = end.signal or ((end.code or 0) - SHELL_SIGNAL_BASE)
-    if end.signal or number in SIGNALS:
-        how = f"ended by {SIGNALS.get(number, f'signal {number}')}, which the orchestra did not send"
-        return failed(Cause.KILLED, how, usage, session)
+    if name := killed_by(end.code, end.signal):
+        return failed(Cause.KILLED, f"ended by {name}, which the orchestra did not send", usage, session)
     return failed(Cause.CRASHED, f"ended without a result: {exit_in_words(end)}", usage, session)
+
+
+def belied(end: Exit, usage: Usage, session: str, summary: str = "") -> Verdict:
+    """Returns the verdict where the CLI said that it was done and then did not end well. The last printed line is that result, and would say nothing more."""
+    cause = Cause.KILLED if killed_by(end.code, end.signal) else Cause.CRASHED
+    return failed(cause, f"said done, but {exit_in_words(msgspec.structs.replace(end, tail=()))}", usage, session, summary)

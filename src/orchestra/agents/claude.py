@@ -16,11 +16,11 @@ import msgspec
 
 from orchestra.agents.access import RETRIES
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
-from orchestra.agents.causes import OUR_BUDGET, Cause, failed, last_line, of_message, of_status, reason, unexplained
+from orchestra.agents.causes import OUR_BUDGET, Cause, belied, ended_outside, failed, last_line, of_message, of_status, reason, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, imposed
 from orchestra.agents.kindsettings import KindSettings, plain_word
 from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, cost_left, prompt_of, wish
-from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, COST_USD, SESSION_CHARACTERS_MAX, count_of, exit_without_tail, text_of
+from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, COST_USD, SESSION_CHARACTERS_MAX, count_of, text_of
 from orchestra.agents.staged import WAITING_SIGNALS, stage_program, waiting_signal
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 from orchestra.errors import BadInput
@@ -83,7 +83,26 @@ _BY_ERROR: Final = {
 }
 """What the CLI itself calls an API error, in `error` of the message it writes in the model's place."""
 _BY_SUBTYPE: Final = {"error_max_turns": Cause.TURNS, "error_max_budget_usd": Cause.BUDGET}
+INTERRUPTED: Final = "interrupted (SIGINT, as by Ctrl-C in its window), which the orchestra did not send"
+_BY_TERMINAL: Final = {
+    "aborted_streaming": Cause.KILLED,
+    "aborted_tools": Cause.KILLED,
+    "blocking_limit": Cause.REQUEST,
+    "budget_exhausted": Cause.BUDGET,
+    "hook_stopped": Cause.DENIED,
+    "image_error": Cause.REQUEST,
+    "max_turns": Cause.TURNS,
+    "prompt_too_long": Cause.REQUEST,
+    "rapid_refill_breaker": Cause.REQUEST,
+    "stop_hook_prevented": Cause.DENIED,
+    "tool_deferred": Cause.DENIED,
+    "tool_deferred_unavailable": Cause.DENIED,
+}
+"""What the CLI says in `terminal_reason`, as far as that alone tells the cause (2.1.329). Of what it calls an API error or an error of the model more has to be
+read; all else is a crash, by its own words: malformed calls of tools, a turn that could not be set up, an output that does not fit a schema."""
 _TOLD_INPUTS: Final = ("file_path", "command", "pattern", "path", "url", "query", "description", "prompt")
+CLOSED: Final = "closed"
+"""What our own program says in `terminal_reason` of one in a terminal that ended before it was done."""
 COMPLAINTS: Final = ("error: ", "Claude Code could not start")
 """How its own last words begin where it does not take an option, or lacks a program that a variable of the node asks for."""
 ROOT_REFUSED: Final = "cannot be used with root"
@@ -153,22 +172,30 @@ def said_of(result: dict[str, Any]) -> str:
     return text_of(result.get("result"), SUMMARY_CHARACTERS_MAX) or listed[:SUMMARY_CHARACTERS_MAX]
 
 
-def cause_of(end: Exit, result: dict[str, Any]) -> Cause | None:
+def cause_of(end: Exit, result: dict[str, Any]) -> Cause:
     """Returns why a result that is an error is one, by what the CLI says about it."""
-    subtype = result.get("subtype")
+    subtype, terminal = result.get("subtype"), result.get("terminal_reason")
     if isinstance(subtype, str) and subtype in _BY_SUBTYPE:
         return _BY_SUBTYPE[subtype]
     if result.get("stop_reason") == "refusal":
         return Cause.REFUSED
-    said = said_of(result)
-    if said.startswith("No conversation found"):
+    if said_of(result).startswith("No conversation found"):
         return Cause.SESSION
-    if result.get("terminal_reason") != "api_error":
-        return None
+    if isinstance(terminal, str) and terminal in _BY_TERMINAL:
+        return _BY_TERMINAL[terminal]
+    if terminal == CLOSED:
+        return Cause.KILLED if ended_outside(result) else Cause.CRASHED
+    return (_of_api(end, result) if terminal in ("api_error", "model_error") else None) or Cause.CRASHED
+
+
+def _of_api(end: Exit, result: dict[str, Any]) -> Cause | None:
+    """What the API answered. The result's words are those of the CLI, unless the CLI blames the model."""
     if result.get("api_error") == "connection_failed":
         return Cause.NETWORK
     message = end.last.get("assistant", {})
-    error = message.get("error") if message.get("is_api_error_message") is True else None
+    told = message.get("is_api_error_message") is True
+    error = message.get("error") if told else None
+    said = said_of(result) if told or result.get("terminal_reason") == "api_error" else ""
     found = _BY_ERROR.get(error) if isinstance(error, str) else None
     ours = of_message(said) if OUR_BUDGET in said else None
     found = ours or found or of_status(result.get("api_error_status")) or of_message(said)
@@ -316,13 +343,9 @@ class Claude:
         said = said_of(result)
         if result.get("is_error") is not False or result.get("stop_reason") == "refusal":
             cause = cause_of(end, result)
-            if cause is None:
-                return Verdict(
-                    OutcomeKind.FAILED, said or f"its result says it failed: {result.get('terminal_reason')}", usage, session, said
-                )
-            return failed(cause, _explained(cause, said, end), usage, session, said)
+            return failed(cause, _explained(cause, said, end, result), usage, session, said)
         if end.code != 0 or end.signal:
-            return Verdict(OutcomeKind.FAILED, f"said done, but {exit_without_tail(end)}", usage, session, said)
+            return belied(end, usage, session, said)
         denied = _denied(result)
         if denied and count_of(result.get("num_turns")) - 1 <= len(denied):
             what = f"nothing was done: it was not allowed to use {', '.join(sorted(set(denied)))}; it said: {said}"
@@ -342,15 +365,19 @@ def _denied(result: dict[str, Any]) -> list[str]:
     return [text_of(each.get("tool_name"), 60) for each in denials if isinstance(each, dict)] if isinstance(denials, list) else []
 
 
-def _explained(cause: Cause, said: str, end: Exit) -> str:
-    """Adds what the CLI does not say: why it gave up on a limit without having waited."""
+def _explained(cause: Cause, said: str, end: Exit, result: dict[str, Any]) -> str:
+    """Adds what the CLI does not say: why it gave up on a limit without having waited, and what its words for an interruption mean."""
+    terminal = text_of(result.get("terminal_reason"), 60)
+    if terminal.startswith("aborted_"):
+        return INTERRUPTED
     if cause is Cause.RATE_LIMITED and end.last.get("system", {}).get("subtype") != "api_retry":
         return f"{said} (given up at once: the API asked for a wait of more than {WAIT_SECONDS_MAX} s, or for none)"
-    return said
+    return said or f"its result says it failed: {terminal}"
 
 
 def _without_result(end: Exit, usage: Usage, session: str) -> Verdict:
-    """What it printed before its first record is its own complaint about how it was started; later lines may be the model's."""
+    """What it printed before its first record is its own complaint about how it was started; later lines may be the model's. Exit code 0 without a result is
+    an interruption: it does not always come to say so."""
     complaint = "" if "system" in end.last else " ".join(end.tail)
     if ROOT_REFUSED in complaint:
         return failed(Cause.CONFIG, ROOT_HINT, usage, session)
@@ -358,6 +385,8 @@ def _without_result(end: Exit, usage: Usage, session: str) -> Verdict:
         return failed(Cause.SESSION, complaint, usage, session)
     if end.code == 1 and complaint.startswith(COMPLAINTS):
         return failed(Cause.CONFIG, exit_in_words(end), usage, session)
+    if end.code == 0:
+        return failed(Cause.KILLED, INTERRUPTED, usage, session)
     return unexplained(end, usage, session)
 
 

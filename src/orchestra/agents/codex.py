@@ -13,11 +13,11 @@ import msgspec
 
 from orchestra.agents.access import RETRIES, TOKEN_HEADER, TOKEN_VARIABLE, Access
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
-from orchestra.agents.causes import Cause, error_body, failed, last_line, of_message, reason, unexplained
+from orchestra.agents.causes import Cause, belied, ended_outside, error_body, failed, last_line, of_message, reason, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, imposed
 from orchestra.agents.kindsettings import KindSettings, plain_word
 from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, prompt_of, wish
-from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, SESSION_CHARACTERS_MAX, count_of, exit_without_tail, text_of
+from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, SESSION_CHARACTERS_MAX, count_of, text_of
 from orchestra.agents.returning import RETURN_FOLDER
 from orchestra.agents.staged import WAITING_SIGNALS, stage_program, waiting_signal
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
@@ -47,6 +47,9 @@ SUBSCRIPTION_VARIABLE: Final = "CODEX_ACCESS_TOKEN"
 PROVIDER: Final = "orchestra"
 SUBSCRIBED: Final = "OpenAI"
 """What the provider of a subscription has to be called."""
+INTERRUPTED: Final = "interrupted"
+"""The whole message of a turn that somebody ended."""
+BY_CTRL_C: Final = "interrupted (SIGINT, as by Ctrl-C in its window), which the orchestra did not send"
 USAGE_EXIT_CODE: Final = 2
 """Exit code for an option it does not know."""
 
@@ -243,13 +246,11 @@ class Codex:
             why = reason(cause, decided.reason) if cause else decided.reason
             found = Verdict(decided.kind, why, usage, session)
         elif stopped is not None:
-            message = message_of(stopped)
-            unknown = Cause.SESSION if message.startswith("thread/resume: ") else None
-            found = failed(unknown or of_message(message) or Cause.CRASHED, in_words(message), usage, session, summary)
+            found = _failed_turn(stopped, usage, session, summary)
         elif completed is None:
             found = _without_turn(end, usage, session)
         elif end.code != 0 or end.signal:
-            found = Verdict(OutcomeKind.FAILED, f"said done, but {exit_without_tail(end)}", usage, session, summary)
+            found = belied(end, usage, session, summary)
         else:
             found = Verdict(OutcomeKind.DONE, "", usage, session, summary)
         return msgspec.structs.replace(found, usage_of_session=True)
@@ -261,13 +262,30 @@ def _waiting(end: Exit) -> Cause | None:
     return of_message(message_of(last)) if last.get("type") == "error" else None
 
 
+def _failed_turn(stopped: dict[str, Any], usage: Usage, session: str, summary: str) -> Verdict:
+    """A server that is gone is told with how it ended, a turn that was interrupted with that word: neither is an answer of the API."""
+    message = message_of(stopped)
+    if "exit_code" in stopped:
+        # Told to go by SIGTERM, the server goes with exit code 0; by itself it stays until its input is closed.
+        outside = ended_outside(stopped)
+        more = ", and the orchestra did not tell it to" if outside else ""
+        return failed(Cause.KILLED if outside else Cause.CRASHED, message + more, usage, session, summary)
+    if message == INTERRUPTED:
+        return failed(Cause.KILLED, BY_CTRL_C, usage, session, summary)
+    unknown = Cause.SESSION if message.startswith("thread/resume: ") else None
+    return failed(unknown or of_message(message) or Cause.CRASHED, in_words(message), usage, session, summary)
+
+
 def _without_turn(end: Exit, usage: Usage, session: str) -> Verdict:
-    """What it printed before its first record is its own complaint about how it was started; later lines may be a tool's."""
+    """What it printed before its first record is its own complaint about how it was started; later lines may be a tool's. Exit code 1 in the midst of its
+    records, without a word about a failure, is an interruption."""
     complaint = "" if session else " ".join(end.tail)
     if "thread/resume" in complaint:
         return failed(Cause.SESSION, exit_in_words(end), usage, session)
     if end.code == USAGE_EXIT_CODE and not session:
         return failed(Cause.CONFIG, exit_in_words(end), usage, session)
+    if end.code == 1 and session and end.tail and end.tail[-1].startswith("{"):
+        return failed(Cause.KILLED, BY_CTRL_C, usage, session)
     return unexplained(end, usage, session)
 
 

@@ -8,11 +8,11 @@ from typing import Any, Final
 import msgspec
 
 from orchestra.agents.adapter import AGENT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
-from orchestra.agents.causes import Cause, failed, of_message, of_status, unexplained
+from orchestra.agents.causes import Cause, belied, failed, of_message, of_status, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, imposed
 from orchestra.agents.kindsettings import KindSettings, plain_word
 from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, prompt_of, wish
-from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, SESSION_CHARACTERS_MAX, count_of, exit_without_tail, text_of
+from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, SESSION_CHARACTERS_MAX, count_of, text_of
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 
 SETTINGS: Final = ("model", "approval_mode", "base_url")
@@ -102,7 +102,7 @@ class Gemini:
             cause = Cause.QUOTA if cause is Cause.RATE_LIMITED and of_message(message) is Cause.QUOTA else cause
             return failed(cause, message or "its result says it failed", usage, session)
         if end.code != 0 or end.signal:
-            return Verdict(OutcomeKind.FAILED, f"said done, but {exit_without_tail(end)}", usage, session)
+            return belied(end, usage, session)
         said = end.last.get("message", {})
         summary = text_of(said.get("content"), SUMMARY_CHARACTERS_MAX) if said.get("role") == "assistant" else ""
         return Verdict(OutcomeKind.DONE, "", usage, session, summary)

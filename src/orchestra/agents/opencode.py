@@ -12,11 +12,11 @@ import msgspec
 
 from orchestra.agents.access import TOKEN_HEADER, TOKEN_VARIABLE, Access
 from orchestra.agents.adapter import AGENT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
-from orchestra.agents.causes import Cause, failed, of_message, of_status, unexplained
+from orchestra.agents.causes import Cause, belied, failed, of_message, of_status, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, imposed
 from orchestra.agents.kindsettings import KindSettings, plain_word
 from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, prompt_of, wish
-from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, COST_USD, SESSION_CHARACTERS_MAX, count_of, exit_without_tail, text_of
+from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, COST_USD, SESSION_CHARACTERS_MAX, count_of, text_of
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 from orchestra.quantity import usd_micros
 
@@ -134,7 +134,7 @@ class Opencode:
         if not isinstance(step, dict):
             return unexplained(end, usage, session)
         if end.code != 0 or end.signal:
-            return Verdict(OutcomeKind.FAILED, f"said done, but {exit_without_tail(end)}", usage, session, summary)
+            return belied(end, usage, session, summary)
         if step.get("reason") != "stop":
             return failed(Cause.CRASHED, f"its last step ended with {text_of(step.get('reason'), 60)!r}", usage, session, summary)
         return Verdict(OutcomeKind.DONE, "", usage, session, summary)

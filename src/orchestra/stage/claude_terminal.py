@@ -37,6 +37,7 @@ LEAVE_S = 6.0  # until it is ended by a signal
 REPLY_S = 5.0  # until a hook that was to wait does wait
 SCREEN_BYTES = 4096  # of the last that it drew, for a complaint before its session begins
 TEXT_CHARACTERS_MAX = 2000
+SIGNAL_BASE = 128  # added to the signal that ended it, as a shell does
 PASTING_ON = b"\x1b[?2004h"
 KEY_FD = 9
 KEY = "ANTHROPIC_API_KEY"
@@ -363,13 +364,22 @@ class Session:
     def conclude(self) -> int:
         """The last line; the exit code says the same."""
         status = self.terminal.status or 0
-        how = "exit code %d" % os.WEXITSTATUS(status) if os.WIFEXITED(status) else "signal %d" % os.WTERMSIG(status)
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        how = "signal %d" % number if number else "exit code %s" % code
         if self.told is not None:
             self.say("answered", answered=self.told.number)
         if not self.session:
             os.write(2, ("%s\n" % self.shown()).encode("utf-8", "replace"))
-            return (os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0) or 1
-        self.end("it was closed before it was done (%s)" % how, subtype="error_during_execution", is_error=True, terminal_reason="closed")
+            return SIGNAL_BASE + number if number else code or 1
+        ended = {
+            "subtype": "error_during_execution",
+            "is_error": True,
+            "terminal_reason": "closed",
+            "exit_code": code,
+            "exit_signal": number,
+        }
+        self.end("it was closed before it was done (%s)" % how, **ended)
         if self.transcript is not None and self.result is not None:
             self.result.update(self.transcript.consumed())
         self.say("result", **(self.result or {}))

@@ -18,7 +18,7 @@ import subprocess
 import time
 from typing import Any
 
-from .codex_server import INTERRUPT_S, METHOD_NOT_FOUND, Server, Thread, dict_in, snake
+from .codex_server import INTERRUPT_S, INTERRUPTED, METHOD_NOT_FOUND, Server, Thread, dict_in, snake
 
 PROTOCOL = "2025-06-18"
 REMOVED_IN = (0, 154, 0)
@@ -52,7 +52,7 @@ class Call(Thread):
             self.interrupted = True
             self.server.send({"method": "notifications/cancelled", "params": {"requestId": self.call, "reason": "stopped"}})
         elif not self.call or time.monotonic() - self.stopping > INTERRUPT_S:
-            self.fail("interrupted")
+            self.fail(INTERRUPTED)
 
     def on_reply(self, asked: str, line: dict[str, Any]) -> None:
         """An answer to a request of ours: each begins the next step, and the last one is the end."""
@@ -95,7 +95,7 @@ class Call(Thread):
         elif kind in ("error", "stream_error"):
             self.say("error", message=str(message.get("message")))
         elif kind == "turn_aborted":
-            self.fail("interrupted")
+            self.fail(INTERRUPTED)
 
     def on_request(self, number: Any, method: str, params: dict[str, Any]) -> None:
         """Nothing that it could want: it is told never to ask."""

@@ -28,6 +28,7 @@ TEXT_CHARACTERS_MAX = 2000
 YES = ("yes", "y", "allow", "ok", "approve")
 ALWAYS = ("always", "session")
 NO = ("no", "n", "deny")
+INTERRUPTED = "interrupted"  # also what the server says of such a turn
 METHOD_NOT_FOUND = -32601
 QUESTIONS = "item/tool/requestUserInput"
 PERMISSIONS = "item/permissions/requestApproval"
@@ -120,9 +121,9 @@ class Thread:
         while data:
             data = data[os.write(1, data) :]
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, **more: Any) -> None:
         """The turn did not go well."""
-        self.say("turn.failed", error={"message": message[:TEXT_CHARACTERS_MAX]}, usage=self.usage)
+        self.say("turn.failed", error={"message": message[:TEXT_CHARACTERS_MAX]}, usage=self.usage, **more)
         self.over = False
 
     # running
@@ -173,13 +174,13 @@ class Thread:
             self.interrupted = True
             self.server.ask("turn/interrupt", threadId=self.thread, turnId=self.turn)
         elif not self.turn or time.monotonic() - self.stopping > INTERRUPT_S:
-            self.fail("interrupted")
+            self.fail(INTERRUPTED)
 
     def hear(self) -> None:
         """Everything that the server has said."""
         lines = self.server.read()
         if lines is None:
-            self.fail("%s ended (exit code %s)" % (self.name, self.server.process.wait()))
+            self.on_gone(self.server.process.wait())
             return
         for line in lines:
             method, params = line.get("method"), line.get("params")
@@ -191,6 +192,12 @@ class Thread:
                 self.on_reply(self.server.wanted.pop(line.get("id", 0), ""), line)
             if self.over is not None:
                 return
+
+    def on_gone(self, status: int) -> None:
+        """The server ended while something was expected of it."""
+        code, number = (None, -status) if status < 0 else (status, None)
+        how = "signal %d" % number if number else "exit code %s" % code
+        self.fail("%s ended (%s)" % (self.name, how), exit_code=code, exit_signal=number)
 
     # replies
 

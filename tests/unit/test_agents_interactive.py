@@ -288,3 +288,18 @@ def test_a_session_that_follows_another_counts_with_it(session: Path) -> None:
     add(session.with_name("t.jsonl"), reply("two", 10))
     models = second.consumed()["model_usage_since_last_result"]
     assert sum(usage["inputTokens"] for usage in models.values()) == 110
+
+
+def test_how_the_last_request_failed_is_in_the_session(session: Path) -> None:
+    transcript = Transcript("s")
+    broken: dict[str, Any] = {
+        "type": "assistant",
+        "isApiErrorMessage": True,
+        "message": {"id": "x", "stop_reason": "stop_sequence", "usage": {}},
+    }
+    add(session, {**broken, "apiError": "connection_failed", "error": "server_error"})
+    assert transcript.trouble() == {"api_error": "connection_failed", "stop_reason": "stop_sequence"}
+    add(session, {**broken, "error": "invalid_request", "message": {**broken["message"], "stop_reason": "refusal"}})
+    assert transcript.trouble() == {"stop_reason": "refusal"}
+    add(session, reply("two", 10))
+    assert transcript.trouble() == {}, "it was asked again, and answered"

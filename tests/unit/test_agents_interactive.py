@@ -126,6 +126,14 @@ def test_how_recorded_runs_ended(adapter: Adapter, name: str, kind: OutcomeKind,
     assert (verdict.kind, cause_in(verdict.reason)) == (kind, cause)
 
 
+def test_a_turn_that_ran_into_its_time_limit_says_what_it_waited_for() -> None:
+    told = '{"type": "error", "message": "Reconnecting... 1/1 (exceeded retry limit, last status: 429 Too Many Requests)"}'
+    ended = '{"type": "turn.failed", "error": {"message": "interrupted"}}'
+    found = judged(CODEX, "interactive-stopped", reason="timeout", tail=(told, ended))
+    assert (found.kind, cause_in(found.reason)) == (OutcomeKind.TIMEOUT, Cause.RATE_LIMITED)
+    assert cause_in(judged(CODEX, "interactive-stopped", reason="timeout", tail=(told, "something later", ended)).reason) is None
+
+
 def test_consumption_and_session_are_in_the_verdict() -> None:
     claude, codex = judged(CLAUDE, "interactive-success"), judged(CODEX, "interactive-success")
     assert claude.usage == Usage(2, 2000, 1000, cost_usd_micros=28_000)
@@ -280,3 +288,18 @@ def test_a_session_that_follows_another_counts_with_it(session: Path) -> None:
     add(session.with_name("t.jsonl"), reply("two", 10))
     models = second.consumed()["model_usage_since_last_result"]
     assert sum(usage["inputTokens"] for usage in models.values()) == 110
+
+
+def test_how_the_last_request_failed_is_in_the_session(session: Path) -> None:
+    transcript = Transcript("s")
+    broken: dict[str, Any] = {
+        "type": "assistant",
+        "isApiErrorMessage": True,
+        "message": {"id": "x", "stop_reason": "stop_sequence", "usage": {}},
+    }
+    add(session, {**broken, "apiError": "connection_failed", "error": "server_error"})
+    assert transcript.trouble() == {"api_error": "connection_failed", "stop_reason": "stop_sequence"}
+    add(session, {**broken, "error": "invalid_request", "message": {**broken["message"], "stop_reason": "refusal"}})
+    assert transcript.trouble() == {"stop_reason": "refusal"}
+    add(session, reply("two", 10))
+    assert transcript.trouble() == {}, "it was asked again, and answered"

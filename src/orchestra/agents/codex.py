@@ -259,6 +259,8 @@ class Codex:
 def _waiting(end: Exit) -> Cause | None:
     """Returns what a run that was ended waited for, if its very last words were of a broken connection."""
     last = last_line(end)
+    if last.get("type") == "turn.failed":  # in mode `interactive` its being ended is told after them
+        last = last_line(msgspec.structs.replace(end, tail=end.tail[:-1]))
     return of_message(message_of(last)) if last.get("type") == "error" else None
 
 

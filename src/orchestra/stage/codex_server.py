@@ -238,7 +238,9 @@ class Thread:
             total = dict_in(dict_in(params, "tokenUsage"), "total")
             self.usage = {snake(name): count for name, count in total.items() if isinstance(count, int)}
         elif method == "error":
-            self.say("error", message=str(dict_in(params, "error").get("message")))
+            error = dict_in(params, "error")
+            more = error.get("additionalDetails")
+            self.say("error", message=str(error.get("message")) + (" (%s)" % more if more else ""))  # in the words of `codex exec`
         elif method == "turn/completed":
             self.on_end(dict_in(params, "turn"))
 

@@ -1,4 +1,4 @@
-"""What a session of Claude Code consumed, by the file it keeps of it."""
+"""What a session of Claude Code consumed, and why the API did not answer it, by the file it keeps of it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,20 @@ class Transcript:
         place = os.path.join(os.environ.get("CLAUDE_CONFIG_DIR", ""), "projects")
         return glob.glob("%s/*/%s.jsonl" % (glob.escape(place), glob.escape(self.session)))
 
+    def _added(self) -> Iterator[dict[str, Any]]:
+        return (line for path in self._paths() for line in lines_of(path, self.sizes.get(path, 0)))
+
+    def trouble(self) -> dict[str, Any]:
+        """The fields of a result that tell how the last request failed, as far as the file does: the hook that tells of it calls a connection that broke a
+        server's error, and a refusal a request that is not valid."""
+        last = next(iter([line for line in self._added() if line.get("type") == "assistant"][-1:]), {})
+        if last.get("isApiErrorMessage") is not True:
+            return {}
+        message = last.get("message")
+        stop = message.get("stop_reason") if isinstance(message, dict) else None
+        told = {"api_error": last.get("apiError"), "api_error_status": last.get("apiErrorStatus"), "stop_reason": stop}
+        return {name: value for name, value in told.items() if value is not None}
+
     def consumed(self) -> dict[str, Any]:
         """The fields of a result: how many replies, and tokens and cost by model.
 
@@ -45,7 +59,7 @@ class Transcript:
         replies: dict[str, dict[str, int]] = {}
         models: dict[str, dict[str, Any]] = {}
         account: dict[str, Any] | None = None
-        for line in (line for path in self._paths() for line in lines_of(path, self.sizes.get(path, 0))):
+        for line in self._added():
             message = line.get("message")
             if line.get("type") == "cost-state":
                 account = models_in(line)

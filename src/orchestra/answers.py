@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from orchestra.core.model import AgentSpec, Lifecycle, NodeSpec
+from orchestra.core.model import AgentSpec, Lifecycle, NodeSpec, TaskSpec
 from orchestra.core.state import PlanState, State, TaskState
 from orchestra.errors import BadInput, NotFound, PlanInvalid
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
@@ -123,6 +123,23 @@ def make_workspace(workspace: str, directory: str, *, field: str = "workspace") 
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise PlanInvalid(f"the workspace {workspace} cannot be made: {exc.strerror}", field=field) from exc
+
+
+def check_judged(specs: Sequence[TaskSpec]) -> None:
+    """Raises PlanInvalid where what an agent is to judge would stay in a copy that only the worker of it sees."""
+    for spec in specs:
+        if spec.judges and spec.isolated and spec.workspace_here and not _in_repository(Path(spec.workspace)):
+            raise PlanInvalid(
+                f"{spec.judges[0][:120]!r} cannot be checked by a machine, and {spec.reviews!r} works in a copy of {spec.workspace}, of which whoever judges it "
+                "would see nothing",
+                field="success_criteria",
+                hint="make the folder a git repository, set `isolation: shared`, or use criteria that can be run",
+            )
+
+
+def _in_repository(folder: Path) -> bool:
+    top = folder.resolve()
+    return any((each / ".git").exists() for each in (top, *top.parents)) or ((top / "HEAD").is_file() and (top / "objects").is_dir())
 
 
 def attempt_place(state: State, task_id: TaskId, number: int) -> tuple[int, NodeId, bool]:

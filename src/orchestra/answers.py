@@ -136,8 +136,25 @@ def blind_needs(specs: Sequence[TaskSpec]) -> list[str]:
         f"{spec.id} and others do not see what the tasks did that they need: {folder} is no git repository, so each works in a private copy of it; "
         "make it one (git init, git add, git commit), or write isolation: shared"
         for folder, spec in blind.items()
-        if Path(folder).is_dir() and not any((each / ".git").exists() for each in (Path(folder), *Path(folder).parents))
+        if Path(folder).is_dir() and not _in_repository(Path(folder))
     ]
+
+
+def check_judged(specs: Sequence[TaskSpec]) -> None:
+    """Raises PlanInvalid where what an agent is to judge would stay in a copy that only the worker of it sees."""
+    for spec in specs:
+        if spec.judges and spec.isolated and spec.workspace_here and not _in_repository(Path(spec.workspace)):
+            raise PlanInvalid(
+                f"{spec.judges[0][:120]!r} cannot be checked by a machine, and {spec.reviews!r} works in a copy of {spec.workspace}, of which whoever judges it "
+                "would see nothing",
+                field="success_criteria",
+                hint="make the folder a git repository, set `isolation: shared`, or use criteria that can be run",
+            )
+
+
+def _in_repository(folder: Path) -> bool:
+    top = folder.resolve()
+    return any((each / ".git").exists() for each in (top, *top.parents)) or ((top / "HEAD").is_file() and (top / "objects").is_dir())
 
 
 def attempt_place(state: State, task_id: TaskId, number: int) -> tuple[int, NodeId, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from orchestra.agents.registry import check_runnable
 from orchestra.answers import (
     agent_id,
     attempt_place,
@@ -23,14 +21,14 @@ from orchestra.answers import (
     is_root_failure,
     latest_run,
     log_line,
-    make_workspace,
     resolve_task,
     spread,
     today,
 )
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus, TaskDefaults, TaskSpec
+from orchestra.core.model import ANY_KIND, AgentSpec, NodeSpec, NodeStatus, PlanStatus
+from orchestra.core.review import judge_of
 from orchestra.core.state import State, neighbour_hint
 from orchestra.core.waiting import attempt_to_answer
 from orchestra.costdesk import CostDesk, CostOptions, CostUseCases
@@ -39,7 +37,7 @@ from orchestra.engine.kernel import Happened
 from orchestra.errors import BadInput, NotFound, PortFailed, Refused
 from orchestra.fleetdesk import DeskOptions, FleetDesk
 from orchestra.ids import AgentId, AttemptId, NodeId, PlanId, TaskId, parse_task_id
-from orchestra.intake.planfile import PlanDocument, parse_plan
+from orchestra.intake.planfile import PlanDocument
 from orchestra.intake.request import (
     ANSWER_BYTES_MAX,
     AnswerParams,
@@ -50,15 +48,14 @@ from orchestra.intake.request import (
     StatusParams,
     SubmitBatchParams,
     SubmitTaskParams,
-    to_spec,
 )
 from orchestra.intake.roster import chosen_roster, lay_out, size_of
 from orchestra.projections import rfc3339
 from orchestra.scheduling.explain import explain
-from orchestra.scheduling.routing import rerouted, specialists
 from orchestra.scheduling.scheduler import eta_ms, work_by_priority
 from orchestra.spacedesk import SpaceDesk
 from orchestra.spending import attempts_of, with_settled
+from orchestra.taskdesk import TaskDesk, TaskOptions
 from orchestra.usecases import (
     AgentParams,
     AgentsParams,
@@ -144,6 +141,8 @@ class App(CostUseCases):
             options.day_budget_usd_micros,
             options.gateway_file,
         )
+        work = TaskOptions(options.kind_default, options.task_defaults, options.routes, options.directory)
+        self._work = TaskDesk(bench.loop, bench.find_adapter, work)
         self.costs = CostDesk(bench.loop, lambda: not bench.lens().absent, bench.ask_gateway, money)
         self.spaces = SpaceDesk(bench.loop, bench.spaces, options.spaces)
         self._recent: deque[Happened] = deque(maxlen=EVENTS_KEPT)
@@ -268,51 +267,29 @@ class App(CostUseCases):
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def submit_task(self, params: SubmitTaskParams) -> SubmitReply:
-        (spec,) = await self._routed([self._spec(params, "", await self._defaults())])
-        await self._loop.request(c.Submit((spec,)))
+        (spec, *_) = specs = await self._work.alone((params,), [""])
+        await self._loop.request(c.Submit(specs))
         return await self._loop.ask(lambda state: self._submit_reply(state, spec.id, work_by_priority(state)))
 
     async def submit_batch(self, params: SubmitBatchParams) -> SubmitBatchReply:
-        defaults = await self._defaults()
-        specs = await self._routed([self._spec(each, f"tasks[{index}].", defaults) for index, each in enumerate(params.tasks)])
+        count = len(params.tasks)
+        specs = await self._work.alone(params.tasks, [f"tasks[{index}]." for index in range(count)])
         await self._loop.request(c.Submit(specs))
 
         def answer(state: State) -> SubmitBatchReply:
             work = work_by_priority(state)
-            return SubmitBatchReply(tuple(self._submit_reply(state, spec.id, work) for spec in specs))
+            return SubmitBatchReply(tuple(self._submit_reply(state, spec.id, work) for spec in specs[:count]))
 
         return await self._loop.ask(answer)
-
-    async def _defaults(self) -> TaskDefaults:
-        """What tasks get where nobody says otherwise, with what the fleet's agents are best at."""
-        return msgspec.structs.replace(self.options.task_defaults, specialists=await self._loop.ask(specialists))
-
-    def _spec(self, params: SubmitTaskParams, prefix: str, defaults: TaskDefaults) -> TaskSpec:
-        task_id = TaskId(params.task_id) if params.task_id else TaskId(f"TASK-{uuid.uuid4()}")
-        kind = "" if self.options.kind_default in (ANY_KIND, "shell") else self.options.kind_default
-        try:
-            spec = to_spec(params, task_id=task_id, default_kind=kind, directory=self.options.directory, defaults=defaults)
-        except BadInput as error:
-            error.field = f"{prefix}{error.field}"
-            raise
-        check_runnable(spec, where=prefix)
-        if spec.workspace:
-            make_workspace(spec.workspace, params.directory or self.options.directory or spec.workspace, field=f"{prefix}workspace")
-        return spec
-
-    async def _routed(self, specs: Sequence[TaskSpec]) -> tuple[TaskSpec, ...]:
-        """Gives what a kind cannot do that no node has to the kind that stands in for it."""
-        find, routes = self._bench.find_adapter, self.options.routes
-        return await self._loop.ask(lambda state: rerouted(state, specs, routes, lambda kind: find(kind).programs))
 
     def _submit_reply(self, state: State, task_id: TaskId, work: Mapping[int, int]) -> SubmitReply:
         task = state.task(task_id)
         done = self._loop.now_ms() + eta_ms(state, self._loop.kernel.scheduler, task, work)
-        return SubmitReply(task_id, "queued", tuple(attempt.agent for attempt in task.live_attempts()), rfc3339(done))
+        agents = tuple(attempt.agent for attempt in task.live_attempts())
+        return SubmitReply(task_id, "queued", agents, rfc3339(done), judge_of(state, task) or "")
 
     async def submit_plan(self, params: PlanParams) -> PlanReply:
-        defaults = msgspec.structs.replace(await self._defaults(), strict=params.strict)
-        document = parse_plan(params.text, source=params.source, directory=params.directory, defaults=defaults)
+        document = await self._work.read(params)
         known = await self._loop.ask(lambda state: latest_run(state, document.name))
         if params.resume and known is not None:
             plan, digest, tasks, over = known
@@ -331,10 +308,7 @@ class App(CostUseCases):
 
     async def _start_plan(self, params: PlanParams, document: PlanDocument) -> PlanReply:
         plan = await self._loop.ask(lambda state: free_plan_id(state, document.name))
-        specs = await self._routed(document.specs(plan))
-        for spec in specs:
-            check_runnable(spec)
-            make_workspace(spec.workspace, params.directory)
+        specs = await self._work.of_plan(document.specs(plan), params.directory)
         await self._loop.request(c.Submit(specs, document.head(plan)))
         warnings = [f"{spec.id} is {warning}" for spec in specs for warning in spec.warnings]
         return PlanReply(plan, len(specs), False, self.options.rehearsal, (*warnings, *blind_needs(specs)))

@@ -231,7 +231,7 @@ class Tasks(Section, frozen=True, kw_only=True):
     ] = ""
     judge_criteria: Annotated[
         bool, Meta(description="Whether an agent judges criteria that no program can check; else they are refused.")
-    ] = False
+    ] = True
     review_rounds: Annotated[
         int, Meta(ge=0, le=100, description="How often a review may send a task back; what two rounds do not mend needs a person.")
     ] = 1

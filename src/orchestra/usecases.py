@@ -56,12 +56,14 @@ class InitReply(Reply, frozen=True, omit_defaults=True):
     """Machines that are not used any more, and what to do about them; not there if there are none."""
 
 
-class SubmitReply(Reply, frozen=True):
+class SubmitReply(Reply, frozen=True, omit_defaults=True):
     task_id: str
     status: str
     assigned_agents: tuple[int, ...]
     estimated_completion: str
     """RFC 3339, UTC."""
+    judged_by: str = ""
+    """The task that judges what no program can check, after this one is completed; it may send it back. Not there if nothing is judged."""
 
 
 class SubmitBatchReply(Reply, frozen=True):

@@ -147,7 +147,6 @@ tasks:
 JUDGED = """
 name: words
 workspace: work
-judge: true
 agents: [{count: 1, kind: shell}, {count: 1, kind: rehearsal}]
 defaults: {retries: 0}
 tasks:
@@ -178,6 +177,17 @@ def test_strictly_it_is_refused_before_anything_starts(sh: Shell) -> None:
     assert done.returncode == 2
     assert "'It sounds friendly' cannot be checked by a machine" in done.stderr
     assert not (sh.root / "nodes" / "local").exists()
+
+
+def test_where_nobody_can_judge_it_is_refused_with_what_to_do(sh: Shell) -> None:
+    done = sh.run("run", sh.plan(JUDGED))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "tasks[0].success_criteria[0]" in done.stderr
+    assert "'It sounds friendly' cannot be checked by a machine, and nobody can judge it" in done.stderr
+    assert "no agent of the fleet takes tasks of kind claude" in done.stderr
+    assert "have such an agent (claude, codex), or name one that is there in routing.review" in done.stderr
+    off = sh.run("run", sh.plan(JUDGED), "--set", "tasks.judge_criteria=false")
+    assert (off.returncode, "`judge: true` in the plan" in off.stderr) == (2, True)
 
 
 REHEARSED = """

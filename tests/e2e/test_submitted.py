@@ -31,13 +31,20 @@ orchestra:
 """
 CODER = """\
 case "$(cat "$1")" in
+  *"Judge each of these"*) ;;
+  *"was refused"*|*"refused the work"*) sed -i 's/TAX = 10/TAX = 20/' price.py; sed -i 's/== 110/== 120/' test_price.py ;;
   *"price module"*) printf 'TAX = 10  # covered\\n\\n\\ndef price(net):\\n    return net * (100 + TAX) // 100\\n' > price.py
     printf 'from price import price\\n\\n\\ndef test_price():\\n    assert price(100) == 110\\n' > test_price.py ;;
   *"raise the tax"*) sed -i 's/TAX = 10/TAX = 20/' price.py; sed -i 's/== 110/== 120/' test_price.py ;;
   *"look around"*) ls > seen.txt ;;
   *"give up"*) echo half > half.txt; exit 3 ;;
 esac
-cp "$1" "$ORCHESTRA_TOLD"
+if grep -q 'Judge each of these' "$1"; then
+  if grep -q 'TAX = 20' price.py; then verdict=approve met=true; else verdict=refuse met=false; fi
+  printf '{"verdict": "%s", "summary": "looked at price.py", "criteria": [{"number": 1, "met": %s, "evidence": "the tax"}]}' $verdict $met > "$ORCHESTRA_RETURN"
+else
+  cp "$1" "$ORCHESTRA_TOLD"
+fi
 """
 TESTS = "def test_nothing():\n    pass\n"
 
@@ -229,3 +236,33 @@ def test_outside_a_repository_an_agent_has_a_copy_and_the_patch_is_the_result(ho
     )
     assert "seen.txt" in patch.stdout
     assert json.loads(here.run("task", "diff", "alone", "--stat", "--json").stdout)[0]["path"] == "seen.txt"
+
+
+def test_what_no_program_can_check_of_a_submitted_task_is_judged_and_may_send_it_back(home: Shell, repo: Path) -> None:
+    assert home.run("up", "--agents", "2").returncode == 0
+    here = at(repo, home)
+    criteria = ["--criterion", "All tests pass", "--criterion", "The tax is what the law says"]
+    options = ["Write the price module", "--agent", "coder", *criteria]
+    strict = here.run("task", "submit", *options, "--strict")
+    assert (strict.returncode, "'The tax is what the law says' cannot be checked by a machine" in strict.stderr) == (2, True)
+    assert "without `strict` an agent judges such a phrase" in strict.stderr
+    done = here.run("task", "submit", *options, "--id", "shop")
+    assert (done.returncode, "shop.judge judges what no program can check" in done.stdout) == (0, True), done.stderr
+    assert here.run("task", "submit", "Now look around", "--id", "next", "--agent", "coder", "--needs", "shop").returncode == 0
+    assert ended(here, "shop.judge")["review"]["verdict"] == "approve"
+    assert ended(here, "next")["status"] == "completed"
+    detail = here.json("task", "show", "shop")
+    assert detail["sent_back"] == 1, "the first time it was not met"
+    assert [(each["criterion"], each["met"], each["by"]) for each in detail["judged"]] == [
+        ("The tax is what the law says", True, "shop.judge")
+    ]
+    result = here.result("shop")
+    assert (result["status"], result["judged"][0]["met"], result["result"]["output"]["tests_passed"]) == ("completed", True, 2)
+    assert "TAX = 20" in git(repo, "show", "orchestra/_/merged:price.py")
+
+    typo = here.run("task", "submit", "Now look around", "--agent", "coder", "--criterion", "Linter pases")
+    assert (typo.returncode, "did you mean 'Linter passes'?" in typo.stderr) == (2, True)
+    plain = home.folder / "plain"
+    plain.mkdir()
+    alone = at(plain, home).run("task", "submit", "Now look around", "--agent", "coder", "--criterion", "It is nice")
+    assert (alone.returncode, "works in a copy of" in alone.stderr, "git repository" in alone.stderr) == (2, True, True)

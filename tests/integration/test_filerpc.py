@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import pytest
 
 from orchestra.agents.registry import adapter_for
 from orchestra.app import App
 from orchestra.core import commands as c
-from orchestra.core.model import STANDARD, NodeSpec, Outcome, OutcomeKind, Worker
+from orchestra.core.model import STANDARD, NodeSpec, Outcome, OutcomeKind, TaskDefaults, Worker
 from orchestra.core.state import State
 from orchestra.edges.filerpc import intake, service
 from orchestra.edges.filerpc.events import BATCH_MS, FILES_MAX, EventFiles
@@ -90,6 +89,8 @@ class House:
         self.options = FileRpcOptions(**{"requests_per_second": 1_000_000, **options})
         self.worker = 0
         self.directory = str(path)
+        self.kind = "shell"
+        self.defaults = STANDARD
 
     async def start(self) -> None:
         kernel = Kernel.restore(c.Policy(), None, self.ledger.read())
@@ -108,7 +109,9 @@ class House:
             write_report=lambda data: (Path(), Path()),
             backup=cast("Any", None),
         )
-        options = AppOptions("test", (NodeSpec(NODE),), AGENTS, "shell", "0", str(self.root.path), STANDARD, directory=self.directory)
+        options = AppOptions(
+            "test", (NodeSpec(NODE),), AGENTS, self.kind, "0", str(self.root.path), self.defaults, directory=self.directory
+        )
         self.app = App(bench, options)
         self.rpc = FileRpc(self.app, self.loop, self.root, self.clock, self.options)
 
@@ -120,7 +123,7 @@ class House:
         self.worker += 1
         agents = await self.loop.ask(lambda state: list(state.agents))
         workers = [c.WorkerSeen(AgentId(number), Worker(100 * self.worker + number, 1)) for number in agents]
-        await self.loop.report([c.NodeUp(NODE, "boot", "session-1"), *workers])
+        await self.loop.report([c.NodeUp(NODE, "boot", "session-1", ("python3",)), *workers])
 
     async def stop(self) -> None:
         self.running.cancel()
@@ -319,14 +322,47 @@ async def test_a_file_that_was_wrong_may_be_put_right_under_the_same_id(fleet: H
     ],
 )
 async def test_a_death_between_a_submission_and_its_answer(method: str, params: dict[str, Any], fleet: House) -> None:
+    fleet.directory = "/var"  # where the next one is started
     await dies_after(fleet, "c1", method, params)
     count = await fleet.loop.ask(lambda state: len(state.tasks))
-    fleet.app.options = msgspec.structs.replace(fleet.app.options, directory="/var")  # the next one was started elsewhere
     await fleet.rpc.look()
     told = fleet.told("c1")
     assert "error" not in told
     assert (told if method == "submit_task" else told["tasks"][0])["status"] == "queued"
     assert await fleet.loop.ask(lambda state: len(state.tasks)) == count > 0
+
+
+JUDGED = {**TASK, "success_criteria": ["It looks friendly", "$ true"]}
+
+
+async def test_a_death_between_a_submission_that_is_judged_and_its_answer(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.kind, house.defaults = "any", TaskDefaults(kinds={"review": "rehearsal"})
+    await house.start()
+    await house.ask("setup", "init")
+    batch = {"tasks": [JUDGED, {**TASK, "task_id": "TASK-2"}]}
+    await dies_after(house, "c1", "submit_batch", batch)
+    house.defaults = TaskDefaults(judge=False)  # and the settings are others since
+    await house.restart()
+    await house.rpc.look()
+    told = house.told("c1")["tasks"]
+    assert [each.get("judged_by") for each in told] == ["TASK-1.judge", None]
+    assert await house.loop.ask(lambda state: list(state.tasks)) == ["TASK-1", "TASK-2", "TASK-1.judge"]
+    judge = await house.loop.ask(lambda state: state.tasks[TaskId("TASK-1.judge")].spec)
+    assert (judge.reviews, judge.judges, judge.workspace) == ("TASK-1", ("It looks friendly",), str(tmp_path))
+    again = await house.ask("c2", "submit_task", {**JUDGED, "success_criteria": ["It looks good", "$ true"]})
+    assert again["error"]["field"] == "success_criteria[0]"
+    await house.stop()
+
+
+async def test_what_is_not_judged_is_refused_with_the_field_and_what_to_do(fleet: House) -> None:
+    lonely = (await fleet.ask("a", "submit_batch", {"tasks": [TASK, {**JUDGED, "task_id": "b"}]}))["error"]
+    assert lonely["field"] == "tasks[1].success_criteria[0]"
+    assert "nobody can judge it" in lonely["message"]
+    assert "routing.review" in lonely["hint"]
+    strict = (await fleet.ask("b", "submit_task", {**JUDGED, "strict": True}))["error"]
+    assert (strict["field"], "without `strict`" in strict["hint"]) == ("success_criteria[0]", True)
+    assert await fleet.loop.ask(lambda state: not state.tasks)
 
 
 async def test_another_task_under_the_same_id_is_a_duplicate(fleet: House) -> None:

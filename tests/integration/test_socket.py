@@ -31,6 +31,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "isolation": "worktree",
         "affinity": "page",
         "directory": "/x",
+        "strict": True,
         "requirements": {"a": [1, None]},
     },
     "submit_batch": {

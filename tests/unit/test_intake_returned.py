@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestra.core.model import Finding, Judgement, Limits, Payload, Priority, TaskSpec
+from orchestra.core.model import Finding, Judgement, Limits, Payload, Priority, TaskDefaults, TaskSpec
 from orchestra.errors import BadInput, PlanInvalid
 from orchestra.ids import NodeId, PlanId, TaskId
 from orchestra.intake.returned import read_plan, read_review
@@ -43,6 +43,17 @@ def test_tasks_join_under_the_planners_name_with_its_place_and_rights() -> None:
     assert (one.id, one.needs, one.plan, one.origin, one.depth) == ("p/plan.one", ("p/plan",), "p", "p/plan", 2)
     assert (two.id, two.needs, two.reviews) == ("p/plan.two", ("p/plan.one",), "p/plan.one")
     assert (one.workspace, one.workspace_here, one.env, one.tags, one.limits) == ("/work/here", True, {"CI": "1"}, ("eu",), PARENT.limits)
+
+
+def test_what_no_program_can_check_of_a_planned_task_is_judged_beside_it_if_anybody_can_see_it() -> None:
+    text = tasks({"id": "one", "success_criteria": ["It is readable"]})
+    defaults = TaskDefaults(kinds={"review": "claude"})
+    one, judge = read_plan(text, PARENT, defaults=defaults)
+    assert (judge.id, judge.reviews, judge.judges, judge.workspace) == ("p/plan.one.judge", one.id, ("It is readable",), "/work/here")
+    with pytest.raises(PlanInvalid, match="cannot be checked by a machine"):
+        read_plan(text, parent(workspace=""), defaults=defaults)
+    with pytest.raises(PlanInvalid, match="nobody can judge it: gone"):
+        read_plan(text, PARENT, defaults=msgspec.structs.replace(defaults, lacking={"claude": "gone"}))
 
 
 def test_a_planner_alone_plans_tasks_alone() -> None:

@@ -42,7 +42,7 @@ LAYERS: Final = (
     ("keeper", "projector", "gatekeeper"),
     ("usecases",),
     ("answers",),
-    ("fleetdesk", "spacedesk", "costdesk", "fallback"),
+    ("fleetdesk", "spacedesk", "costdesk", "taskdesk", "fallback"),
     ("workbench",),
     ("app", "client"),
     ("rehearse",),

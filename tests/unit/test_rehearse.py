@@ -167,6 +167,17 @@ def made(*, real: bool, agents: int | None = None) -> tuple[dict[str, Any], Plan
     return value, parse_plan(json.dumps(value), source="small.json", directory="/nowhere")
 
 
+def test_what_is_to_be_judged_is_judged_by_the_stand_in() -> None:
+    text = "name: p\nworkspace: build\ntasks: [{id: a, agent: claude, prompt: x, success_criteria: [It is readable]}]"
+    plan = parse_plan(text, source="p.yaml", directory="/plans")
+    for real in (True, False):
+        cast = cast_of(plan, {"a": SCENE}, real=real)
+        value = rehearsed(parse(text, source="p.yaml").value, plan, cast, {"/plans/build": "/copy/build"}, None)
+        drafts = parse_plan(json.dumps(value), source="p.json", directory="/nowhere").drafts
+        assert [(draft.id, draft.kind) for draft in drafts] == [("a", "claude" if real else "rehearsal"), ("a.judge", "rehearsal")]
+        assert (drafts[1].reviews, drafts[1].judges, drafts[1].workspace) == ("a", ("It is readable",), "/copy/build")
+
+
 def test_a_plan_is_rehearsed_in_other_folders_with_the_same_tasks() -> None:
     value, plan = made(real=False)
     by = {str(task.id): task for task in plan.drafts}

@@ -7,10 +7,11 @@ import pytest
 
 from orchestra.core import commands as c
 from orchestra.core.model import NodeSpec, TaskDefaults
+from orchestra.core.state import State
 from orchestra.errors import PlanInvalid
 from orchestra.ids import NodeId
 from orchestra.intake.planfile import parse_plan
-from orchestra.scheduling.routing import RouteOptions, rerouted
+from orchestra.scheduling.routing import RouteOptions, rerouted, unavailable
 from orchestra.testing.builders import NODE, Bench, make_agents, make_task
 
 KINDS = {"planning": "claude", "review": "claude", "coding": "codex", "research": "gemini"}
@@ -105,3 +106,15 @@ def test_without_either_it_is_refused_with_both_reasons() -> None:
 def test_nobody_stands_in_where_the_settings_name_nobody() -> None:
     code = make_task("code", kind="codex")
     assert rerouted(fleet(()).state, [code], RouteOptions(), PROGRAMS.__getitem__) == (code,)
+
+
+def test_a_kind_is_unavailable_when_neither_it_nor_who_stands_in_for_it_is_to_be_had() -> None:
+    kinds = ("codex", "claude", "shell", "gemini")
+
+    def found(state: State, **alternatives: str) -> list[str]:
+        return list(unavailable(state, kinds, RouteOptions(alternatives, 50), lambda kind: PROGRAMS.get(kind, ())))
+
+    assert found(fleet(("claude",)).state) == ["codex"]
+    assert found(fleet(("claude",)).state, codex="claude") == []
+    assert found(fleet(()).state, codex="claude") == ["codex", "claude"]
+    assert found(fleet(("claude", "codex"), "shell").state) == ["codex", "claude", "gemini"]

@@ -212,10 +212,12 @@ class TaskDefaults(msgspec.Struct, frozen=True):
     """Agent kind of prompts that name none, by category; `planning` and `review` are categories here."""
     specialists: dict[str, str] = {}
     """Agent kind of those that are best at something, by speciality; for what `kinds` leaves open."""
-    judge: bool = False
+    judge: bool = True
     """Criteria that no program can check are given to an agent, instead of being refused."""
     strict: bool = False
     """They are refused, whatever anybody else says."""
+    lacking: dict[str, str] = {}
+    """Agent kinds that are not to be had in this fleet, and so judge nothing, and why."""
 
 
 STANDARD = TaskDefaults()

@@ -46,6 +46,12 @@ def settled(s: State, task: TaskState, number: int, policy: c.Policy) -> Iterabl
     ]
 
 
+def judge_of(s: State, task: TaskState) -> TaskId | None:
+    """Returns the review that judges what no program can check of a task."""
+    reviews = (s.tasks[gate] for gate in task.spec.gates)
+    return next((review.id for review in reviews if review.spec.reviews == task.id and review.spec.judges), None)
+
+
 def _resting_on(s: State, start: TaskId) -> list[TaskId]:
     """Returns what needs a task, directly or not, every need before those that need it."""
     found: dict[TaskId, TaskSpec] = {}

@@ -19,7 +19,7 @@ from orchestra.core.review import told
 from orchestra.core.state import State, TaskState
 from orchestra.errors import BadInput, OrchestraError
 from orchestra.intake.returned import read_plan, read_review
-from orchestra.scheduling.routing import RouteOptions, rerouted, specialists
+from orchestra.scheduling.routing import RouteOptions, rerouted, specialists, unavailable
 
 KIND_ERRORS: Final = (OrchestraError, LookupError, TypeError, ValueError)
 """What a kind may raise that is missing, or that reads what an agent said and did not expect it."""
@@ -67,7 +67,9 @@ class ReturnReader:
     def _plan(self, state: State, task: TaskState, result: Outcome, text: str) -> tuple[TaskSpec, ...]:
         spent = result.usage.cost_usd_micros + sum(a.outcome.usage.cost_usd_micros for a in task.attempts if a.outcome is not None)
         options = self._options
-        defaults = msgspec.structs.replace(options.defaults, specialists=specialists(state))
+        fleet = (agent.spec.kind for agent in state.agents.values() if agent.spec.kind != ANY_KIND)
+        lacking = unavailable(state, (*options.defaults.kinds.values(), *fleet, task.spec.kind), options.routes, self._programs)
+        defaults = msgspec.structs.replace(options.defaults, specialists=specialists(state), lacking=lacking)
         planned = read_plan(text, task.spec, spent_usd_micros=spent, kinds=options.kinds, defaults=defaults)
         for spec in planned:
             try:
@@ -76,6 +78,12 @@ class ReturnReader:
                 words = problem.message if isinstance(problem, OrchestraError) else f"there is no agent kind {spec.kind!r}"
                 raise BadInput(f"task {spec.id!r}: {words}") from problem
         return rerouted(state, planned, options.routes, lambda kind: self._find(kind).programs)
+
+    def _programs(self, kind: str) -> tuple[str, ...]:
+        try:
+            return self._find(kind).programs
+        except KIND_ERRORS:  # whoever makes it the kind of a task is told
+            return ()
 
 
 def _parts(returned: object) -> tuple[str, str]:

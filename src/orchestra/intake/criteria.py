@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import posixpath
 import re
 from collections.abc import Sequence
@@ -40,25 +41,50 @@ _COVERAGE: Final = re.compile(
 )
 _FILE: Final = re.compile(r"file exists:\s*(.+)", re.IGNORECASE | re.DOTALL)
 _STRICT: Final = frozenset({">", "above", "over"})
+_ALIKE: Final = {
+    "all tests pass": "All tests pass",
+    "tests pass": "All tests pass",
+    "code coverage > 0%": "Code coverage > 80%",
+    "coverage > 0%": "Coverage > 80%",
+    "linter passes": "Linter passes",
+    "no linter errors": "No linter errors",
+    "builds": "Builds",
+    "build passes": "Build passes",
+    "file exists": "File exists: PATH",
+}
+"""Phrases that people mistype, with 0 for every number and without a path, and how they are written."""
+_ALIKE_MIN: Final = 0.85
+"""A wrong, missing or doubled letter is above this ("Covrage > 80%", "Linter pases"), another word below ("All docs pass")."""
 
 
-def checks_for(criteria: Sequence[str | RunCriterion], *, field: str) -> tuple[Check, ...]:
-    """Returns what to run for each criterion, in order.
+def checks_for(criteria: Sequence[str | RunCriterion], *, field: str, judged: Sequence[str] = (), otherwise: str = "") -> tuple[Check, ...]:
+    """Returns what to run for each criterion that is not judged, in order.
 
     Args:
         criteria: As written.
         field: Path of the list, for messages.
+        judged: The phrases that an agent judges.
+        otherwise: What else can be done with a phrase that is not known.
 
     Raises:
         BadInput: A criterion cannot be checked by a machine; `field` ends in its position.
     """
-    return tuple(_check(criterion, f"{field}[{index}]") for index, criterion in enumerate(criteria))
+    to_run = ((index, each) for index, each in enumerate(criteria) if not (isinstance(each, str) and each.strip() in judged))
+    return tuple(_check(criterion, f"{field}[{index}]", otherwise) for index, criterion in to_run)
 
 
 def for_judgement(criteria: Sequence[str | RunCriterion]) -> tuple[str, ...]:
-    """Returns those that no program can check: phrases that are neither commands nor known."""
+    """Returns those that no program can check: phrases that are neither commands nor known, nor known ones with a slip of the pen."""
     phrases = (each.strip() for each in criteria if isinstance(each, str) and "\0" not in each)
-    return tuple(text for text in phrases if text and not text.startswith("$ ") and not _is_known(text))
+    return tuple(text for text in phrases if text and text[0] != "$" and not _is_known(text) and not _alike(text))
+
+
+def _alike(text: str) -> str:
+    """Returns the known phrase that one is most likely a mistyped form of, or nothing."""
+    words = re.sub(r"\s+", " ", text.lower()).rstrip(".! ")
+    head = words.partition(":")[0]
+    plain = re.sub(r"[0-9]+(?:\.[0-9]+)?", "0", head)
+    return next((_ALIKE[name] for name in difflib.get_close_matches(plain, _ALIKE, 1, _ALIKE_MIN)), "")
 
 
 def _is_known(text: str) -> bool:
@@ -73,7 +99,7 @@ def written(criterion: str | RunCriterion) -> str:
     return criterion if isinstance(criterion, str) else f.given(criterion.name, f"$ {criterion.run}")
 
 
-def _check(criterion: str | RunCriterion, field: str) -> Check:
+def _check(criterion: str | RunCriterion, field: str, otherwise: str) -> Check:
     if isinstance(criterion, RunCriterion):
         name = f.given(criterion.name, f.first_line(criterion.run, NAME_MAX))
         seconds = criterion.timeout_seconds
@@ -86,7 +112,9 @@ def _check(criterion: str | RunCriterion, field: str) -> Check:
         return Check(f.first_line(text[2:], NAME_MAX), (SHELL, "-c", text[2:]))
     argv = _known(text, field)
     if argv is None:
-        raise BadInput(f"{text[:120]!r} cannot be checked by a machine", field=field, hint=HINT)
+        likely = f"did you mean {_alike(text)!r}? If not, word it otherwise" if _alike(text) else ""
+        hint = likely or "; ".join(filter(None, (HINT, otherwise)))
+        raise BadInput(f"{text[:120]!r} cannot be checked by a machine", field=field, hint=hint)
     return Check(f.first_line(text, NAME_MAX), argv)
 
 

@@ -12,12 +12,12 @@ import msgspec
 
 from orchestra.core.model import ESTIMATE_DEFAULT_MS, RETURNS_PLAN, RETURNS_REVIEW, Payload, TaskDefaults, TaskSpec
 from orchestra.ids import NAME, TaskId
+from orchestra.intake.criteria import HINT
+from orchestra.intake.folders import SHARED_KINDS, SHELL_KIND
 from orchestra.intake.shape import Problem
 
 JUDGE_SUFFIX: Final = ".judge"
 PROMPT: Final = "Judge whether the work meets its criteria. Believe what you see and run, not what was said about it."
-SCRIPTS: Final = ("shell",)
-"""Kinds that judge nothing."""
 
 
 def with_judges(
@@ -32,7 +32,7 @@ def with_judges(
     """
     found, problems = (
         list(drafts),
-        [p for index, draft in enumerate(drafts) if draft.id in judged for p in _objections(drafts, index, defaults)],
+        [p for index, draft in enumerate(drafts) if draft.id in judged for p in _objections(drafts, index, judged[draft.id], defaults)],
     )
     if problems:
         return found, problems
@@ -47,26 +47,54 @@ def with_judges(
     return found, []
 
 
-def _objections(drafts: Sequence[TaskSpec], index: int, defaults: TaskDefaults) -> list[Problem]:
+def _objections(drafts: Sequence[TaskSpec], index: int, phrases: Sequence[str], defaults: TaskDefaults) -> list[Problem]:
     draft = drafts[index]
-    path = ("tasks", index, "success_criteria")
+    at = next((number for number, text in enumerate(draft.criteria) if text.strip() == phrases[0]), 0)
+    path = ("tasks", index, "success_criteria", at)
     if draft.returns == RETURNS_PLAN:
         return [Problem(path, f"{draft.id!r} plans, and cannot be judged after its tasks have joined", "use criteria that can be run")]
     if not draft.workspace:
-        return [Problem(path, f"{draft.id!r} works in a private folder, where nobody can judge its work", "give it a workspace")]
+        said = f"{phrases[0][:120]!r} cannot be checked by a machine, and {draft.id!r} works in a private folder, where nobody can judge its work"
+        return [Problem(path, said, f"{HINT}; or give it a workspace")]
     if any(each.reviews == draft.id for each in drafts):
         return []
     name = draft.id + JUDGE_SUFFIX
     if NAME.fullmatch(name) is None or any(each.id.lower() == name.lower() for each in drafts):
         return [Problem(path, f"the task that judges it would be called {name!r}, which is too long or taken", "choose another id")]
     if not judge_kind(draft, defaults):
-        return [Problem(path, "it is not said which kind of agent judges", "set routing.review in the settings")]
+        wanted = _judges(draft, defaults)
+        why = "; ".join(defaults.lacking[kind] for kind in wanted) or "it is not said which kind of agent judges"
+        remedy = f"have such an agent ({', '.join(wanted)}), or name" if wanted else "name"
+        return [
+            Problem(
+                path,
+                f"{phrases[0][:120]!r} cannot be checked by a machine, and nobody can judge it: {why}",
+                f"{HINT}; or {remedy} one that is there in routing.review of the settings",
+            )
+        ]
     return []
 
 
 def judge_kind(draft: TaskSpec, defaults: TaskDefaults) -> str:
-    """Returns the kind of agent that judges: the one for reviews, else the one that does the work."""
-    return defaults.kinds.get("review", "") or ("" if draft.kind in SCRIPTS else draft.kind)
+    """Returns the kind of agent that judges, the first that is to be had: the one for reviews, the one that does the work, or one that others get prompts for."""
+    return next((kind for kind in _judges(draft, defaults) if kind not in defaults.lacking), "")
+
+
+def _judges(draft: TaskSpec, defaults: TaskDefaults) -> list[str]:
+    own = "" if draft.kind in SHARED_KINDS else draft.kind
+    named = (defaults.kinds.get("review", ""), defaults.specialists.get("review", ""), own, *defaults.kinds.values())
+    return list(dict.fromkeys(kind for kind in named if kind not in ("", SHELL_KIND)))
+
+
+def otherwise(defaults: TaskDefaults, *, plan: bool) -> str:
+    """Returns what to do to have an agent judge a phrase where that is switched off."""
+    if defaults.strict:
+        return "without `strict` an agent judges such a phrase"
+    return (
+        "`judge: true` in the plan has an agent judge such a phrase"
+        if plan
+        else "tasks.judge_criteria in the settings has an agent judge such a phrase"
+    )
 
 
 def _judge(draft: TaskSpec, criteria: tuple[str, ...], defaults: TaskDefaults) -> TaskSpec:

@@ -33,7 +33,7 @@ from orchestra.intake import fields as f
 from orchestra.intake.criteria import Criterion, checks_for, for_judgement, written
 from orchestra.intake.document import Document, Path, parse, show_path
 from orchestra.intake.folders import SHELL_KIND, place_of
-from orchestra.intake.judging import with_judges
+from orchestra.intake.judging import otherwise, with_judges
 from orchestra.intake.shape import PROBLEMS_MAX, Problem, convert, nearest
 from orchestra.quantity import ms_from_seconds
 
@@ -41,6 +41,7 @@ ROUTES: Final = {RETURNS_PLAN: "planning", RETURNS_REVIEW: "review"}
 """Categories of tasks by what they return, whatever their own category is; they decide which kind of agent gets a prompt that names none."""
 SCHEMA_ID: Final = "https://json-schema.org/draft/2020-12/schema"
 TASKS: Final = "tasks"
+CRITERIA: Final = "success_criteria"
 
 
 class AgentGroup(f.Record, frozen=True, kw_only=True):
@@ -208,7 +209,8 @@ def read_document(document: Document, directory: str, defaults: TaskDefaults) ->
         except _Told as told:
             problems.extend(told.problems)
     if judged and not problems:
-        drafts, problems = with_judges(drafts, judged, defaults)
+        drafts, found = with_judges(drafts, judged, defaults)
+        problems = [problem._replace(path=_as_written(plan, problem.path)) for problem in found]
     if not problems:
         problems = _cycle_problems(drafts)
     if problems:
@@ -318,17 +320,11 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
     kind = _kind(plan, merged, payload, path, fallback.kinds.get(ROUTES.get(returns, category), best_at))
     criteria = f.given(merged.success_criteria, ())
     try:
-        run = [each for each in criteria if not (isinstance(each, str) and each.strip() in judged)] if judged else criteria
-        checks = checks_for(run, field=show_path((*path, "success_criteria"))) if run else ()
+        where = show_path((*path, CRITERIA)) if criteria else ""
+        checks = checks_for(criteria, field=where, judged=judged, otherwise=otherwise(fallback, plan=True)) if criteria else ()
     except BadInput as refusal:
         at = refusal.field.rpartition("[")[2].removesuffix("]")
-        base: Path = (*path, "success_criteria") if task.success_criteria is not UNSET else ("defaults", "success_criteria")
-        hint = (
-            f"{refusal.hint}; `judge: true` in the plan has an agent judge such a phrase"
-            if "by a machine" in refusal.message
-            else refusal.hint
-        )
-        raise _Told(Problem((*base, int(at)), refusal.message, hint)) from None
+        raise _Told(Problem(_as_written(plan, (*path, CRITERIA, int(at))), refusal.message, refusal.hint)) from None
     strategy, replicas = f.strategy_of(merged.target_agents)
     timeout_ms, cost = f.stops_of(merged.constraints, fallback.timeout_ms)
     requirements = merged.requirements
@@ -370,6 +366,12 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         agent_fixed=f.given(merged.agent_fixed, False),
         speciality=f.given(merged.speciality, ""),
     )
+
+
+def _as_written(plan: PlanFile, path: Path) -> Path:
+    """Returns where a task's criterion stands: with the task, or with the defaults."""
+    index, *rest = path[1:]
+    return path if plan.tasks[int(index)].success_criteria is not UNSET else ("defaults", *rest)
 
 
 def _needs(task: PlanTask) -> tuple[str, ...]:

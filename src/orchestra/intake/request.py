@@ -23,9 +23,10 @@ from orchestra.core.model import (
 from orchestra.errors import BadInput
 from orchestra.ids import NodeId, TaskId, parse_task_id
 from orchestra.intake import fields as f
-from orchestra.intake.criteria import Criterion, checks_for, written
+from orchestra.intake.criteria import Criterion, checks_for, for_judgement, written
 from orchestra.intake.document import Path, check_plain, parse, show_path
 from orchestra.intake.folders import SHELL_KIND, place_of
+from orchestra.intake.judging import otherwise
 from orchestra.intake.planfile import AgentGroup
 from orchestra.intake.shape import Problem, convert
 from orchestra.quantity import ms_from_seconds
@@ -71,6 +72,9 @@ class SubmitTaskParams(f.Record, frozen=True, kw_only=True):
     requirements: Annotated[f.JsonObject, Meta(description="Any JSON object; handed to the agent.")] = msgspec.field(default_factory=dict)
     constraints: f.Constraints = f.Constraints()
     success_criteria: Annotated[tuple[Criterion, ...], Meta(max_length=100)] = ()
+    strict: Annotated[bool, Meta(description="Criteria that no program can check are refused, instead of being judged by an agent.")] = (
+        False
+    )
     submitted_at: Annotated[str, Meta(min_length=1, max_length=64, description="When, by the parent's clock; a note only.")] | None = None
     submitted_by: Annotated[str, Meta(max_length=200, description="Who; a note only.")] = ""
     dependencies: Annotated[tuple[f.TaskRef, ...], Meta(max_length=100_000, description="Tasks that must be completed before.")] = ()
@@ -174,8 +178,13 @@ def parse_params(record: type[T], raw: object) -> T:
     return made
 
 
+def judged_phrases(params: SubmitTaskParams, defaults: TaskDefaults) -> tuple[str, ...]:
+    """Returns the criteria of a submitted task that an agent has to judge."""
+    return for_judgement(params.success_criteria) if defaults.judge and not (defaults.strict or params.strict) else ()
+
+
 def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, directory: str, defaults: TaskDefaults = STANDARD) -> TaskSpec:
-    """Returns a submitted task as the core's record.
+    """Returns a submitted task as the core's record. What an agent has to judge of it (`judged_phrases`) is not among its checks.
 
     Args:
         params: What was submitted.
@@ -211,6 +220,7 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, dir
             field="workspace",
             hint="name an absolute folder, or give `directory`",
         )
+    instead = otherwise(msgspec.structs.replace(defaults, strict=defaults.strict or params.strict), plan=False)
     place = place_of(params.workspace, params.isolation, kind=kind, directory=seen_from)
     return TaskSpec(
         id=task_id,
@@ -229,7 +239,7 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, dir
         timeout_ms=timeout_ms,
         cost_usd_micros_max=cost,
         criteria=tuple(written(one) for one in params.success_criteria),
-        checks=checks_for(params.success_criteria, field="success_criteria"),
+        checks=checks_for(params.success_criteria, field="success_criteria", judged=judged_phrases(params, defaults), otherwise=instead),
         requirements=msgspec.json.encode(params.requirements).decode(),
         files=params.files,
         workspace=place.workspace,

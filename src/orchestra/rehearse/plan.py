@@ -73,9 +73,16 @@ def rehearsed(value: Json, plan: PlanDocument, cast: Cast, places: Mapping[str, 
     for name in ("workspace", *OF_MACHINES):
         made.pop(name, None)
         made.get("defaults", {}).pop(name, None)
-    made["tasks"] = [_task(task, draft, cast, places) for task, draft in zip(made["tasks"], plan.drafts, strict=True)]
+    written = len(made["tasks"])
+    made["tasks"] = [_task(task, draft, cast, places) for task, draft in zip(made["tasks"], plan.drafts[:written], strict=True)]
+    made["tasks"] += [_task(_review(draft), draft, cast, places) for draft in plan.drafts[written:]]
     made["agents"] = [{"count": agents, "kind": ANY_KIND, "name": REHEARSAL}] if agents is not None else _groups(plan, cast)
     return made
+
+
+def _review(draft: TaskSpec) -> Json:
+    """A review that was added to judge what no program can check, as a task that somebody can play."""
+    return {"id": draft.id, "reviews": draft.reviews, "prompt": draft.payload.content}
 
 
 def _task(task: Json, draft: TaskSpec, cast: Cast, places: Mapping[str, str]) -> Json:

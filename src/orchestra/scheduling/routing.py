@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from orchestra.core.kinds import ProgramsOf, is_lost, lacking, moved
-from orchestra.core.model import ANY_KIND, TaskSpec
+from orchestra.core.model import ANY_KIND, Payload, TaskSpec
 from orchestra.core.state import State
 from orchestra.errors import PlanInvalid
+from orchestra.ids import TaskId
+
+_ANY_TASK: Final = TaskSpec(TaskId("any"), "", Payload("analysis", ""))
+"""A task that asks for nothing."""
 
 
 class RouteOptions(msgspec.Struct, frozen=True):
@@ -29,6 +34,17 @@ def specialists(state: State) -> dict[str, str]:
         if agent.spec.speciality and agent.spec.kind != ANY_KIND:
             counts.setdefault(agent.spec.speciality, Counter())[agent.spec.kind] += 1
     return {speciality: found.most_common(1)[0][0] for speciality, found in counts.items()}
+
+
+def unavailable(state: State, kinds: Iterable[str], options: RouteOptions, programs_of: ProgramsOf) -> dict[str, str]:
+    """Returns which of the kinds no agent of the fleet can work as, also not by a kind that stands in for it, and why."""
+    found: dict[str, str] = {}
+    for kind in dict.fromkeys(kinds):
+        other = options.alternatives.get(kind)
+        reason = lacking(state, _ANY_TASK, kind, programs_of)
+        if reason and (other is None or lacking(state, _ANY_TASK, other, programs_of)):
+            found[kind] = reason
+    return found
 
 
 def rerouted(state: State, specs: Iterable[TaskSpec], options: RouteOptions, programs_of: ProgramsOf) -> tuple[TaskSpec, ...]:

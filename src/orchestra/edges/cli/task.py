@@ -60,6 +60,7 @@ for each in (diff, result, artifacts):
 @click.option("--priority", type=click.Choice(["critical", "high", "medium", "low"]))
 @click.option("--needs", "dependencies", multiple=True, metavar="TASK", help="A task that must be completed before; may be repeated.")
 @click.option("--criterion", "success_criteria", multiple=True, metavar="TEXT", help="What is checked at the end; may be repeated.")
+@click.option("--strict", is_flag=True, help="Refuse a criterion that no program can check, instead of having an agent judge it.")
 @click.option("--retries", type=click.IntRange(0), metavar="N")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Longest time an attempt may take.")
 @click.option("--workspace", metavar="FOLDER", help="Folder it works in; default is the one you are in.")
@@ -86,7 +87,7 @@ def submit(context: click.Context, /, source: Path | None, **given: Any) -> None
     from orchestra.intake.request import SubmitBatchParams, SubmitTaskParams, parse_params
 
     session = session_of(context)
-    said = {name: value for name, value in given.items() if value is not None and value != ()}
+    said = {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
     if source is None:
         request: object = request_of(said)
     elif said:
@@ -149,7 +150,8 @@ def read_request(source: Path) -> object:
 def _submitted(session: Session, replies: Sequence[SubmitReply]) -> None:
     for reply in replies:
         agents = f" on agents {', '.join(map(str, reply.assigned_agents))}" if reply.assigned_agents else ""
-        session.render.line(f"{reply.task_id} {reply.status}{agents}, expected {reply.estimated_completion}")
+        judge = f"; {reply.judged_by} judges what no program can check" if reply.judged_by else ""
+        session.render.line(f"{reply.task_id} {reply.status}{agents}, expected {reply.estimated_completion}{judge}")
 
 
 @task.command("list", cls=Command, example="orchestra task list --plan level6 --status failed")

@@ -13,6 +13,7 @@ import msgspec
 
 from orchestra.clock import Clock
 from orchestra.core.model import Lifecycle, PlanStatus, TaskDefaults, TaskStatus
+from orchestra.core.review import judge_of
 from orchestra.core.state import State
 from orchestra.engine.loop import Loop
 from orchestra.errors import BadInput
@@ -50,9 +51,13 @@ def _known_task(state: State, loop: Loop, params: SubmitTaskParams) -> SubmitRep
     if task is None:
         return None
     # What the submission leaves open is taken from the task itself, so that other defaults since then make no other task of it.
-    known = task.spec
+    known, judge = task.spec, judge_of(state, task)
     defaults = TaskDefaults(
-        timeout_ms=known.timeout_ms, retries=known.retries, backoff_ms=known.backoff_ms, backoff_max_ms=known.backoff_max_ms
+        timeout_ms=known.timeout_ms,
+        retries=known.retries,
+        backoff_ms=known.backoff_ms,
+        backoff_max_ms=known.backoff_max_ms,
+        judge=judge is not None,
     )
     try:
         spec = to_spec(params, task_id=task.id, default_kind=known.kind, directory=known.workspace, defaults=defaults)
@@ -67,7 +72,7 @@ def _known_task(state: State, loop: Loop, params: SubmitTaskParams) -> SubmitRep
     if msgspec.structs.replace(spec, **{name: getattr(known, name) for name in decided}) != known:
         return None
     done_ms = task.ended_ms if task.over else loop.now_ms() + eta_ms(state, loop.kernel.scheduler, task)
-    return SubmitReply(task.id, "queued", tuple(int(attempt.agent) for attempt in task.live_attempts()), rfc3339(done_ms))
+    return SubmitReply(task.id, "queued", tuple(int(attempt.agent) for attempt in task.live_attempts()), rfc3339(done_ms), judge or "")
 
 
 async def done_before(use_cases: UseCases, loop: Loop, clock: Clock, params: object, begun_in: int) -> object | None:

@@ -254,7 +254,7 @@ class FileRpc:
             return await call(params)
         except OSError as exc:
             raise PortFailed(f"{asked.method} failed: {exc}", hint="see the log of the coordinator") from exc
-        except DuplicateId:
+        except (DuplicateId, BadInput):  # what was done already may not be possible any more: a folder is gone, the settings are others
             known = await submitted_before(self._loop, params)
             if known is None:
                 raise

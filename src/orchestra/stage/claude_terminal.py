@@ -45,6 +45,7 @@ HOOKS = ("SessionStart", "UserPromptSubmit", "PreToolUse", "Stop", "StopFailure"
 ASKING = "PermissionRequest"
 HOOK_SECONDS = 10
 ASKING_SECONDS = 7 * 86_400  # longer than any attempt may take
+RETURN = "ORCHESTRA_RETURN"  # the file for what the attempt is to return, if it is to return something
 HOOK_SCRIPT = """#!/bin/sh
 # Tells the attempt what Claude Code says; with a second argument it waits for the reply.
 place=$1/$$
@@ -175,6 +176,8 @@ class Session:
         """How long nothing has to be done."""
         moment = time.monotonic()
         dues = [due for due in (self.enter_due, self.paste_due, self.leave_due) if due]
+        if RETURN in os.environ:
+            allowed["allow"].append("Edit(/%s)" % os.environ[RETURN])
         return max(0.0, min([LOOK_S, *(due - moment for due in dues)]))
 
     # hearing

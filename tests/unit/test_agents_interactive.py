@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,34 @@ def test_no_session_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> No
         session.deliver(session.began + claude_terminal.START_S + 1)
         assert session.result is not None
         assert session.result["result"].endswith("its window shows: Do you trust this folder?")
+        session.terminal.listener.close()
+
+
+def test_an_answer_to_a_hook_that_has_just_gone_is_dropped_with_its_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        session = claude_terminal.Session(str(tmp_path), ["claude"], listener.fileno())
+        said: list[dict[str, Any]] = []
+        monkeypatch.setattr(session, "say", lambda kind, **fields: said.append({"type": kind, **fields}))
+        (tmp_path / "hooks").mkdir()
+        os.mkfifo(tmp_path / "hooks" / "7.reply")
+        hook = os.open(tmp_path / "hooks" / "7.reply", os.O_RDONLY | os.O_NONBLOCK)
+        session.on_hook("7", {"hook_event_name": claude_terminal.ASKING, "tool_name": "Bash", "tool_input": {"command": "ls"}})
+        session.look_questions(session.began)
+        os.close(hook)
+        session.on_answer(1, "yes")
+        session.look_questions(session.began)
+        assert [line["type"] for line in said] == ["waiting", "answered"]
+        assert session.questions == []
+        assert not (tmp_path / "hooks" / "7.reply").exists()
+        session.terminal.listener.close()
+
+
+def test_a_hook_that_never_comes_to_wait_is_given_up(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        session = claude_terminal.Session(str(tmp_path), ["claude"], listener.fileno())
+        session.on_hook("7", {"hook_event_name": claude_terminal.ASKING, "tool_name": "Bash"})
+        session.look_questions(session.questions[0].due + 1)
+        assert session.questions == []
         session.terminal.listener.close()
 
 

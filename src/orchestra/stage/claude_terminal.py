@@ -328,7 +328,10 @@ class Session:
                 self.terminal.forget(question.reply)
                 os.close(question.reply)
             if hook:
-                os.unlink("%s/%s.reply" % (self.hooks, hook))
+                try:
+                    os.unlink("%s/%s.reply" % (self.hooks, hook))
+                except FileNotFoundError:
+                    pass  # the hook never came to make it
 
     # answering
 
@@ -338,7 +341,10 @@ class Session:
         if question is None or (number and question.number != number):
             return
         if question.hook:
-            os.write(question.reply, json.dumps(reply_to(question.said, text.strip())).encode())
+            try:
+                os.write(question.reply, json.dumps(reply_to(question.said, text.strip())).encode())
+            except OSError:
+                pass  # the hook has just gone: it was answered in the window
             self.drop(question.hook)
         else:
             self.terminal.type(b"\x15" + pasted(" ".join(text.split())))

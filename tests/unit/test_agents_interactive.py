@@ -309,3 +309,32 @@ def test_a_session_that_follows_another_counts_with_it(session: Path) -> None:
     add(session.with_name("t.jsonl"), reply("two", 10))
     models = second.consumed()["model_usage_since_last_result"]
     assert sum(usage["inputTokens"] for usage in models.values()) == 110
+
+
+def test_what_is_added_to_the_sessions_file_is_told_once_and_in_whole_lines(session: Path) -> None:
+    add(session, "before")
+    transcript = Transcript("s")
+    assert transcript.news(100) == b""
+    add(session, "one", "two")
+    with session.open("a") as out:
+        out.write("half")
+    assert transcript.news(100) == b"one\ntwo\n"
+    assert transcript.news(100) == b""
+    add(session, "", "three")
+    assert transcript.news(6) == b"half\n"
+    assert transcript.news(0) == b""
+    assert transcript.news(100) == b"three\n"
+
+
+def test_what_a_session_says_is_kept_with_the_attempt_up_to_a_limit(session: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claude_terminal, "SESSION_BYTES_MAX", 8)
+    with socket.socket(socket.AF_UNIX) as listener:
+        running = claude_terminal.Session(str(tmp_path), ["claude"], listener.fileno())
+        running.transcript = Transcript("s")
+        add(session, "one")
+        running.keep()
+        add(session, "two", "three")
+        running.keep()
+        running.keep()
+        assert (tmp_path / "session.jsonl").read_text() == "one\ntwo\n"
+        running.terminal.listener.close()

@@ -16,6 +16,8 @@ from orchestra.protocol.text import printable
 PIECE_BYTES: Final = 262_144
 SPEC_BYTES_MAX: Final = 4 << 20
 """Of an order: prompts travel as files of their own."""
+SESSION: Final = "session.jsonl"
+"""Where a program that prints only how things are going leaves all that was said, below an attempt's folder."""
 OUTPUTS: Final = ("output.jsonl.1", "output.jsonl")
 """Older part first."""
 JUNIT: Final = "reports/junit.xml"
@@ -34,6 +36,8 @@ class Fetched(msgspec.Struct, frozen=True):
     stream: bool
     """The agent prints a stream of JSON events."""
     secrets: tuple[str, ...]
+    session: tuple[str, ...] = ()
+    """All that was said, where the events that the agent prints are not that."""
 
 
 class Texts(msgspec.Struct, frozen=True):
@@ -76,12 +80,15 @@ async def fetch(node: Node, attempt: AttemptId, bytes_max: int) -> Fetched:
         room = max(0, room - sum(len(line) + 1 for line in found))
     junit, too_long = await _text(node, f"{folder}/{JUNIT}", bytes_max)
     env, output = order.get("env"), order.get("output")
+    stream = isinstance(output, dict) and output.get("view") == "json"
+    session, _ = await _last_lines(node, f"{folder}/{SESSION}", bytes_max) if stream else ([], 0)
     return Fetched(
         tuple(lines),
         left_out,
         "" if too_long else junit,
-        isinstance(output, dict) and output.get("view") == "json",
+        stream,
         secret_values({str(name): str(value) for name, value in env.items()}) if isinstance(env, dict) else (),
+        tuple(session),
     )
 
 
@@ -102,7 +109,8 @@ def texts_of(fetched: Fetched, secrets: Sequence[str]) -> Texts:
     lines = [("" if stream == "out" else f"[{stream}] ") + next(masked[stream]) for stream, _ in entries]
     if fetched.left_out:
         lines.insert(0, f"[orchestra] {fetched.left_out} bytes of output before this are left out; `orchestra task logs` shows them")
-    transcript = [_event(text, masker) for stream, text in entries if stream == "out"] if fetched.stream else []
+    events = fetched.session or ([text for stream, text in entries if stream == "out"] if fetched.stream else ())
+    transcript = [_event(text, masker) for text in events]
     return Texts("".join(f"{line}\n" for line in lines), "".join(f"{line}\n" for line in transcript if line), masker.text(fetched.junit))
 
 

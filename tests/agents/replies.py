@@ -32,6 +32,10 @@ RETURN_PLAN: Final = f"cat > $ORCHESTRA_RETURN <<'END'\n{json.dumps(PLANNED)}\nE
 CONFINED: Final = f"""{RETURN_PLAN}
 if touch "$CODEX_HOME/outside.txt"; then echo not confined > "$ORCHESTRA_RETURN"; fi"""
 """Returns a plan, unless it can write where a sandbox of its own should not let it."""
+OUTSIDE: Final = 'touch "${CODEX_HOME:-$CLAUDE_CONFIG_DIR}/outside.txt"'
+"""What must not be let do unasked who works among others' files."""
+HANDED_IN: Final = "../attempts/demo/SCENE-CLAUDE-RETURN/1/return/answer.json"
+"""Seen from a folder beside those of the attempts."""
 RETURN_REVIEW: Final = """test -s planned.txt && echo '{"verdict": "approve", "summary": "It greets."}' > $ORCHESTRA_RETURN"""
 
 
@@ -90,8 +94,14 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     calls("SCENE-CLAUDE-TURNS", "Bash", {"command": "echo again", "description": "Say again"}),
     *tool_scene("SCENE-CLAUDE-READ", "Read", {"file_path": "../prompt.txt"}, "I know what to do."),
     *tool_scene("SCENE-CLAUDE-ASK", "AskUserQuestion", {"questions": COLOUR}, "Thank you."),
+    *tool_scene("SCENE-CLAUDE-MCP", "mcp__greeter__greet", {"name": "orchestra"}, "I greeted."),
+    fails("SCENE-CLAUDE-FALLBACK", 529, "overloaded_error", "Overloaded", model="claude-opus-5-5"),
+    says("SCENE-CLAUDE-FALLBACK", "Said by the other one."),
     calls("SCENE-CLAUDE-WAIT", "Bash", {"command": WAIT_LOOP, "description": "Wait"}),
+    *tool_scene("SCENE-CLAUDE-SHARED", "Bash", {"command": OUTSIDE, "description": "Write"}, "I tried."),
+    *tool_scene("SCENE-CLAUDE-RETURN", "Write", {"file_path": HANDED_IN, "content": json.dumps(PLANNED)}, "Planned."),
     # Codex
+    *tool_scene("SCENE-CODEX-SHARED", "exec_command", {"cmd": f"echo hello > hello.txt; {OUTSIDE}"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CODEX-KEYS", "exec_command", {"cmd": TELL_KEYS}, "Counted."),
     *tool_scene("SCENE-CODEX-WRITE", "exec_command", {"cmd": "echo hello > hello.txt"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CODEX-PATCH", "exec_command", {"cmd": PATCH}, "I patched hello.txt."),

@@ -194,6 +194,8 @@ class Desk(Stage):
         values = {**order.spec, "argv": [real(each) for each in order.spec["argv"]]}
         values["env"] = {name: real(value) for name, value in order.spec["env"].items()}
         values["env_pass"] = values["env_pass"] if keys else []
+        if argv := order.spec.get("sandbox", {}).get("argv"):
+            values["sandbox"] = {**order.spec["sandbox"], "argv": [real(each) for each in argv]}
         self.poke({"op": "run", "dir": self.place(values, order.files)}, AGENT)
         return values
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,6 +120,37 @@ def test_a_tool_that_is_not_allowed(stage: Desk) -> None:
     assert run.end.code == 0
     assert (run.verdict.kind, cause_in(run.verdict.reason)) == (OutcomeKind.FAILED, Cause.DENIED)
     assert not (run.work / "hello.txt").exists()
+
+
+GREETER = {"mcpServers": {"greeter": {"command": sys.executable, "args": ["-I", str(Path(__file__).with_name("mcp_server.py"))]}}}
+
+
+@pytest.mark.parametrize("given", ["itself", "a path"])
+def test_a_tool_of_an_mcp_server_is_called(stage: Desk, given: str) -> None:
+    config = json.dumps(GREETER)
+    path = stage.folder / "servers.json"
+    path.write_text(config)
+    run = play(stage, "SCENE-CLAUDE-MCP", "mcp", {"mcp_config": config if given == "itself" else str(path)})
+    assert (run.verdict.kind, run.verdict.summary) == (OutcomeKind.DONE, "I greeted."), run
+    assert (run.work / "greeted.txt").read_text() == "orchestra\n"
+    assert [each["status"] for each in run.end.last["system"]["mcp_servers"] if each["name"] == "greeter"] == ["connected"]
+    assert "Good morning, orchestra, from a server of ours." in json.dumps(stage.net.requests("SCENE-CLAUDE-MCP")[-1]["body"])
+    assert "mcp__greeter__greet" in [signal.activity.split()[0] for signal in run.signals]
+
+
+def test_an_mcp_server_that_does_not_start_is_told_and_does_not_keep_it_from_working(stage: Desk) -> None:
+    run = play(stage, "SCENE-SAY", "mcp-failed", {"mcp_config": '{"mcpServers": {"absent": {"command": "/no/such/program"}}}'})
+    assert run.verdict.kind is OutcomeKind.DONE, run
+    assert run.signals[0].activity == "started, without MCP server absent"
+
+
+def test_another_model_takes_over_from_one_that_is_overloaded(stage: Desk) -> None:
+    run = play(stage, "SCENE-CLAUDE-FALLBACK", "fallback", {"fallback_model": "claude-haiku-4-5", "max_retries": "10"})
+    assert (run.verdict.kind, run.verdict.summary) == (OutcomeKind.DONE, "Said by the other one."), run
+    asked = [request["body"]["model"] for request in stage.net.requests("SCENE-CLAUDE-FALLBACK")]
+    assert asked[0] == "claude-opus-5-5"
+    assert asked[-1] == "claude-haiku-4-5"
+    assert run.verdict.usage.tokens_input == 1000
 
 
 def test_as_root_it_runs_only_where_that_is_said_to_be_fine(stage: Desk) -> None:

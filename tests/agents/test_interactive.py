@@ -160,6 +160,9 @@ def test_a_session_of_claude_is_resumed_and_only_the_new_part_counts(stage: Desk
     again = finish(stage, CLAUDE, begin(stage, CLAUDE, "SCENE-SAY", attempt=2, session=first.verdict.session), "resumed")
     assert again.verdict.session == first.verdict.session
     assert (again.verdict.usage.tokens_input, again.verdict.usage.cost_usd_micros) == (1000, first.verdict.usage.cost_usd_micros)
+    for run in (first, again):
+        kept = (run.work.parent / "session.jsonl").read_text()
+        assert kept.count('"text":"Said."') == 1, "each attempt has its own part of the session"
     unknown = "00000000-0000-4000-8000-000000000000"
     lost = finish(stage, CLAUDE, begin(stage, CLAUDE, "SCENE-SAY", attempt=3, session=unknown), "no-session")
     assert cause_in(lost.verdict.reason) is Cause.SESSION, lost

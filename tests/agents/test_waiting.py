@@ -116,6 +116,21 @@ def test_agents_that_ask_are_seen_answered_and_done(orchestra: Orchestra) -> Non
     assert {each["task_id"] for each in answered} == {claude, codex}
     assert all(each["waited_seconds"] >= 0 for each in answered)
 
+    said = [json.loads(line) for line in (orchestra.root / "results" / claude / "transcript.jsonl").read_text().splitlines()]
+    blocks = [block for line in said for block in contents(line)]
+    assert "I wrote hello.txt." in [block.get("text") for block in blocks if block["type"] == "text"]
+    called = next(block for block in blocks if block["type"] == "tool_use" and block["name"] == "Write")
+    gave = next(block for block in blocks if block["type"] == "tool_result" and block["tool_use_id"] == called["id"])
+    assert "hello.txt" in str(gave["content"])
+    assert "dummy-key" not in str(said)
+
+
+def contents(line: dict[str, Any]) -> list[dict[str, Any]]:
+    """The blocks of a message, if the line is one that has some."""
+    message = line.get("message")
+    blocks = message.get("content") if isinstance(message, dict) else None
+    return [block for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
+
 
 AFFINE = """\
 name: affine

@@ -315,6 +315,16 @@ def test_a_program_is_seen_wherever_links_lead_to_it(desk: Desk, driven: tuple[s
     assert [entry["line"] for entry in desk.output(spec) if entry["s"] == "out"] == ["ran"]
 
 
+def test_a_program_that_has_another_command_line_for_the_sandbox_runs_by_that_there_alone(desk: Desk) -> None:
+    desk.start()
+    inside = desk.order(["/bin/echo", "outside"], sandbox={**ON, "argv": ["/bin/echo", "inside"]})
+    desk.wait_record("done", inside)
+    assert [entry["line"] for entry in desk.output(inside)] == ["inside"]
+    off = desk.order(["/bin/echo", "outside"], attempt=2)
+    desk.wait_record("done", off)
+    assert [entry["line"] for entry in desk.output(off)] == ["outside"]
+
+
 def test_a_link_that_the_agent_can_change_shows_nothing(desk: Desk) -> None:
     tool = desk.put(desk.home / "project/tool")
     tool.write_text("#!/bin/sh\necho ran\n")

@@ -171,6 +171,7 @@ def test_the_agent_works_in_a_private_folder_or_the_one_named(stage: Stage) -> N
         '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "success": {"signal": {}}}',
         '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "checks": [{"name": "c", "argv": ["x"]}]}',
         '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "fence": 1}',
+        '{"v": 1, "task": "demo/bad", "attempt": 1, "argv": ["/bin/true"], "sandbox": {"mode": "on", "argv": [1]}}',
         "",
     ],
 )

@@ -119,6 +119,16 @@ def test_a_sandbox_has_the_worktree_and_hides_what_the_coordinator_keeps_on_its_
     assert "worktree" not in sandbox_in("auto", "claude", place=msgspec.structs.replace(place, kind="copy"))
 
 
+def test_a_program_with_a_sandbox_of_its_own_runs_without_it_in_ours() -> None:
+    spec = TaskSpec(id=TaskId("t"), description="", payload=Payload("analysis", "Write a poem."), kind="codex", workspace="/repo")
+    made = OrderMaker(lambda kind: adapters()[kind], OrderOptions(sandbox=SandboxOptions("auto"))).make(
+        spec, AttemptId(spec.id, 1), AgentSpec(AgentId(1), NodeId("here"))
+    )
+    assert 'sandbox_mode="workspace-write"' in made.spec["argv"]
+    assert "--dangerously-bypass-approvals-and-sandbox" in made.spec["sandbox"]["argv"]
+    assert "argv" not in sandbox_in("auto", "codex")
+
+
 class OfSession:
     """A kind that counts from the beginning of its session."""
 

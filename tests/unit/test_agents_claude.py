@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch
 from orchestra.agents.causes import FINAL, Cause, of_message, of_status, reason
 from orchestra.agents.claude import ADAPTER, KEYS, ROOT_HINT, SETTINGS, session_of
-from orchestra.core.model import OutcomeKind, TaskSpec, Usage
+from orchestra.agents.ending import outcome
+from orchestra.core.model import CheckResult, OutcomeKind, TaskSpec, Usage
 from orchestra.errors import BadInput
+from orchestra.stage import returning as stage_returning
 from tests.unit.recorded import cause_in, judged, make_spec, recording, signals
 
 
@@ -81,11 +83,40 @@ def test_it_keeps_its_things_in_the_agents_folder_and_calls_nobody_else() -> Non
     assert not set(KEYS) & set(made.env)
 
 
-def test_by_default_it_may_use_every_tool_but_not_silently_as_root() -> None:
-    made = launch()
-    assert option(made, "--permission-mode") == "bypassPermissions"
-    assert "IS_SANDBOX" not in made.env
+SHARED = {"workspace": "/home/me/repo"}
+
+
+@pytest.mark.parametrize(
+    "where,mode,wanted",
+    [
+        ({}, "headless", "bypassPermissions"),
+        ({}, "interactive", "bypassPermissions"),
+        ({**SHARED, "isolated": True}, "headless", "bypassPermissions"),
+        (SHARED, "headless", "acceptEdits"),
+        (SHARED, "interactive", "default"),
+    ],
+)
+def test_by_default_it_may_use_every_tool_only_where_it_works_apart(where: dict[str, Any], mode: str, wanted: str) -> None:
+    spec = make_spec("claude", **where)
+    assert option(launch(spec, settings={"mode": mode}), "--permission-mode") == wanted
+    assert option(launch(spec, settings={"mode": mode, "permission_mode": "plan"}), "--permission-mode") == "plan"
+
+
+def test_it_skips_permissions_as_root_only_where_that_is_said_to_be_fine() -> None:
+    assert "IS_SANDBOX" not in launch().env
     assert launch(settings={"allow_root": "true"}).env["IS_SANDBOX"] == "1"
+
+
+def test_where_it_may_not_run_every_command_it_is_told_where_to_write_what_it_returns() -> None:
+    made = launch(make_spec("claude", returns="plan", **SHARED), settings={"append_system_prompt": "Be brief."})
+    assert option(made, "--add-dir") == f"{ATTEMPT_DIR}return"
+    told = option(made, "--append-system-prompt") or ""
+    assert told.startswith(f"{ATTEMPT_DIR}{stage_returning.FILE} is the path")
+    assert told.endswith("\n\nBe brief.")
+    window = launch(make_spec("claude", returns="plan", **SHARED), settings={"mode": "interactive"})
+    assert "--add-dir" not in window.argv, "it would ask whether it is trusted, with no as the first answer"
+    assert "--append-system-prompt" in window.argv
+    assert option(launch(make_spec("claude", returns="plan")), "--append-system-prompt") is None
 
 
 def test_settings_become_options() -> None:
@@ -345,7 +376,16 @@ def test_denied_tools_among_others_are_mentioned() -> None:
     end.last["result"]["num_turns"] = 5
     verdict = ADAPTER.verdict(make_spec("claude"), end)
     assert verdict.kind is OutcomeKind.DONE
-    assert verdict.summary.startswith("[1 tool calls were not allowed: Write]")
+    assert verdict.summary.startswith(
+        "[1 tool calls were not allowed: Write; to allow more, set kinds.claude.allowed_tools or permission_mode] "
+    )
+    shared = ADAPTER.verdict(make_spec("claude", **SHARED), end)
+    assert "or have the task work in a worktree (isolation: worktree)" in shared.summary
+    assert outcome(shared, end, ()).reason == ""
+    unverified = outcome(shared, end, (CheckResult("tests", passed=False),))
+    assert unverified.reason.startswith(
+        "said done, but verification failed: tests (1 tool calls were not allowed: Write; to allow more, set"
+    )
 
 
 json_values = st.recursive(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,26 @@ def test_a_sandbox_takes_the_place_of_the_bypass() -> None:
     assert "--dangerously-bypass-approvals-and-sandbox" not in made.argv
     assert 'sandbox_mode="workspace-write"' in made.argv
     assert 'approval_policy="never"' in made.argv
+
+
+def test_in_a_shared_folder_it_is_confined_to_that_by_its_own_sandbox_or_by_ours() -> None:
+    spec = make_spec("codex", workspace="/home/me/repo")
+    made = launch(spec)
+    assert 'sandbox_mode="workspace-write"' in made.argv
+    assert "--dangerously-bypass-approvals-and-sandbox" in made.sandbox_argv
+    for apart in (make_spec("codex"), make_spec("codex", workspace="/home/me/repo", isolated=True)):
+        assert "--dangerously-bypass-approvals-and-sandbox" in launch(apart).argv
+        assert launch(apart).sandbox_argv == ()
+    for chosen in ("bypass", "workspace-write"):
+        assert launch(spec, settings={"sandbox": chosen}).sandbox_argv == (), "what the settings say holds everywhere"
+
+
+@pytest.mark.parametrize("workspace,policy", [("", "never"), ("/home/me/repo", "on-request")])
+def test_where_somebody_can_answer_it_asks_for_more_than_the_shared_folder(workspace: str, policy: str) -> None:
+    made = launch(make_spec("codex", workspace=workspace), settings={"mode": "interactive"})
+    thread = json.loads(made.argv[-3])
+    assert thread["approvalPolicy"] == policy
+    assert launch(make_spec("codex", workspace=workspace), settings={"mode": "mcp"}).argv
 
 
 def test_a_session_is_gone_on_with() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,34 @@ def test_no_session_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> No
         session.terminal.listener.close()
 
 
+def test_an_answer_to_a_hook_that_has_just_gone_is_dropped_with_its_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        session = claude_terminal.Session(str(tmp_path), ["claude"], listener.fileno())
+        said: list[dict[str, Any]] = []
+        monkeypatch.setattr(session, "say", lambda kind, **fields: said.append({"type": kind, **fields}))
+        (tmp_path / "hooks").mkdir()
+        os.mkfifo(tmp_path / "hooks" / "7.reply")
+        hook = os.open(tmp_path / "hooks" / "7.reply", os.O_RDONLY | os.O_NONBLOCK)
+        session.on_hook("7", {"hook_event_name": claude_terminal.ASKING, "tool_name": "Bash", "tool_input": {"command": "ls"}})
+        session.look_questions(session.began)
+        os.close(hook)
+        session.on_answer(1, "yes")
+        session.look_questions(session.began)
+        assert [line["type"] for line in said] == ["waiting", "answered"]
+        assert session.questions == []
+        assert not (tmp_path / "hooks" / "7.reply").exists()
+        session.terminal.listener.close()
+
+
+def test_a_hook_that_never_comes_to_wait_is_given_up(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        session = claude_terminal.Session(str(tmp_path), ["claude"], listener.fileno())
+        session.on_hook("7", {"hook_event_name": claude_terminal.ASKING, "tool_name": "Bash"})
+        session.look_questions(session.questions[0].due + 1)
+        assert session.questions == []
+        session.terminal.listener.close()
+
+
 # --- what a session consumed -----------------------------------------------------------------------------------------
 
 
@@ -303,3 +332,32 @@ def test_how_the_last_request_failed_is_in_the_session(session: Path) -> None:
     assert transcript.trouble() == {"stop_reason": "refusal"}
     add(session, reply("two", 10))
     assert transcript.trouble() == {}, "it was asked again, and answered"
+
+
+def test_what_is_added_to_the_sessions_file_is_told_once_and_in_whole_lines(session: Path) -> None:
+    add(session, "before")
+    transcript = Transcript("s")
+    assert transcript.news(100) == b""
+    add(session, "one", "two")
+    with session.open("a") as out:
+        out.write("half")
+    assert transcript.news(100) == b"one\ntwo\n"
+    assert transcript.news(100) == b""
+    add(session, "", "three")
+    assert transcript.news(6) == b"half\n"
+    assert transcript.news(0) == b""
+    assert transcript.news(100) == b"three\n"
+
+
+def test_what_a_session_says_is_kept_with_the_attempt_up_to_a_limit(session: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claude_terminal, "SESSION_BYTES_MAX", 8)
+    with socket.socket(socket.AF_UNIX) as listener:
+        running = claude_terminal.Session(str(tmp_path), ["claude"], listener.fileno())
+        running.transcript = Transcript("s")
+        add(session, "one")
+        running.keep()
+        add(session, "two", "three")
+        running.keep()
+        running.keep()
+        assert (tmp_path / "session.jsonl").read_text() == "one\ntwo\n"
+        running.terminal.listener.close()

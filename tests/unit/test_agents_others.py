@@ -121,6 +121,11 @@ def test_gemini_tells_what_it_does() -> None:
     assert made.argv[-2:] == ("--approval-mode", "auto_edit")
 
 
+@pytest.mark.parametrize("where,mode", [({}, "yolo"), ({"workspace": "/r"}, "auto_edit"), ({"workspace": "/r", "isolated": True}, "yolo")])
+def test_gemini_may_do_everything_only_where_it_works_apart(where: dict[str, Any], mode: str) -> None:
+    assert GEMINI.launch(make_spec("gemini", **where), context()).argv[-1] == mode
+
+
 def test_aider_edits_the_tasks_files_and_touches_no_git() -> None:
     made = AIDER.launch(make_spec("aider", files=("a.py", "docs/")), context(model="m"))
     assert made.argv[-1] == "a.py"

@@ -61,6 +61,13 @@ def test_a_transcript_stays_json() -> None:
     assert found == [{"type": "a", "k": "********"}, opened], "the ends of a key are masked each for itself where they are not of one text"
 
 
+def test_a_transcript_is_what_the_session_said_where_the_agent_prints_only_how_things_are_going() -> None:
+    session = (json.dumps({"type": "assistant", "text": KEY}), "torn", json.dumps({"type": "user"}))
+    made = texts_of(Fetched((entry('{"type": "result"}'),), 0, "", True, (), session), ())
+    assert [json.loads(line) for line in made.transcript.splitlines()] == [{"type": "assistant", "text": "********"}, {"type": "user"}]
+    assert made.log == '{"type": "result"}\n'
+
+
 @pytest.mark.parametrize("size", [2, 7, 64, 100_000])
 async def test_all_of_an_output_is_fetched_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(artifacts, "PIECE_BYTES", size)
@@ -71,10 +78,11 @@ async def test_all_of_an_output_is_fetched_in_pieces(tmp_path: Path, monkeypatch
     (folder / "output.jsonl").write_text("\n".join(lines[25:]) + "\n")
     (folder / "spec.json").write_text('{"env": {"A_TOKEN": "0123456789"}, "output": {"view": "json"}}')
     (folder / "reports/junit.xml").write_text("<testsuite/>")
+    (folder / "session.jsonl").write_text("{}\n{}\n")
     node = cast("Node", StillNode(tmp_path))
     if size >= 64:
         found = await fetch(node, ATTEMPT, 1 << 20)
-        assert found == Fetched(tuple(lines), 0, "<testsuite/>", True, ("0123456789",))
+        assert found == Fetched(tuple(lines), 0, "<testsuite/>", True, ("0123456789",), ("{}", "{}"))
         less = await fetch(node, ATTEMPT, 20 * len(lines[0].encode()))
         assert less.output[-15:] == tuple(lines[25:])
         assert less.left_out > 0

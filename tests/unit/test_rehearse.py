@@ -12,9 +12,12 @@ import msgspec
 import pytest
 
 from orchestra.agents.adapter import Context
+from orchestra.agents.registry import adapters
 from orchestra.agents.rehearsal import ADAPTER
+from orchestra.core.model import Payload, TaskSpec
 from orchestra.edges.cli.rehearse import at_once_max, passed_in
 from orchestra.errors import BadInput, PortFailed
+from orchestra.ids import TaskId
 from orchestra.intake.document import parse
 from orchestra.intake.planfile import PlanDocument, parse_plan
 from orchestra.rehearse import loopback, venue
@@ -261,6 +264,14 @@ def test_no_key_of_anybody_gets_in(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "a real secret" not in env.values()
     assert env["HOME"] == str(tmp_path / "home")
     assert env["PATH"].startswith("/venv/bin:")
+
+
+def test_recorded_agents_may_do_what_their_scenario_says_also_in_a_shared_folder() -> None:
+    kinds = json.loads(venue.settings_text("http://127.0.0.1:1", ("claude", "codex")))["orchestra"]["kinds"]
+    shared = TaskSpec(id=TaskId("t"), description="", payload=Payload("analysis", "Go."), workspace="/copy")
+    for kind, option in (("claude", "bypassPermissions"), ("codex", "--dangerously-bypass-approvals-and-sandbox")):
+        settings = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in kinds[kind].items()}
+        assert option in adapters()[kind].launch(shared, Context(1, 1, settings=settings)).argv
 
 
 def test_programs_are_found_in_a_checkout_and_missing_ones_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,8 @@ class Launch(msgspec.Struct, frozen=True):
     success: SuccessRule = SuccessRule()
     sandbox: bool = False
     """It does what a model says: it runs in a sandbox wherever there is one to be had, unless the settings say otherwise."""
+    sandbox_argv: tuple[str, ...] = ()
+    """What runs in the sandbox in the place of `argv`: a program with a sandbox of its own may not work in another one."""
 
 
 class Signal(msgspec.Struct, frozen=True):

@@ -16,11 +16,13 @@ import msgspec
 
 from orchestra.agents.access import RETRIES
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
+from orchestra.agents.apart import more_rights, works_apart
 from orchestra.agents.causes import OUR_BUDGET, Cause, belied, ended_outside, failed, last_line, of_message, of_status, reason, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, imposed
 from orchestra.agents.kindsettings import KindSettings, plain_word
 from orchestra.agents.prompt import PROMPT_FILE, PROXY_VARIABLES, cost_left, prompt_of, wish
 from orchestra.agents.rehearsal import ACTIVITY_CHARACTERS_MAX, COST_USD, SESSION_CHARACTERS_MAX, count_of, text_of
+from orchestra.agents.returning import RETURN_FILE, RETURN_FOLDER
 from orchestra.agents.staged import WAITING_SIGNALS, stage_program, waiting_signal
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 from orchestra.errors import BadInput
@@ -47,6 +49,12 @@ PRINT_ONLY: Final = ("max_turns", "fallback_model")
 """What the CLI knows with `-p` only."""
 SIGNALS: Final = ("system", "assistant", "rate_limit_event", "result")
 PERMISSION_MODES: Final = ("bypassPermissions", "acceptEdits", "auto", "default", "dontAsk", "manual", "plan")
+EDITS: Final = "acceptEdits"
+"""Files of the working folder are changed unasked; all else that needs a permission is refused where nobody can be asked."""
+ASKS: Final = "default"
+TOLD_RETURN: Final = "is the path in the environment variable ORCHESTRA_RETURN, which no command may be allowed to tell you here. Write that file with the tool Write."
+"""A command with a variable in it is not one of those that change files of the working folder, so it is refused; the path comes before these words."""
+MORE_RIGHTS: Final = "kinds.claude.allowed_tools or permission_mode"
 RETRIES_DEFAULT: Final = 10
 """The CLI's own: about three minutes of waiting in all."""
 WAIT_SECONDS_MAX: Final = 60
@@ -237,6 +245,14 @@ def check_interactive(spec: TaskSpec, settings: KindSettings, *, through: bool) 
         raise BadInput("is not kept by Claude Code in mode interactive", field="constraints.max_cost_dollars", hint=hint)
 
 
+def permission_mode(spec: TaskSpec, *, interactive: bool) -> str:
+    """Returns what it may do unasked where the settings do not say: everything where the task works apart, else what harms no more than files of its folder,
+    or what a person allows it."""
+    if works_apart(spec):
+        return PERMISSION_MODES[0]
+    return ASKS if interactive else EDITS
+
+
 class Claude:
     """The kind's adapter; it has no state."""
 
@@ -253,7 +269,14 @@ class Claude:
         through = context.access is not None and "anthropic" in context.access.apis
         if interactive:
             check_interactive(spec, settings, through=through)
-        options, files = self._options(spec, settings), {PROMPT_FILE: prompt_of(spec)}
+        mode = settings.choice("permission_mode", permission_mode(spec, interactive=interactive), PERMISSION_MODES)
+        options, files = ["--permission-mode", mode, *self._options(spec, settings)], {PROMPT_FILE: prompt_of(spec)}
+        told = settings.word("append_system_prompt")
+        if spec.returns and mode != PERMISSION_MODES[0]:
+            # In a window it would ask whether that folder is trusted; there a rule of its settings lets it write the file.
+            options += [] if interactive else ["--add-dir", f"{ATTEMPT_DIR}{RETURN_FOLDER}"]
+            told = f"{ATTEMPT_DIR}{RETURN_FILE} {TOLD_RETURN}\n\n{told}".rstrip()
+        options += ["--append-system-prompt", told] if told else []
         session = plain_word(context.session, field="session")
         options += ["--resume", session] if session else ["--session-id", session_of(spec, context)]
         left = cost_left(spec, context)
@@ -294,12 +317,10 @@ class Claude:
         model = plain_word(wish(spec, "model"), field="requirements.model") or settings.word("model")
         turns = settings.number("max_turns")
         pairs = {
-            "--permission-mode": settings.choice("permission_mode", PERMISSION_MODES[0], PERMISSION_MODES),
             "--model": model,
             "--fallback-model": settings.word("fallback_model"),
             "--effort": settings.word("effort"),
             "--max-turns": str(turns or ""),
-            "--append-system-prompt": settings.word("append_system_prompt"),
             "--tools": settings.word("tools"),
             "--allowedTools": settings.word("allowed_tools"),
             "--disallowedTools": settings.word("disallowed_tools"),
@@ -348,10 +369,15 @@ class Claude:
             return belied(end, usage, session, said)
         denied = _denied(result)
         if denied and count_of(result.get("num_turns")) - 1 <= len(denied):
-            what = f"nothing was done: it was not allowed to use {', '.join(sorted(set(denied)))}; it said: {said}"
+            what = f"nothing was done: it was not allowed to use {', '.join(sorted(set(denied)))}; {more_rights(MORE_RIGHTS, spec)}; it said: {said}"
             return failed(Cause.DENIED, what, usage, session, said)
-        note = f"[{len(denied)} tool calls were not allowed: {', '.join(sorted(set(denied)))}] " if denied else ""
-        return Verdict(OutcomeKind.DONE, "", usage, session, (note + said)[:SUMMARY_CHARACTERS_MAX])
+        note = (
+            f"{len(denied)} tool calls were not allowed: {', '.join(sorted(set(denied)))}; {more_rights(MORE_RIGHTS, spec)}"
+            if denied
+            else ""
+        )
+        summary = f"[{note}] {said}" if note else said
+        return Verdict(OutcomeKind.DONE, note, usage, session, summary[:SUMMARY_CHARACTERS_MAX])
 
 
 def _session(end: Exit) -> str:

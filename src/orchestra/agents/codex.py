@@ -13,6 +13,7 @@ import msgspec
 
 from orchestra.agents.access import RETRIES, TOKEN_HEADER, TOKEN_VARIABLE, Access
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
+from orchestra.agents.apart import works_apart
 from orchestra.agents.causes import Cause, belied, ended_outside, error_body, failed, last_line, of_message, reason, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, exit_in_words, imposed
 from orchestra.agents.kindsettings import KindSettings, plain_word
@@ -39,6 +40,8 @@ MODES: Final = ("headless", "interactive", "mcp")
 APPROVALS: Final = ("never", "on-request", "untrusted")
 SIGNALS: Final = ("thread.started", "item.started", "item.completed", "error", "turn.completed", "turn.failed")
 SANDBOXES: Final = ("bypass", "read-only", "workspace-write", "danger-full-access")
+CONFINED: Final = "workspace-write"
+"""Its commands write the working folder and temporary ones, and reach no network."""
 KEY_VARIABLE: Final = "OPENAI_API_KEY"
 LOGIN_VARIABLE: Final = "CODEX_API_KEY"
 """What the CLI itself reads where no `base_url` is set."""
@@ -163,23 +166,27 @@ class Codex:
     def launch(self, spec: TaskSpec, context: Context) -> Launch:
         """Returns the process. The prompt is a file, and a session of an earlier attempt is gone on with if there is one."""
         settings = KindSettings(self.kind, through_gateway(context.settings, context.access), SETTINGS)
-        sandbox = settings.choice("sandbox", SANDBOXES[0], SANDBOXES)
-        approval = settings.choice("approval_policy", APPROVALS[0], APPROVALS)
         mode = settings.choice("mode", MODES[0], MODES)
-        interactive = mode == "interactive"
-        if approval != "never" and not interactive:
+        sandbox, in_ours = self._sandboxes(spec, settings)
+        asks = mode == "interactive" and not works_apart(spec)
+        approval = settings.choice("approval_policy", APPROVALS[1 if asks else 0], APPROVALS)
+        if approval != "never" and mode != "interactive":
             hint = f"set {settings.field('mode')} to interactive"
             raise BadInput("asks, and in this mode nobody can answer", field=settings.field("approval_policy"), hint=hint)
+        interactive = mode == "interactive"
         model = plain_word(wish(spec, "model"), field="requirements.model") or settings.word("model")
         session = plain_word(context.session, field="session")
-        if interactive:
-            argv = self._interactive(sandbox, approval, model, session)
-        elif mode == "mcp":
-            argv = self._mcp(sandbox, approval, model)
-        else:
-            argv = self._headless(sandbox, model, session, returns=bool(spec.returns))
+
+        def argv(confined: str) -> tuple[str, ...]:
+            if interactive:
+                return self._interactive(confined, approval, model, session)
+            if mode == "mcp":
+                return self._mcp(confined, approval, model)
+            return self._headless(confined, model, session, returns=bool(spec.returns))
+
         return Launch(
-            argv=argv,
+            argv=argv(sandbox),
+            sandbox_argv=argv(in_ours) if in_ours != sandbox else (),
             files={PROMPT_FILE: prompt_of(spec)},
             agent_files={"codex/config.toml": config_of(settings, context.access)},
             env={"CODEX_HOME": f"{AGENT_DIR}codex", **spec.env},
@@ -190,6 +197,15 @@ class Codex:
             success=SuccessRule(signal_type="turn.completed"),
             sandbox=True,
         )
+
+    @staticmethod
+    def _sandboxes(spec: TaskSpec, settings: KindSettings) -> tuple[str, str]:
+        """Returns which of its own sandboxes confines it, without one of ours around it and within. By default it is let write nothing but the folder where
+        that is shared; ours sees to that too, and its own does not work in it."""
+        if works_apart(spec) or settings.text("sandbox"):
+            chosen = settings.choice("sandbox", SANDBOXES[0], SANDBOXES)
+            return chosen, chosen
+        return CONFINED, SANDBOXES[0]
 
     @staticmethod
     def _headless(sandbox: str, model: str, session: str, *, returns: bool) -> tuple[str, ...]:

@@ -51,12 +51,14 @@ def exit_in_words(end: Exit) -> str:
 def outcome(verdict: Verdict, end: Exit, checks: Sequence[CheckResult]) -> Outcome:
     """Returns the outcome of an attempt: the verdict, unless it was `done` and a check did not pass."""
     kind, reason = verdict.kind, verdict.reason
+    if kind is OutcomeKind.DONE:
+        reason = ""  # of interest only where it does not pass
     failed = [check for check in checks if not check.passed]
     if kind is OutcomeKind.DONE and failed:
         kind = OutcomeKind.UNVERIFIED
         names = ", ".join(check.name for check in failed[:3]) + (f" and {len(failed) - 3} more" if len(failed) > 3 else "")
         last = f": {failed[0].tail[-1].strip()[:160]}" if failed[0].tail else ""
-        reason = f"said done, but verification failed: {names}{last}"
+        reason = f"said done, but verification failed: {names}{last}" + (f" ({verdict.reason})" if verdict.reason else "")
     return Outcome(
         kind=kind,
         reason=reason,

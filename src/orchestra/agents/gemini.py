@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestra.agents.adapter import AGENT_DIR, Context, Exit, Launch, Signal, SuccessRule, Verdict
+from orchestra.agents.apart import works_apart
 from orchestra.agents.causes import Cause, belied, failed, of_message, of_status, unexplained
 from orchestra.agents.ending import SUMMARY_CHARACTERS_MAX, imposed
 from orchestra.agents.kindsettings import KindSettings, plain_word
@@ -50,7 +51,7 @@ class Gemini:
         """Returns the process. Every attempt begins a session of its own."""
         settings = KindSettings(self.kind, context.settings, SETTINGS)
         model = plain_word(wish(spec, "model"), field="requirements.model") or settings.word("model")
-        mode = settings.choice("approval_mode", APPROVAL_MODES[0], APPROVAL_MODES)
+        mode = settings.choice("approval_mode", APPROVAL_MODES[0 if works_apart(spec) else 1], APPROVAL_MODES)
         url = settings.text("base_url")
         return Launch(
             argv=("gemini", "--output-format", "stream-json", "--approval-mode", mode, *(("-m", model) if model else ())),

@@ -10,6 +10,8 @@ from orchestra.core.model import Outcome, TaskSpec
 RETURN_VARIABLE: Final = "ORCHESTRA_RETURN"
 RETURN_FOLDER: Final = "return"
 """Folder in the attempt's folder where the file lies: all that an agent in a sandbox has to be let write besides its working folder."""
+RETURN_FILE: Final = f"{RETURN_FOLDER}/answer.json"
+"""Where `stage/returning.py` looks for it."""
 SHOWN_CHARACTERS_MAX: Final = 8_000
 """Of the reviewed task's own prompt."""
 

@@ -205,7 +205,8 @@ def sandbox_of(options: SandboxOptions, spec: TaskSpec, launch: Launch, place: W
     hide = (*options.hide, *(() if remote else options.hide_here))
     writable = (*options.writable, *((place.path,) if place is not None else ()))
     worktree = {"worktree": place.path} if place is not None and place.kind == "git" else {}
-    return {"mode": mode, "hide": list(hide), "readable": list(options.readable), "writable": list(writable), **worktree}
+    argv = {"argv": list(launch.sandbox_argv)} if launch.sandbox_argv else {}
+    return {"mode": mode, "hide": list(hide), "readable": list(options.readable), "writable": list(writable), **worktree, **argv}
 
 
 def _limits(*levels: Limits) -> dict[str, int]:

@@ -339,6 +339,8 @@ class TmuxNode:
             return self._python if text == PYTHON else text
 
         placed = {"argv": [real(each) for each in spec["argv"]], "env": {name: real(value) for name, value in spec["env"].items()}}
+        if argv := spec.get("sandbox", {}).get("argv"):
+            placed["sandbox"] = {**spec["sandbox"], "argv": [real(each) for each in argv]}
         return {**spec, **placed, "cwd": spec["cwd"] and real(spec["cwd"])}
 
     async def stop_attempt(self, attempt: AttemptId, agent: AgentId, grace_ms: int) -> None:

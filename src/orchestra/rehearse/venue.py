@@ -77,10 +77,11 @@ def environment(folder: Path, folders: Sequence[str], python: Path) -> dict[str,
 
 
 def settings_text(address: str, kinds: Iterable[str]) -> str:
-    """Returns the settings of the rehearsal's root; an address makes the real CLIs ask it."""
+    """Returns the settings of the rehearsal's root; an address makes the real CLIs ask it. They may do everything, also where tasks share a folder: it is a
+    copy made for the rehearsal, and the recorded model does what the scenario says."""
     known = {
-        CLAUDE: {"base_url": address, "allow_root": True, "max_retries": 1},
-        CODEX: {"base_url": f"{address}/v1", "request_max_retries": 1, "stream_max_retries": 1},
+        CLAUDE: {"base_url": address, "allow_root": True, "max_retries": 1, "permission_mode": "bypassPermissions"},
+        CODEX: {"base_url": f"{address}/v1", "request_max_retries": 1, "stream_max_retries": 1, "sandbox": "bypass"},
     }
     kinds_used = {kind: known[kind] for kind in kinds}
     return json.dumps({"orchestra": {"rehearsal": True, "kinds": kinds_used}}, indent=2) + "\n"

@@ -161,6 +161,8 @@ class Attempt:
                 self._make_work_folder()
                 self.enter_sandbox()
                 program.sandbox = self.sandbox
+                if self.sandbox is not None and self.spec["sandbox"].get("argv"):
+                    program.argv = self.spec["sandbox"]["argv"]
                 if stdin == -1:
                     stdin = program.open_screen(self.folder)
                 program.start(self.env, self.cwd, stdin, takers)

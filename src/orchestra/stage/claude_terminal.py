@@ -7,6 +7,8 @@ for bracketed pasting. Its hooks say everything else too: that the prompt was ta
 permission or question waits in its hook, so an answer from outside and one in the window end the same dialog. `sessions/<pid>.json` of its
 configuration tells when a person has interrupted it, of which no hook speaks.
 
+What the session says, word for word and with what its tools gave back, is copied from Claude Code's own file to `session.jsonl` in the attempt's folder.
+
 On standard output it says, in JSON lines of the form that `claude -p` prints, how things are going: `system/init`, `assistant`, `result`; and beyond that
 `waiting` {"ask": number, "text"} and `answered` {"answered": number}.
 
@@ -37,10 +39,13 @@ LEAVE_S = 6.0  # until it is ended by a signal
 REPLY_S = 5.0  # until a hook that was to wait does wait
 SCREEN_BYTES = 4096  # of the last that it drew, for a complaint before its session begins
 TEXT_CHARACTERS_MAX = 2000
+SESSION_FILE = "session.jsonl"
+SESSION_BYTES_MAX = 64 << 20  # of one attempt; what comes after is in Claude Code's own file alone
 SIGNAL_BASE = 128  # added to the signal that ended it, as a shell does
 PASTING_ON = b"\x1b[?2004h"
 KEY_FD = 9
 KEY = "ANTHROPIC_API_KEY"
+RETURN = "ORCHESTRA_RETURN"  # the file for what the attempt is to return, if it is to return something
 HOOKS = ("SessionStart", "UserPromptSubmit", "PreToolUse", "Stop", "StopFailure", "SessionEnd")
 ASKING = "PermissionRequest"
 HOOK_SECONDS = 10
@@ -83,6 +88,7 @@ class Session:
         self.pasting = False
         self.session = ""
         self.transcript: Transcript | None = None
+        self.kept = 0  # bytes of what its sessions said
         self.prompt = "Read the task file %s/prompt.txt and do what it says." % folder
         self.confirmed = False
         self.tries = 0
@@ -109,6 +115,24 @@ class Session:
         """What it has come to; the first word counts."""
         if self.result is None:
             self.result = dict({"result": text[:TEXT_CHARACTERS_MAX]}, **fields)
+
+    def keep(self) -> None:
+        """Copies what the session has said since."""
+        news = self.transcript.news(SESSION_BYTES_MAX - self.kept) if self.transcript is not None else b""
+        if not news:
+            return
+        self.kept += len(news)
+        try:
+            fd = os.open("%s/%s" % (self.folder, SESSION_FILE), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return
+        try:
+            while news:
+                news = news[os.write(fd, news) :]
+        except OSError:
+            pass  # the disk is full, say
+        finally:
+            os.close(fd)
 
     # running
 
@@ -152,6 +176,8 @@ class Session:
         hooks = {name: hook("", HOOK_SECONDS) for name in HOOKS}
         hooks[ASKING] = hook(" wait", ASKING_SECONDS)
         allowed = {"allow": ["Read(/%s/prompt.txt)" % self.folder]}  # one slash more: from the root of the file system
+        if RETURN in os.environ:
+            allowed["allow"].append("Edit(/%s)" % os.environ[RETURN])
         settings = {"hooks": hooks, "permissions": allowed, "skipDangerousModePermissionPrompt": True}
         with open(self.folder + "/settings.json", "w", encoding="utf-8") as out:
             json.dump(settings, out)
@@ -196,6 +222,7 @@ class Session:
                 continue
             if isinstance(said, dict):
                 self.on_hook(name, said)
+        self.keep()
 
     def on_hook(self, name: str, said: dict[str, Any]) -> None:
         """What one hook says."""
@@ -223,6 +250,7 @@ class Session:
         """It is there. After a `/clear` in the window it is another session."""
         self.session = text_of(said.get("session_id"))
         if self.transcript is None or self.transcript.session != self.session:
+            self.keep()
             self.transcript = Transcript(self.session, self.transcript)
         self.say("system", subtype="init", cwd=os.getcwd(), model=text_of(said.get("model")), source=text_of(said.get("source")))
 
@@ -325,7 +353,10 @@ class Session:
                 self.terminal.forget(question.reply)
                 os.close(question.reply)
             if hook:
-                os.unlink("%s/%s.reply" % (self.hooks, hook))
+                try:
+                    os.unlink("%s/%s.reply" % (self.hooks, hook))
+                except FileNotFoundError:
+                    pass  # the hook never came to make it
 
     # answering
 
@@ -335,7 +366,10 @@ class Session:
         if question is None or (number and question.number != number):
             return
         if question.hook:
-            os.write(question.reply, json.dumps(reply_to(question.said, text.strip())).encode())
+            try:
+                os.write(question.reply, json.dumps(reply_to(question.said, text.strip())).encode())
+            except OSError:
+                pass  # the hook has just gone: it was answered in the window
             self.drop(question.hook)
         else:
             self.terminal.type(b"\x15" + pasted(" ".join(text.split())))
@@ -380,6 +414,7 @@ class Session:
             "exit_signal": number,
         }
         self.end("it was closed before it was done (%s)" % how, **ended)
+        self.keep()
         if self.transcript is not None and self.result is not None:
             self.result.update(self.transcript.consumed())
             if self.result.get("terminal_reason") == "api_error":

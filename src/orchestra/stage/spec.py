@@ -126,6 +126,8 @@ def _check_sandbox(wanted: dict[str, Any]) -> None:
         paths = wanted.get(name, [])
         right = isinstance(paths, list) and all(isinstance(path, str) and path.startswith(("/", "~")) for path in paths)
         _must(right, "sandbox.%s is not a list of absolute paths" % name)
+    argv = wanted.get("argv", [])
+    _must(isinstance(argv, list) and all(isinstance(part, str) for part in argv), "sandbox.argv is not a list of texts")
     worktree = wanted.get("worktree")
     _must(worktree is None or (isinstance(worktree, str) and worktree.startswith("/")), "sandbox.worktree is not an absolute path")
 

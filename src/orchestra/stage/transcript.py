@@ -1,4 +1,4 @@
-"""What a session of Claude Code consumed, and why the API did not answer it, by the file it keeps of it."""
+"""What a session of Claude Code said and consumed, and why the API did not answer it, by the file it keeps of it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Transcript:
         self.session, self.before = session, before
         self.account_before: dict[str, dict[str, Any]] = {}
         self.sizes: dict[str, int] = {}
+        self.taken: dict[str, int] = {}
         for path in self._paths():
-            self.sizes[path] = os.stat(path).st_size
+            self.taken[path] = self.sizes[path] = os.stat(path).st_size
             for line in lines_of(path, 0):
                 if line.get("type") == "cost-state":
                     self.account_before = models_in(line)
@@ -49,6 +50,21 @@ class Transcript:
         stop = message.get("stop_reason") if isinstance(message, dict) else None
         told = {"api_error": last.get("apiError"), "api_error_status": last.get("apiErrorStatus"), "stop_reason": stop}
         return {name: value for name, value in told.items() if value is not None}
+
+    def news(self, bytes_max: int) -> bytes:
+        """The lines that were added since this was last asked, whole ones only and no more than that."""
+        found = b""
+        for path in self._paths():
+            try:
+                with open(path, "rb") as file:
+                    file.seek(self.taken.get(path, 0))
+                    data = file.read(bytes_max - len(found))
+            except OSError:
+                continue
+            whole = data[: data.rfind(b"\n") + 1]
+            self.taken[path] = self.taken.get(path, 0) + len(whole)
+            found += whole
+        return found
 
     def consumed(self) -> dict[str, Any]:
         """The fields of a result: how many replies, and tokens and cost by model.

@@ -25,7 +25,7 @@ WHAT: Final = {
     "test_report.html": "its checks and tests, for a browser",
     "junit.xml": "its tests, for other tools",
     "execution.log": "what its agent printed, secrets masked",
-    "transcript.jsonl": "its agent's stream of events, secrets masked",
+    "transcript.jsonl": "what its agent said and did, secrets masked",
 }
 OVER: Final = ("completed", "failed", "cancelled")
 BAR_COLUMNS: Final = 40

@@ -6,7 +6,7 @@ with a real node under asyncio, the simulated world with a pretended one on its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -249,10 +249,17 @@ class Duties:
             yield Tell([c.WorkerFell(agent, None, f"no window: {error}") for agent in agents])
         hit("after-open")
 
-    def _prepare(self, effects: Sequence[StartAttempt], specs: Sequence[TaskSpec]) -> Generator[Step, Any, dict[AttemptId, Any]]:
+    def _prepare(
+        self, effects: Sequence[StartAttempt], specs: Sequence[TaskSpec], earlier: Mapping[AgentId, Earlier]
+    ) -> Generator[Step, Any, dict[AttemptId, Any]]:
         """Has places made for those that work in one of their own."""
         wanted = [
-            WorkRequest(repo=spec.workspace, attempt=AttemptId(effect.task, effect.attempt), here=spec.workspace_here)
+            WorkRequest(
+                repo=spec.workspace,
+                attempt=AttemptId(effect.task, effect.attempt),
+                here=spec.workspace_here,
+                repairs=earlier[effect.agent].repairs,
+            )
             for effect, spec in zip(effects, specs, strict=True)
             if spec.isolated
         ]
@@ -261,8 +268,8 @@ class Duties:
         return {place.attempt: place for place in (yield Prepare(wanted))}
 
     def _earlier(self, state: State, effect: StartAttempt) -> Earlier:
-        agent = state.agents.get(effect.agent) if self._orders.options.affinity_sessions else None
-        return known_of(state, effect.task, self._orders.options.returns, agent)
+        options = self._orders.options
+        return known_of(state, effect.task, options.returns, state.agents.get(effect.agent), affinity=options.affinity_sessions)
 
     def _admit(
         self, effects: Sequence[StartAttempt], specs: Sequence[TaskSpec]
@@ -290,7 +297,7 @@ class Duties:
         earlier = yield Peek(lambda state: {effect.agent: self._earlier(state, effect) for effect in effects})
         remote = yield Peek(lambda state: self.node in state.nodes and state.nodes[self.node].spec.remote)
         orders: list[AttemptOrder] = []
-        places = yield from self._prepare(effects, specs)
+        places = yield from self._prepare(effects, specs, earlier)
         passes = yield from self._admit(effects, specs)
         for effect, spec in zip(effects, specs, strict=True):
             attempt = AttemptId(effect.task, effect.attempt)

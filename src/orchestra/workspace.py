@@ -50,6 +50,16 @@ class RepoFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Lock files in the git directory: a git is at work, or was killed."""
 
 
+class Repair(msgspec.Struct, frozen=True):
+    """An earlier attempt whose work is to be gone on with."""
+
+    attempt: AttemptId
+    base: str
+    """The commit that it began from."""
+    kept: str | None = None
+    """Ref (of a copy: folder) under which its work is kept, empty if it did nothing; None while it may still have its place."""
+
+
 class WorkRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A workspace that is wanted."""
 
@@ -60,6 +70,8 @@ class WorkRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Full name of the commit to start from: the merge of the verified work it needs. Empty: the plan's branch, or HEAD while there is none."""
     here: bool = False
     """The folder is one of the control machine, also where the workspace is to be on another."""
+    repairs: Repair | None = None
+    """Whose work it is to hold, as changes since that one's base, which is then its own base too. Where that is not to be had it is like any other."""
 
 
 class Workspace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -77,6 +89,8 @@ class Workspace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Full name."""
     fresh: bool = True
     """False: it was there before, from an earlier asking."""
+    repairs: bool = False
+    """It began as the attempt that it repairs left its own."""
     here: bool = False
     """The repository is on the control machine, the workspace on another."""
 

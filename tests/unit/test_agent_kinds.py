@@ -15,7 +15,8 @@ from orchestra.agents.shell import ADAPTER as SHELL
 from orchestra.bootstrap import load_settings
 from orchestra.core import commands as c
 from orchestra.core.model import AgentSpec, AttemptStatus, Outcome, OutcomeKind, Payload, TaskSpec, Usage
-from orchestra.core.state import AttemptState, State, TaskState
+from orchestra.core.sessions import note_session
+from orchestra.core.state import AgentState, AttemptState, State, TaskState
 from orchestra.engine.earlier import earlier_of
 from orchestra.engine.orders import OrderMaker, OrderOptions, SandboxOptions
 from orchestra.engine.translate import Translator
@@ -69,18 +70,63 @@ def task_after(*outcomes: tuple[int, Outcome], isolated: bool = False) -> TaskSt
 UNVERIFIED = Outcome(OutcomeKind.UNVERIFIED, "no rhyme", session="s-1", usage=Usage(1, 100, 10))
 
 
-def argv(task: TaskState, agent: int) -> list[str]:
-    order = OrderMaker(lambda kind: adapters()[kind], OrderOptions()).make(
-        task.spec, AttemptId(task.id, len(task.attempts) + 1), AgentSpec(AgentId(agent), NodeId("here")), earlier=earlier_of(task)
+def order(task: TaskState, agent: int, place: Workspace | None = None) -> tuple[list[str], str]:
+    """Returns the command line and the prompt of its next attempt, by an agent that remembers all that it did."""
+    slot = AgentSpec(AgentId(agent), NodeId("here"))
+    remembered = AgentState(slot)
+    for each in task.attempts:
+        if each.agent == agent and each.outcome is not None:
+            note_session(remembered, task.spec, each, each.outcome)
+    number = AttemptId(task.id, len(task.attempts) + 1)
+    made = OrderMaker(lambda kind: adapters()[kind], OrderOptions()).make(
+        task.spec, number, slot, earlier=earlier_of(task, remembered), place=place
     )
-    return [str(word) for word in order.spec["argv"]]
+    return [str(word) for word in made.spec["argv"]], made.files["prompt.txt"]
 
 
-def test_a_session_goes_on_with_the_agent_that_has_it_and_in_the_same_folder_only() -> None:
-    assert "s-1" in argv(task_after((7, UNVERIFIED)), 7)
-    assert "s-1" not in argv(task_after((7, UNVERIFIED)), 8)
-    assert "s-1" not in argv(task_after((7, UNVERIFIED), isolated=True), 7)
-    assert "s-1" not in argv(task_after((7, msgspec.structs.replace(UNVERIFIED, kind=OutcomeKind.FAILED))), 7)
+def place_of(*, repairs: bool) -> Workspace:
+    return Workspace(
+        attempt=AttemptId(TaskId("t"), 2), kind="git", repo="/repo", path="/w/t.2", cwd="/w/t.2", base="c0ffee", repairs=repairs
+    )
+
+
+def test_a_session_goes_on_with_the_agent_that_has_it() -> None:
+    assert "s-1" in order(task_after((7, UNVERIFIED)), 7)[0]
+    assert "s-1" not in order(task_after((7, UNVERIFIED)), 8)[0]
+    assert "s-1" not in order(task_after((7, msgspec.structs.replace(UNVERIFIED, kind=OutcomeKind.FAILED))), 7)[0]
+    lost = Outcome(OutcomeKind.LOST, "its worker died", session="s-1")
+    assert "s-1" not in order(task_after((7, UNVERIFIED), (7, lost)), 7)[0], "nobody knows how it was left"
+
+
+def test_an_isolated_repair_goes_on_where_the_work_and_the_session_are() -> None:
+    task = task_after((7, UNVERIFIED), isolated=True)
+    argv, prompt = order(task, 7, place_of(repairs=True))
+    assert "s-1" in argv
+    assert "as that attempt left it" in prompt
+    assert "/w/t.2" in prompt, "it remembers another folder"
+    argv, prompt = order(task, 8, place_of(repairs=True))
+    assert "s-1" not in argv
+    assert "as that attempt left it" in prompt
+    assert "/w/t.2" not in prompt
+    argv, prompt = order(task, 7, place_of(repairs=False))
+    assert "s-1" not in argv, "what it remembers of its files is not true any more"
+    assert "begin anew" in prompt
+
+
+def test_a_kind_whose_sessions_are_bound_to_their_folder_begins_anew_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(adapters()["codex"]), "sessions_move", False)
+    argv, prompt = order(task_after((7, UNVERIFIED), isolated=True), 7, place_of(repairs=True))
+    assert "s-1" not in argv
+    assert "as that attempt left it" in prompt
+    assert "/w/t.2" not in prompt
+    assert "s-1" in order(task_after((7, UNVERIFIED)), 7)[0]
+
+
+def test_where_nothing_is_to_be_repaired_the_folder_is_not_spoken_of() -> None:
+    failed = msgspec.structs.replace(UNVERIFIED, kind=OutcomeKind.FAILED)
+    for outcomes in ([(7, failed)], []):
+        prompt = order(task_after(*outcomes, isolated=True), 7, place_of(repairs=False))[1]
+        assert "folder" not in prompt
 
 
 def sandbox_in(mode: str, kind: str, *, wish: str = "", remote: bool = False, place: Workspace | None = None) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestra.core.model import OutcomeKind, TaskSpec, Usage
 from orchestra.core.sessions import SESSIONS_MAX, session_for
 from orchestra.engine.earlier import earlier_of
+from orchestra.ids import NodeId
 from orchestra.testing.builders import Bench, make_agents, make_task
 
 
@@ -39,6 +41,41 @@ def test_a_task_goes_on_with_the_session_of_the_last_one_like_it() -> None:
 )
 def test_another_kind_matter_or_folder_has_its_own(change: dict[str, Any]) -> None:
     assert session_for(bench_after().agent(1), make("b", **change)) == ""
+
+
+def test_isolated_tasks_go_on_with_the_session_of_the_last_one_like_them() -> None:
+    bench = bench_after(isolated=True)
+    assert session_for(bench.agent(1), make("b", isolated=True)) == "s"
+    assert session_for(bench.agent(1), make("b")) == "", "those that share their folder work in another way"
+    assert session_for(bench.agent(1), make("b", isolated=True, workspace="/v")) == ""
+
+
+def test_a_session_is_of_no_use_on_another_node_than_it_was_in() -> None:
+    agent = bench_after().agent(1)
+    agent.spec = msgspec.structs.replace(agent.spec, node=NodeId("far"))
+    assert session_for(agent, make("b")) == ""
+
+
+@pytest.mark.parametrize(
+    "fields, goes_on",
+    [
+        ({"kind": "claude"}, True),
+        ({"kind": "claude", "isolated": True}, True),
+        ({"kind": "codex"}, False),
+    ],
+)
+def test_the_next_attempt_goes_on_with_the_session_whose_work_failed_its_checks(fields: dict[str, Any], goes_on: bool) -> None:
+    bench = Bench(make_agents(1))
+    bench.submit(make(affinity="", backoff_ms=1, **{**fields, "kind": "claude"}), plan=None)
+    bench.begin("a")
+    bench.finish("a", kind=OutcomeKind.UNVERIFIED, session="s")
+    bench.pass_time(1_000)
+    task = bench.task("a")
+    assert len(task.live_attempts()) == 1, "the next attempt is there already when its order is made"
+    if fields["kind"] != "claude":
+        task.spec = msgspec.structs.replace(task.spec, kind=fields["kind"])  # it has moved to another kind meanwhile
+    for affinity in (True, False):
+        assert earlier_of(task, bench.agent(1), affinity=affinity).session == ("s" if goes_on else "")
 
 
 @pytest.mark.parametrize("kind", [OutcomeKind.FAILED, OutcomeKind.STOPPED, OutcomeKind.TIMEOUT])

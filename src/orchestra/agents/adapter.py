@@ -118,6 +118,11 @@ class Verdict(msgspec.Struct, frozen=True):
     """The usage counts from the beginning of the session; whoever knows the earlier attempts in it takes off what they used."""
 
 
+def sessions_move(adapter: Adapter) -> bool:
+    """Tells whether the kind goes on with a session in another folder than it began in: where its adapter has `sessions_move = True`."""
+    return getattr(adapter, "sessions_move", False) is True
+
+
 class Adapter(Protocol):
     """One agent kind."""
 

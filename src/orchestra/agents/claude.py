@@ -261,6 +261,7 @@ class Claude:
     variables: tuple[str, ...] = (*KEYS, *PROXY_VARIABLES)
     memory_bytes: int = 300 << 20
     """200 MB at the start, 330 MB after fifty turns (2.1.329)."""
+    sessions_move = True
 
     def launch(self, spec: TaskSpec, context: Context) -> Launch:
         """Returns the process. The prompt is a file, and a session of an earlier attempt is gone on with if there is one."""

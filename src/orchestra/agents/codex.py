@@ -162,6 +162,7 @@ class Codex:
     variables: tuple[str, ...] = (KEY_VARIABLE, LOGIN_VARIABLE, SUBSCRIPTION_VARIABLE, *PROXY_VARIABLES)
     memory_bytes: int = 160 << 20
     """145 MB, of which instances share most (0.169.0)."""
+    sessions_move = True
 
     def launch(self, spec: TaskSpec, context: Context) -> Launch:
         """Returns the process. The prompt is a file, and a session of an earlier attempt is gone on with if there is one."""

@@ -1,4 +1,7 @@
-"""Which session of its CLI an agent goes on with: that of the last task with the same affinity, in the same folder."""
+"""Which session of its CLI an agent goes on with: that of the last task with the same affinity on the same folder, or, of isolated tasks, on checkouts of it.
+
+A session lives where its agent's own folder is, on the node where the attempt was. Each isolated attempt has another folder; the CLIs take that, and the agent is told.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,26 @@ def note_session(agent: AgentState, spec: TaskSpec, attempt: AttemptState, outco
         return
     known = agent.sessions.pop(outcome.session, None)
     usage = outcome.usage if known is None else known.usage.plus(outcome.usage)
-    workspace = "" if spec.isolated else spec.workspace
-    affinity = spec.affinity if workspace and outcome.kind in GOOD else ""
-    agent.sessions[outcome.session] = SessionState(spec.kind, attempt.node, workspace, affinity, usage)
+    affinity = spec.affinity if spec.workspace and outcome.kind in GOOD else ""
+    agent.sessions[outcome.session] = SessionState(spec.kind, attempt.node, spec.workspace, affinity, usage, spec.isolated)
     while len(agent.sessions) > SESSIONS_MAX:
         del agent.sessions[next(iter(agent.sessions))]
 
 
 def session_for(agent: AgentState, spec: TaskSpec) -> str:
     """Returns the session that the task goes on with on this agent, or nothing."""
-    if not spec.affinity or not spec.workspace or spec.isolated:
+    if not spec.affinity or not spec.workspace:
         return ""
-    wanted = (spec.kind, agent.spec.node, spec.workspace, spec.affinity)
-    found = (name for name, each in reversed(agent.sessions.items()) if (each.kind, each.node, each.workspace, each.affinity) == wanted)
+    wanted = (spec.kind, agent.spec.node, spec.workspace, spec.affinity, spec.isolated)
+    found = (
+        name
+        for name, each in reversed(agent.sessions.items())
+        if (each.kind, each.node, each.workspace, each.affinity, each.isolated) == wanted
+    )
     return next(found, "")
+
+
+def has_session(agent: AgentState, spec: TaskSpec, session: str) -> bool:
+    """Tells whether the agent still is who had that session: it may have moved to another node, and the task to another kind, since."""
+    found = agent.sessions.get(session)
+    return found is not None and (found.kind, found.node) == (spec.kind, agent.spec.node)

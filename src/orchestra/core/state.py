@@ -179,11 +179,13 @@ class SessionState(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str
     node: NodeId
     workspace: str
-    """The folder it worked in; empty if that was one of its own."""
+    """The folder of its task; empty if it had none."""
     affinity: str
     """Of the tasks it is for; empty if none may go on with it."""
     usage: Usage
     """What it has consumed, over all the attempts in it."""
+    isolated: bool = False
+    """It worked in a checkout or copy of that folder, each attempt in one of its own."""
 
 
 class AgentState(msgspec.Struct, omit_defaults=True):

@@ -284,8 +284,14 @@ class Duties:
 
     def _prepare(self, effects: Sequence[StartAttempt]) -> Generator[Step, Any, dict[AttemptId, Workspace | WorkFailure]]:
         specs = yield from self._specs(effects)
+        earlier = yield from self._known(effects)
         wanted = [
-            WorkRequest(repo=spec.workspace, attempt=AttemptId(effect.task, effect.attempt), here=spec.workspace_here)
+            WorkRequest(
+                repo=spec.workspace,
+                attempt=AttemptId(effect.task, effect.attempt),
+                here=spec.workspace_here,
+                repairs=earlier[effect.agent].repairs,
+            )
             for effect, spec in zip(effects, specs, strict=True)
         ]
         return {place.attempt: place for place in (yield Prepare(wanted))}
@@ -294,9 +300,13 @@ class Duties:
         found: list[TaskSpec] = yield Peek(lambda state: [state.tasks[effect.task].spec for effect in effects])
         return found
 
+    def _known(self, effects: Sequence[StartAttempt]) -> Generator[Step, Any, dict[AgentId, Earlier]]:
+        found: dict[AgentId, Earlier] = yield Peek(lambda state: {effect.agent: self._earlier(state, effect) for effect in effects})
+        return found
+
     def _earlier(self, state: State, effect: StartAttempt) -> Earlier:
-        agent = state.agents.get(effect.agent) if self._orders.options.affinity_sessions else None
-        return known_of(state, effect.task, self._orders.options.returns, agent)
+        options = self._orders.options
+        return known_of(state, effect.task, options.returns, state.agents.get(effect.agent), affinity=options.affinity_sessions)
 
     def _admit(
         self, effects: Sequence[StartAttempt], specs: Sequence[TaskSpec]
@@ -321,7 +331,7 @@ class Duties:
         specs = yield from self._specs(effects)
         workers = yield Peek(lambda state: {each.id: each.worker for effect in effects if (each := state.agents.get(effect.agent))})
         slots = yield Peek(lambda state: {each.id: each.spec for effect in effects if (each := state.agents.get(effect.agent))})
-        earlier = yield Peek(lambda state: {effect.agent: self._earlier(state, effect) for effect in effects})
+        earlier = yield from self._known(effects)
         remote = yield Peek(lambda state: self.node in state.nodes and state.nodes[self.node].spec.remote)
         orders: list[AttemptOrder] = []
         passes = yield from self._admit(effects, specs)

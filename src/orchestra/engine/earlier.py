@@ -12,10 +12,11 @@ from typing import Final
 import msgspec
 
 from orchestra.core.model import Outcome, OutcomeKind
-from orchestra.core.sessions import session_for
+from orchestra.core.sessions import has_session, session_for
 from orchestra.core.state import AgentState, AttemptState, State, TaskState
 from orchestra.engine.returns import ReturnOptions, brief_of
-from orchestra.ids import TaskId
+from orchestra.ids import AttemptId, TaskId
+from orchestra.workspace import Repair
 
 FEEDBACK_CHARACTERS_MAX: Final = 70_000
 CUT: Final = "\n[the rest is left out]"
@@ -29,29 +30,33 @@ class Earlier(msgspec.Struct, frozen=True):
     cost_usd_micros: int = 0
     feedback: str = ""
     session: str = ""
-    """The CLI's session to go on with: of work that only did not pass its checks, or of a task with the same affinity, in a folder that is still the same."""
+    """The CLI's session to go on with: of work that only did not pass its checks, or of a task with the same affinity."""
     agent: int = 0
     """Who has that session; it is of no use to another."""
     brief: str = ""
     """What it has to return, and of what."""
+    repairs: Repair | None = None
+    """The work that did not pass its checks, which an isolated attempt goes on with."""
 
 
-def known_of(state: State, task: TaskId, options: ReturnOptions, agent: AgentState | None = None) -> Earlier:
+def known_of(state: State, task: TaskId, options: ReturnOptions, agent: AgentState | None = None, *, affinity: bool = True) -> Earlier:
     """Returns all that the next attempt has to know."""
-    return msgspec.structs.replace(earlier_of(state.tasks[task], agent), brief=brief_of(state, state.tasks[task], options))
+    found = earlier_of(state.tasks[task], agent, affinity=affinity)
+    return msgspec.structs.replace(found, brief=brief_of(state, state.tasks[task], options))
 
 
-def earlier_of(task: TaskState, agent: AgentState | None = None) -> Earlier:
+def earlier_of(task: TaskState, agent: AgentState | None = None, *, affinity: bool = True) -> Earlier:
     """Returns it from the state, in which the next attempt may stand already; those beside it are none of its business.
 
     Args:
         task: What is to be done.
-        agent: Who does it. A first attempt goes on with the session of an earlier task with the same affinity, if it has one.
+        agent: Who does it, and may have a session to go on with: of the attempt that is to be repaired, or of an earlier task with the same affinity.
+        affinity: Sessions of other tasks count.
     """
     cost = sum(attempt.outcome.usage.cost_usd_micros for attempt in task.attempts if attempt.outcome is not None)
     before = [(attempt, outcome) for attempt in task.attempts[: task.round_start - 1] if (outcome := attempt.outcome) is not None]
     judged = [each for each in before if each[1].kind is not OutcomeKind.DEFERRED]
-    if not judged and not task.feedback and not task.conflict and agent is not None:
+    if not judged and not task.feedback and not task.conflict and agent is not None and affinity:
         return Earlier(cost, "", session_for(agent, task.spec), agent.id)
     broken = _unrepaired(judged)
     last = judged[-1] if judged else None
@@ -65,8 +70,14 @@ def earlier_of(task: TaskState, agent: AgentState | None = None) -> Earlier:
             else "A later one, which was to repair that, did not succeed either"
         )
         parts.append(f"{how}: {last[1].reason}")
-    again = "" if broken is None or broken is not last or task.spec.isolated else broken[1].session
-    return Earlier(cost, together(parts, FEEDBACK_CHARACTERS_MAX), again, 0 if broken is None else broken[0].agent)
+    feedback = together(parts, FEEDBACK_CHARACTERS_MAX)
+    if broken is None:
+        return Earlier(cost, feedback)
+    attempt, outcome = broken
+    wanted = task.spec.isolated and task.spec.reviews is None  # what a review did beside reviewing is wanted by nobody
+    repairs = Repair(AttemptId(task.id, attempt.number), attempt.base, attempt.kept) if wanted else None
+    again = broken is last and agent is not None and has_session(agent, task.spec, outcome.session)
+    return Earlier(cost, feedback, outcome.session if again else "", attempt.agent, repairs=repairs)
 
 
 def _unrepaired(judged: Sequence[tuple[AttemptState, Outcome]]) -> tuple[AttemptState, Outcome] | None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestra.agents.access import Access, keys_of
-from orchestra.agents.adapter import ATTEMPT_DIR, SPACE_DIR, STAGE_DIR, Context, Launch
+from orchestra.agents.adapter import ATTEMPT_DIR, SPACE_DIR, STAGE_DIR, Adapter, Context, Launch, sessions_move
 from orchestra.core.model import AgentSpec, Check, Limits, TaskSpec
 from orchestra.engine.earlier import Earlier
 from orchestra.engine.returns import KIND_ERRORS, ReturnOptions
@@ -24,6 +24,12 @@ from orchestra.workspace import Workspace
 
 SPEC_VERSION: Final = 1
 TITLE_CHARACTERS_MAX: Final = 100
+REPAIRED: Final = "Your folder is as that attempt left it; what it did is there as changes that are not committed. Go on from there."
+GONE: Final = "What that attempt did is not in your folder: begin anew."
+MOVED: Final = (
+    "You go on with an earlier session, in another folder: {}. What you did before, for other tasks, is in it as far as it has been merged. "
+    "Use no path to the folder that you had then; it is gone."
+)
 REPORTS: Final = {"ORCHESTRA_REPORTER": f"{STAGE_DIR}reporter.py", "ORCHESTRA_REPORTS_DIR": f"{ATTEMPT_DIR}reports"}
 """What counts the tests that a check runs, and where it leaves them as JUnit XML, beside what the worker keeps of the attempt."""
 
@@ -106,16 +112,17 @@ class OrderMaker:
         """
         try:
             before = earlier or Earlier()
+            adapter = self._find(spec.kind)
+            session = before.session if before.agent == slot.id and _fits(before, adapter, place) else ""
             context = Context(
                 attempt.number,
                 slot.id,
-                session=before.session if before.agent == slot.id else "",
+                session=session,
                 settings=self.options.kinds.get(spec.kind, {}),
                 cost_so_far_usd_micros=before.cost_usd_micros,
                 access=access,
             )
-            told = "\n\n".join(filter(None, (before.brief, before.feedback)))
-            launch = self._find(spec.kind).launch(with_feedback(spec, told), context)
+            launch = adapter.launch(with_feedback(spec, _told(before, place, resumed=bool(session))), context)
         except BadInput:
             raise
         except KIND_ERRORS as exc:  # one task of a kind that is broken must not end the coordinator
@@ -175,6 +182,21 @@ class OrderMaker:
             **({"fence": True} if options.fence else {}),
             **({"returns": spec.returns} if spec.returns else {}),
         }
+
+
+def _fits(before: Earlier, adapter: Adapter, place: Workspace | None) -> bool:
+    """Tells whether a session can be gone on with in a place of its own: the kind can, and what it remembers of work to be repaired is true there."""
+    return place is None or (sessions_move(adapter) and (before.repairs is None or place.repairs))
+
+
+def _told(before: Earlier, place: Workspace | None, *, resumed: bool) -> str:
+    """Returns what is added to the prompt: what is to be returned, what went wrong, and how the folder has to do with it."""
+    parts = [before.brief, before.feedback]
+    if before.repairs is not None and place is not None:
+        parts.append(REPAIRED if place.repairs else GONE)
+    if resumed and place is not None:
+        parts.append(MOVED.format(place.cwd))
+    return "\n\n".join(filter(None, parts))
 
 
 def with_feedback(spec: TaskSpec, feedback: str) -> TaskSpec:

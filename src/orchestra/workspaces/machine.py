@@ -22,6 +22,7 @@ from orchestra.workspace import (
     MergeRequest,
     MergeResult,
     PruneRequest,
+    Repair,
     RepoFacts,
     TidyReport,
     TidyRequest,
@@ -78,6 +79,7 @@ class _Record(msgspec.Struct):
     branch: str
     prefix: str
     fresh: bool
+    repairs: bool = False
 
 
 class _Failed(msgspec.Struct):
@@ -131,8 +133,9 @@ class MachineWorkspaces:
         options = self._options
         parts = [attempt_parts(request.attempt) for request in requests]
         attempts = [
-            {"plan": plan, "task": task, "base": request.base} for (plan, task), request in zip(parts, requests, strict=True)
-        ]  # fmt: skip
+            {"plan": plan, "task": task, "base": request.base, "repairs": _repaired(request.repairs)}
+            for (plan, task), request in zip(parts, requests, strict=True)
+        ]
         arguments = {
             "repo": repo,
             "owner": options.owner,
@@ -140,6 +143,7 @@ class MachineWorkspaces:
             "attempts": attempts,
             "parallel": options.parallel,
             "disk_free_bytes_min": options.disk_free_bytes_min,
+            "file_bytes_max": options.file_bytes_max,
             "copy_files_max": options.copy_files_max,
             "copy_bytes_max": options.copy_bytes_max,
         }
@@ -248,6 +252,10 @@ class MachineWorkspaces:
             return await call(self._transport, self._options.machine, operation, arguments, kind)
 
 
+def _repaired(repairs: Repair | None) -> dict[str, Any] | None:
+    return None if repairs is None else {"task": attempt_parts(repairs.attempt)[1], "base": repairs.base, "kept": repairs.kept}
+
+
 def _failure(request: WorkRequest, found: dict[str, Any]) -> WorkFailure:
     failure = msgspec.convert(found, _Failed)
     return WorkFailure(request.attempt, failure.failed, failure.message, failure.hint)
@@ -275,5 +283,6 @@ def _workspace(attempt: AttemptId, record: _Record) -> Workspace:
         "base": record.base,
         "branch": record.branch,
         "fresh": record.fresh,
+        "repairs": record.repairs,
     }
     return msgspec.convert({"attempt": tuple(attempt), "cwd": cwd, **workspace}, Workspace)

@@ -26,6 +26,7 @@ from orchestra.workspace import (
     MergeRequest,
     MergeResult,
     PruneRequest,
+    Repair,
     RepoFacts,
     TidyReport,
     TidyRequest,
@@ -37,7 +38,7 @@ from orchestra.workspace import (
 from orchestra.workspaces.calling import call
 from orchestra.workspaces.machine import MachineWorkspaces, WorkspaceOptions
 from orchestra.workspaces.names import attempt_parts
-from orchestra.workspaces.transfer import End, fetch_back, mirror_folder, send_commits, send_repo
+from orchestra.workspaces.transfer import End, fetch_back, mirror_folder, result_ref, send_commits, send_repo
 
 SHA_SHOWN: Final = 12
 FOLDER_MS: Final = 60_000
@@ -190,7 +191,9 @@ class RemoteWorkspaces:
             base = starts[key] = starts.get(key) or await self._start(origin, plan)
         if known is None:
             await self._send(origin, plan, base)
-        return WorkRequest(repo=origin.mirror, attempt=request.attempt, base=base)
+        if known is None and request.repairs is not None:
+            await self._send_work(origin, request.repairs)
+        return WorkRequest(repo=origin.mirror, attempt=request.attempt, base=base, repairs=request.repairs)
 
     async def _settle(self, request: WorkRequest, asked: WorkRequest, found: Workspace | WorkFailure) -> Workspace | WorkFailure:
         """Turns the node's answer into ours; asks again where the node has less, or more, than was known here."""
@@ -279,6 +282,20 @@ class RemoteWorkspaces:
                 await send_repo(source, target, refs)
             self._sent.add((origin.mirror, sha))
 
+    async def _send_work(self, origin: _Origin, repairs: Repair) -> None:
+        """Brings the work of an earlier attempt to the node, as far as it is on the control machine: it may have been done on another one."""
+        ref = result_ref(repairs.attempt)
+        refs = [ref, *([repairs.kept] if repairs.kept and repairs.kept.startswith("refs/") else [])]
+        try:
+            found = await call(self._home.transport, self._home.options.machine, "send_facts", {"repo": origin.repo, "refs": refs}, _Refs)
+            sha = next((found.refs[name] for name in reversed(refs) if found.refs.get(name)), "")
+            if sha:
+                await send_commits(self._home.end(origin.repo), self._node.end(origin.mirror), {ref: sha}, force=True)
+        except NodeUnreachable:
+            raise
+        except OrchestraError:
+            return  # then it begins like any other
+
     async def collect(self, workspace: Workspace, message: str) -> Collected:
         found = await self._there.collect(workspace, message)
         if workspace.here and found.head != workspace.base:
@@ -302,10 +319,10 @@ class RemoteWorkspaces:
         try:
             await fetch_back(source, target, {attempt: head})
         except Refused:
-            beside = f"refs/orchestra/results/{'/'.join(attempt_parts(attempt))}-{head[:SHA_SHOWN]}"
+            beside = f"{result_ref(attempt)}-{head[:SHA_SHOWN]}"
             await send_commits(source, target, {beside: head}, strict=True)
             return beside
-        return f"refs/orchestra/results/{'/'.join(attempt_parts(attempt))}"
+        return result_ref(attempt)
 
     def _forget(self, attempt: AttemptId, gone: LetGo) -> LetGo:
         self._known.pop(attempt, None)

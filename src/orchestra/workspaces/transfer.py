@@ -76,6 +76,11 @@ def mirror_folder(machine: MachineOptions, name: str) -> str:
     return f"{machine.folder}/repos/{check_name(name, field='repository')}.git"
 
 
+def result_ref(attempt: AttemptId) -> str:
+    """Returns the ref under which what an attempt did on a node is kept on the control machine."""
+    return f"refs/orchestra/results/{'/'.join(attempt_parts(attempt))}"
+
+
 async def send_repo(
     source: End, target: End, refs: Mapping[str, str] | None = None, *, options: TransferOptions | None = None
 ) -> Transferred:
@@ -105,7 +110,7 @@ async def fetch_back(source: End, target: End, results: Mapping[AttemptId, str],
         results: What was collected on the node: attempt -> commit.
         options: Limits.
     """
-    refs = {f"refs/orchestra/results/{'/'.join(attempt_parts(attempt))}": sha for attempt, sha in results.items()}
+    refs = {result_ref(attempt): sha for attempt, sha in results.items()}
     return await send_commits(source, target, refs, strict=True, options=options)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Iterator
 
 from orchestra.workspaces.onsite import copies
 from orchestra.workspaces.onsite.ground import Clock, Git, Private, Problem, Repository, check_part, check_sha, expand, find, shown
@@ -137,6 +138,11 @@ def begin(start: Start, place: Place, attempt: dict[str, Any]) -> dict[str, Any]
     place.make()
     if start.admins or os.path.lexists(place.work):
         _clear_remains(repo, place, found)
+    tree = ""
+    wanted = attempt.get("repairs")
+    if wanted is not None:
+        tree = _earlier_tree(start, Place(place.folder, place.plan, wanted["task"]), space, wanted)
+        base = wanted["base"] if tree else base
     _free_branch(repo, branch, start.tips.get(branch, ""), base, space, place.task)
     record: dict[str, Any] = {
         "kind": "git",
@@ -147,6 +153,7 @@ def begin(start: Start, place: Place, attempt: dict[str, Any]) -> dict[str, Any]
         "plan": place.plan,
     }
     record.update(task=place.task, space=space, branch=branch, base=base, path=place.work, made=int(time.time()), branches=prefix)
+    record.update(repairs=bool(tree), tree=tree)
     place.write(record)
     short = branch[len("refs/heads/") :]
     how = [place.work, short] if branch in start.tips else ["--no-track", "-b", short, place.work, base]
@@ -186,6 +193,33 @@ def _base(repo: Repository, wanted: str, merged: str) -> str:
     return out.decode().strip()
 
 
+def _earlier_tree(start: Start, earlier: Place, space: str, wanted: dict[str, Any]) -> str:
+    """Returns the tree of files that an earlier attempt left: out of its place, else from what was kept of it. Nothing where neither is to be had."""
+    repo, base = start.repo, wanted["base"] and start.repo.ref(check_sha(wanted["base"]))
+    if not base:
+        return ""
+    record = earlier.read()
+    if record is not None and record["state"] == "ready" and record["kind"] == "git" and record["common"] == repo.common:
+        try:
+            check_git_file(earlier, record)
+        except Problem:
+            record = None  # what was done to it is told when it is let go
+        if record is not None and record["base"] == base:
+            with repo.private(earlier.folder, work_tree=earlier.work) as private:
+                return look(private, earlier, record, repo.ref(record["branch"]), start.request["file_bytes_max"]).tree
+    if wanted["kept"] == "":
+        return _tree_of(repo, base)
+    for ref in (wanted["kept"] or "", _last_kept(repo, space, earlier.task), "refs/orchestra/results/%s/%s" % (earlier.plan, earlier.task)):
+        found = repo.ref(ref) if ref.startswith("refs/orchestra/") else ""
+        if found and repo.ask("merge-base", "--is-ancestor", base, found)[0] == 0:
+            return _tree_of(repo, found)
+    return ""
+
+
+def _tree_of(repo: Repository, commit: str) -> str:
+    return repo.git("rev-parse", "--verify", "--end-of-options", commit + "^{tree}").decode().strip()
+
+
 def _clear_remains(repo: Repository, place: Place, found: dict[str, Any] | None) -> None:
     """Removes what a killed request left. Where there is a folder without a record of ours, nothing is touched."""
     if not os.path.lexists(place.work):
@@ -221,17 +255,32 @@ def _free_branch(repo: Repository, branch: str, tip: str, base: str, space: str,
     repo.update_ref(branch, base, tip, "orchestra: a new start; the earlier work is under refs/orchestra/salvage")
 
 
+def _kept_refs(space: str, task: str) -> Iterator[str]:
+    """Yields the salvage refs of an attempt, of which the first are used first."""
+    name = "refs/orchestra/salvage/%s/%s" % (space, task)
+    yield name
+    for count in itertools.count(2):
+        yield "%s-%d" % (name, count)
+
+
+def _last_kept(repo: Repository, space: str, task: str) -> str:
+    last = ""
+    for ref in _kept_refs(space, task):
+        if not repo.ref(ref):
+            break
+        last = ref
+    return last
+
+
 def keep(repo: Repository, space: str, task: str, commit: str) -> str:
     """Puts a commit under a salvage ref of the attempt, unless it is under one, and returns the ref."""
-    name, count = "refs/orchestra/salvage/%s/%s" % (space, task), 1
-    while True:
-        ref = name if count == 1 else "%s-%d" % (name, count)
+    for ref in _kept_refs(space, task):
         there = repo.ref(ref)
         if not there:
             repo.update_ref(ref, commit, "", "orchestra: kept")
         if not there or there == commit:
             return ref
-        count += 1
+    raise AssertionError("there are always more")
 
 
 def checked_out(repo: Repository) -> dict[str, str]:
@@ -253,6 +302,11 @@ def fill(repo: Repository, place: Place, record: dict[str, Any]) -> dict[str, An
         private.git("read-tree", "--reset", "-u", record["base"])
     if os.path.lexists(place.index):
         os.unlink(place.index)
+    if record["tree"]:
+        # In an index of our own: that of the worktree stays at the base, so that what the earlier attempt did are changes as if they had been made here.
+        with repo.private(place.folder, work_tree=place.work) as private:
+            shutil.copy2(index, private.index)
+            private.git("read-tree", "-m", "-u", record["base"], record["tree"])
     # Git replaces its index, never writes into it: a second name keeps the first one, from which later changes are told without reading every file.
     try:
         os.link(index, place.index)

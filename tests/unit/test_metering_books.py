@@ -182,8 +182,8 @@ def test_the_next_request_of_a_conversation_is_guessed_from_the_last() -> None:
     assert estimator.estimate("b", "m", 4_000, 0).cache_read_tokens == 0
 
 
-PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 12_000).decode()
-PDF = base64.b64encode(b"%PDF-1.7\n" + bytes(range(256)) * 60_000).decode()
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 1_000).decode()
+PDF = base64.b64encode(b"%PDF-1.7\n" + bytes(range(256)) * 8_000).decode()
 MEDIA = [
     pytest.param(
         "anthropic", {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}, 4_784, id="anthropic"
@@ -213,10 +213,10 @@ def test_pictures_and_documents_are_not_estimated_as_text(kind: str, part: dict[
     "text",
     [
         pytest.param({"type": "text", "text": PNG}, id="text that looks like one"),
-        pytest.param({"data": "iVBORw0KGgo" + "word " * 50_000}, id="only begins like one"),
-        pytest.param({"data": "A" * 400_000}, id="something else in base64"),
+        pytest.param({"data": "iVBORw0KGgo" + "word " * 20_000}, id="only begins like one"),
+        pytest.param({"data": "A" * 300_000}, id="something else in base64"),
         pytest.param({"data": PNG[:8_000]}, id="a small one"),
-        pytest.param({"text": "word " * 50_000}, id="text"),
+        pytest.param({"text": "word " * 20_000}, id="text"),
         pytest.param(PNG, id="nothing but one"),
     ],
 )

@@ -187,7 +187,7 @@ def test_cache_reads_are_free_at_anthropic_and_not_at_openai() -> None:
     anthropic, openai = FORMULAS["anthropic"], FORMULAS["openai"]
     assert settle(anthropic, reserve(anthropic, estimate), usage)["input_tokens"] == 110
     assert reserve(openai, estimate)["tokens"] == 4_096
-    assert settle(openai, reserve(openai, estimate), usage)["tokens"] == 4_096, "what was reserved stays charged"
+    assert settle(openai, reserve(openai, estimate), usage)["tokens"] == 4_096, "what the provider charged at the start stays charged"
 
 
 def test_limits_are_learned_from_headers_and_others_are_noticed() -> None:

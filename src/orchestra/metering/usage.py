@@ -11,6 +11,9 @@ TOKENS_MAX: Final = 100_000_000
 BYTES_PER_TOKEN: Final = 4
 """The rule of thumb of both big providers for English text and code."""
 
+ANSWERS_ENOUGH: Final = 8
+"""Answers of a model after which what they used is a fair guess of the next."""
+
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     """Token counts of one request. The kinds do not overlap: what was read from a cache is not in `input_tokens`."""
@@ -42,6 +45,10 @@ class Estimate(msgspec.Struct, frozen=True):
     """What such requests usually answer."""
     output_tokens_max: int
     """What the request allows the model to answer; 0 if it does not say."""
+    output_mean: int = -1
+    """What they answer on average; -1 is not known."""
+    answers: int = ANSWERS_ENOUGH
+    """Of this model that were seen, which is what the guess of the output rests on."""
 
     @property
     def weight(self) -> int:

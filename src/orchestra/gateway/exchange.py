@@ -33,7 +33,7 @@ from orchestra.metering.group import Group, Reservation
 from orchestra.metering.headers import Report
 from orchestra.metering.lane import Ticket
 from orchestra.metering.retry import RETRY_AFTER_MS_MAX, UPSTREAM_FAILED, Verdict, group_pause_ms, pause_ms, verdict_of
-from orchestra.metering.usage import Estimate, Usage
+from orchestra.metering.usage import Estimate, Usage, mode_of
 from orchestra.protocol.http_limits import parse_limits
 from orchestra.protocol.usage_request import Asked
 from orchestra.secret import Secret
@@ -117,6 +117,7 @@ class Exchange:
             input_tokens=self.estimate.input_tokens,
             cache_read_tokens=self.estimate.cache_read_tokens,
             output_tokens=self.estimate.output_tokens,
+            mode=mode_of(self.order.asked.modes),
         )
 
     def _left_ms(self) -> int:

@@ -18,6 +18,9 @@ from typing import Any
 
 PROVIDERS = ("anthropic", "openai", "google", "deepseek", "mistral", "x-ai", "zai", "moonshotai")
 TARGET = Path(__file__).resolve().parents[1] / "src" / "orchestra" / "gateway" / "prices.json"
+RATES = {"anthropic": {"us": 1_100_000_000, "priority": 1_000_000_000}}
+"""Billionths of the standard price, of every model of a provider: Anthropic's page on data residency (1.1 for inference in the US, which models before Opus 4.6 refuse), and its
+page on service tiers (what was committed to beforehand costs no more than the standard). Read in November 2026."""
 FIELDS = {
     "input": "input_mtok",
     "output": "output_mtok",
@@ -94,6 +97,52 @@ def periods_of(model: Any) -> list[dict[str, Any]]:
     return found
 
 
+def rates_of(model: Any) -> dict[str, int]:
+    """Returns by how much each service tier, speed and the batch API differ from the standard price, in billionths; of the prices of a variant the dearest."""
+    found: dict[str, int] = {}
+    for variant in model.price_variants or ():
+        (name,) = variant.when.values()
+        start = getattr(variant.constraint, "start_date", None)
+        held = price_of(standard_at(model, start), 0)
+        price = price_of_variant(variant.prices)
+        ratios = [price[field] * 1_000_000_000 / held[field] for field in price if held and held.get(field)]
+        if ratios:
+            found[name] = max(found.get(name, 0), round(max(ratios)))
+    return {name: rate for name, rate in found.items() if name not in {"default", "web"}}
+
+
+def standard_at(model: Any, day: datetime.date | None) -> Any:
+    """Returns the standard prices that hold on a day; the present ones for none."""
+    if not isinstance(model.prices, list):
+        return model.prices
+    day = day or datetime.date.fromisoformat(sys.argv[1])
+    starts = [(getattr(each.constraint, "start_date", None) or datetime.date.min, each.prices) for each in model.prices]
+    return max((each for each in starts if each[0] <= day), key=lambda each: each[0])[1]
+
+
+def price_of_variant(prices: Any) -> dict[str, int]:
+    """Returns what a variant says; it names only the prices that differ."""
+    found = {name: amount(getattr(prices, field, None), 0) for name, field in FIELDS.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def web_search_of(model: Any) -> int:
+    """Returns micro-dollars for one search of the provider's own in the web, -1 if there is no price."""
+    prices = [each.prices for each in model.prices] if isinstance(model.prices, list) else [model.prices]
+    found = [value for each in prices if (value := amount(getattr(each, "web_searches_kcount", None), 0)) is not None]
+    return max(found) // 1000 if found else -1
+
+
+def entry_of(provider: str, model: Any, periods: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns one model as the table holds it."""
+    entry = {"provider": provider, "model": model.id, "patterns": patterns_of(model.match), "periods": periods}
+    if rates := rates_of(model):
+        entry["rates"] = rates
+    if (web_search := web_search_of(model)) >= 0:
+        entry["web_search"] = web_search
+    return entry
+
+
 def main() -> None:
     """Writes the table."""
     data = importlib.import_module("genai_prices.data")
@@ -105,10 +154,11 @@ def main() -> None:
             periods = periods_of(model)
             if periods:
                 name = "gemini" if provider.id == "google" else provider.id
-                entries.append({"provider": name, "model": model.id, "patterns": patterns_of(model.match), "periods": periods})
+                entries.append(entry_of(name, model, periods))
     source = f"genai-prices {importlib.metadata.version('genai-prices')} (MIT)"
     lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
-    TARGET.write_text(f'{{"made":"{sys.argv[1]}","source":"{source}","entries":[\n{lines}\n]}}\n', encoding="utf-8")
+    rates = json.dumps(RATES, separators=(",", ":"))
+    TARGET.write_text(f'{{"made":"{sys.argv[1]}","source":"{source}","rates":{rates},"entries":[\n{lines}\n]}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

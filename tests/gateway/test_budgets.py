@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestra.testing.upstream import SSE_TYPE, Answer, Seen, anthropic_chunks, anthropic_json, anthropic_stream, event
+from orchestra.testing.upstream import JSON_TYPE, SSE_TYPE, Answer, Seen, anthropic_chunks, anthropic_json, anthropic_stream, event
 from tests.gateway.support import CANARY, asking, staged
 
 if sys.version_info >= (3, 14):
@@ -222,6 +222,39 @@ async def test_every_provider_is_counted(
         totals = await stage.totals()
         assert (totals["input_tokens"], totals["cache_read_tokens"], totals["output_tokens"]) == usage
         assert totals["cost_usd_micros"] > 0
+
+
+async def test_searches_and_fast_answers_are_settled_at_their_price(tmp_path: Path) -> None:
+    """A search costs a cent, a fast answer twice as much, and what has no known price the most there is, with a flag."""
+    answers = [
+        {"input_tokens": 100, "output_tokens": 40, "server_tool_use": {"web_search_requests": 2}},
+        {"input_tokens": 100, "output_tokens": 40, "speed": "fast", "service_tier": "standard"},
+        {"input_tokens": 100, "output_tokens": 40, "service_tier": "express"},
+    ]
+    script = lambda seen, n: Answer(headers=(JSON_TYPE,), body=json.dumps({"usage": answers[n]}).encode())  # noqa: E731
+    async with staged(tmp_path, script, issue={"budgets": {"task": 10_000_000}}) as stage:
+        before, costs, flagged = 0, [], []
+        for _ in answers:
+            assert (await stage.post(asking("claude-opus-4-8")))[0] == 200
+            totals = await stage.totals()
+            costs.append(totals["cost_usd_micros"] - before)
+            flagged.append(totals["unpriced_requests"])
+            before = totals["cost_usd_micros"]
+        assert costs == [100 * IN + 40 * OUT + 20_000, 2 * (100 * IN + 40 * OUT), 2 * (100 * IN + 40 * OUT)]
+        assert flagged == [0, 0, 1]
+        (told,) = [each["fields"] for each in (await stage.admin("events"))["events"] if each["kind"] == "price_unknown"]
+        assert (told["model"], told["mode"]) == ("claude-opus-4-8", "express")
+
+
+async def test_a_dearer_mode_is_reserved_at_its_price(tmp_path: Path) -> None:
+    """What a plain request may do, a fast one may not: nothing of it is sent."""
+    body = asking("claude-opus-4-8", max_tokens=100)
+    size = -(-len(json.dumps(body | {"speed": "fast"})) // 4)
+    budget = size * IN + 100 * OUT
+    async with staged(tmp_path, lambda seen, n: anthropic_json(1, 1), issue={"budgets": {"task": budget}}) as stage:
+        assert (await stage.post(body | {"speed": "fast"}))[0] == 402
+        assert stage.upstream.seen == []
+        assert (await stage.post(body))[0] == 200
 
 
 async def test_what_cannot_be_written_down_is_not_sent(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestra.testing.upstream import Answer, Seen, anthropic_json, anthropic_stream, refusal
+from orchestra.testing.upstream import JSON_TYPE, Answer, Seen, anthropic_json, anthropic_stream, refusal
 from tests.gateway.support import Stage, asking, staged
 from tests.gateway.virtual import VirtualClock, in_virtual_time
 
@@ -154,3 +154,45 @@ def test_two_hundred_agents_on_one_limit(tmp_path: Path) -> None:
     values = list(counts.values())
     assert len(values) == 200
     assert sum(values) ** 2 / (200 * sum(each * each for each in values)) >= 0.9
+
+
+@pytest.mark.parametrize(
+    "kind,path,limits,usage",
+    [
+        pytest.param("openai", "/v1/responses", {"tokens": 1_000}, {"input_tokens": 200, "output_tokens": 300}, id="openai"),
+        pytest.param("anthropic", "/v1/messages", {"output_tokens": 8_000}, {"input_tokens": 30, "output_tokens": 4_000}, id="anthropic"),
+    ],
+)
+def test_answers_longer_than_anybody_thought(tmp_path: Path, kind: str, path: str, limits: dict[str, int], usage: dict[str, int]) -> None:
+    """A gateway that has seen no answer yet, and five clients that always want more: by what the answers say they used it is never over by more than one of
+    them, and nearly all of the limit is used."""
+    ((name, limit),) = limits.items()
+    cost = usage["output_tokens"] + (usage["input_tokens"] if name == "tokens" else 0)
+    accounts = {"main": {"keys": [{"env": "KEY_A"}], "limits": {"default": limits}}}
+    minutes = 5
+    answer = json.dumps({"usage": usage}).encode()
+    body = json.dumps(
+        {"model": "gpt-5", "max_tokens": 8_000, "messages": []} if kind == "anthropic" else {"model": "gpt-5", "input": "x" * 100}
+    ).encode()
+
+    async def scene() -> list[int]:
+        script = lambda seen, n: Answer(headers=(JSON_TYPE,), body=answer, wait_ms=5_000)  # noqa: E731
+        upstream = {"kind": kind, "accounts": accounts}
+        async with staged(tmp_path, script, upstream=upstream, bounds={"queue_seconds": 600}, clock=CLOCK) as stage:
+
+            async def agent() -> None:
+                while CLOCK.steady_ms() < minutes * MINUTE_MS:
+                    assert (await stage.post(body, path=path))[0] == 200
+
+            await asyncio.gather(*(agent() for _ in range(5)))
+            return [seen.at_ms for seen in stage.upstream.seen if seen.at_ms < minutes * MINUTE_MS]
+
+    times = in_virtual_time(scene())
+    burst = limit if kind == "anthropic" else 0
+    level, last_ms = float(limit), times[0]
+    for at_ms in times:
+        level, last_ms = min(limit, level + (at_ms - last_ms) * limit / MINUTE_MS) - cost, at_ms
+        assert level >= -cost, "over by one request at most"
+        assert kind == "anthropic" or sum(at_ms - MINUTE_MS < each <= at_ms for each in times) * cost <= limit + cost
+    assert len(times) * cost >= 0.95 * (limit * minutes) - cost
+    assert len(times) * cost <= burst + limit * minutes + cost

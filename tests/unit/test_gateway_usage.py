@@ -154,6 +154,70 @@ def test_cache_writes_of_a_stream_are_counted_once_each(short: int, long: int) -
     assert scanned("anthropic", chunks[-2], *chunks[:-2]) == (Usage(3, 5, short, long, 20), False), "whichever comes first"
 
 
+SEARCHED = {"type": "web_search_call", "status": "completed"}
+BILLED = {
+    "anthropic": (
+        {
+            "usage": {
+                "input_tokens": 1,
+                "output_tokens": 2,
+                "speed": "fast",
+                "service_tier": "standard",
+                "server_tool_use": {"web_search_requests": 3},
+            }
+        },
+        START.replace(b'"input_tokens": 10', b'"input_tokens": 1, "speed": "fast", "service_tier": "standard"')
+        + delta(input_tokens=1, output_tokens=2, server_tool_use={"web_search_requests": 3}),
+        Usage(1, output_tokens=2, web_searches=3, mode="fast"),
+    ),
+    "responses": (
+        (
+            answer := {
+                "usage": {"input_tokens": 1, "output_tokens": 2},
+                "service_tier": "flex",
+                "output": [SEARCHED, {"type": "message"}, SEARCHED],
+            }
+        ),
+        event("response.web_search_call.completed", {"type": "response.web_search_call.completed"}) * 2
+        + event("response.completed", {"type": "response.completed", "response": answer}),
+        Usage(1, output_tokens=2, web_searches=2, mode="flex"),
+    ),
+    "chat": (
+        {"usage": {"prompt_tokens": 1, "completion_tokens": 2}, "service_tier": "priority"},
+        data({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}, "service_tier": "priority"}),
+        Usage(1, output_tokens=2, mode="priority"),
+    ),
+    "gemini": (
+        (
+            grounded := {
+                "candidates": [{"groundingMetadata": {"webSearchQueries": ["a", "b"]}}],
+                "usageMetadata": {"promptTokenCount": 1, "candidatesTokenCount": 2, "serviceTier": "FLEX"},
+            }
+        ),
+        data(grounded) * 2,
+        Usage(1, output_tokens=2, web_searches=2, mode="flex"),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", list(BILLED))
+def test_what_is_billed_beside_tokens(form: str) -> None:
+    """Searches the provider made, and the service tier or speed it worked at; whole and streamed."""
+    whole, stream, usage = BILLED[form]
+    assert scanned(form, json.dumps(whole).encode(), streamed=False) == (usage, False)
+    assert scanned(form, stream) == (usage, False)
+
+
+def test_a_mode_that_was_asked_for_holds_unless_the_response_says_otherwise() -> None:
+    asked = read_asked(b'{"model":"m","service_tier":"priority","speed":"fast","inference_geo":"us","serviceTier":null}').modes
+    assert asked == {"tier": "priority", "speed": "fast", "place": "us"}
+    asked = read_asked(b'{"model":"m","service_tier":"priority","speed":"fast"}').modes
+    scan = Scan("anthropic", streamed=True, modes=asked)
+    assert scan.usage(GUESS)[0].mode == "fast+priority"
+    scan.feed(START.replace(b'"input_tokens": 10', b'"input_tokens": 1, "service_tier": "standard"'))
+    assert scan.usage(GUESS)[0].mode == "fast"
+
+
 def test_an_event_larger_than_is_kept_is_read_at_its_end() -> None:
     answer = {"output": "x" * (EVENT_BYTES_MAX + 100_000), "usage": {"input_tokens": 5, "output_tokens": 6}}
     large = event("response.completed", {"type": "response.completed", "response": answer})
@@ -195,6 +259,7 @@ def test_what_a_request_asks_for() -> None:
         pytest.param(b'{"model":"dear","x":1,"mod\\u0065l":"cheap"}', "model", id="a key twice in disguise"),
         pytest.param(b'{"model":"m","max_tokens":1,"max_tokens":12}', "max_tokens", id="a number twice"),
         pytest.param(b'{"model":"m","model":"m"}', "model", id="the same twice"),
+        pytest.param(b'{"model":"m","service_tier":["priority"]}', "service_tier", id="no text for a service tier"),
     ],
 )
 def test_requests_that_two_parsers_could_read_in_two_ways(body: bytes, field: str) -> None:

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestra.gateway.journal import decode_lines, encode_line
+from orchestra.gateway.pricing import load_prices
 from orchestra.metering.books import ALL, Books, BudgetSet, Closed, Grown, Issued, Opened, Revoked, Who
 from orchestra.metering.breaker import FAILURES_MAX, PAUSE_MS, Breaker
 from orchestra.metering.estimates import Estimator, prompt_bytes
 from orchestra.metering.headers import Report, Window
 from orchestra.metering.prices import Entry, Period, Price, Prices, Table, Tier, cost_usd_micros
 from orchestra.metering.retry import Verdict, group_pause_ms, pause_ms, verdict_of
-from orchestra.metering.usage import Usage
+from orchestra.metering.usage import Usage, mode_of
 
 WHO = Who("try-1", "task-1", "agent-1", "plan-1")
 DAY_MS = 86_400_000
@@ -58,6 +59,76 @@ def test_cost_tells_the_kinds_apart_and_rounds_up() -> None:
     assert cost_usd_micros(CHEAP, Usage(1_000, 10_000, 100, 10, 50)) == 3_000 + 3_000 + 375 + 60 + 750
     assert cost_usd_micros(Price(1, 1), Usage(input_tokens=1)) == 1
     assert cost_usd_micros(Price(2, 2), Usage(10, 10, 10)) == 1, "what has no price of its own costs like input"
+
+
+MODES = Table(
+    "2026-01-01",
+    "test",
+    (
+        Entry("anthropic", "quick", ("quick",), (Period(CHEAP),), rates={"fast": 6_000_000_000}, web_search=10_000),
+        Entry("anthropic", "slow", ("slow",), (Period(CHEAP),)),
+        Entry("openai", "o", ("o",), (Period(Price(1_100_000, 4_400_000)),), rates={"priority": 1_818_181_818, "flex": 500_000_000}),
+    ),
+    {"anthropic": {"us": 1_100_000_000}},
+)
+
+
+def test_a_mode_has_a_rate_on_all_prices() -> None:
+    prices = Prices(MODES, {"own": Price(1_000, 2_000)})
+
+    def price(provider: str, model: str, mode: str) -> tuple[int, int, int, bool]:
+        quote = prices.quote(provider, model, 0, 0, mode=mode)
+        return quote.price.input, quote.price.output, quote.price.cache_read, quote.known
+
+    assert price("anthropic", "quick", "fast") == (18_000_000, 90_000_000, 1_800_000, True)
+    assert price("anthropic", "quick", "fast+us") == (19_800_000, 99_000_000, 1_980_000, True)
+    assert price("anthropic", "slow", "us") == (3_300_000, 16_500_000, 330_000, True)
+    assert price("openai", "o", "priority") == (2_000_000, 8_000_000, -1, True)
+    assert price("openai", "o", "flex") == (550_000, 2_200_000, -1, True)
+    assert price("anthropic", "slow", "fast") == (18_000_000, 90_000_000, 1_800_000, False), (
+        "not known of this model: the dearest, and flagged"
+    )
+    assert price("openai", "o", "new") == (2_000_000, 8_000_000, -1, False)
+    assert price("anthropic", "own", "us") == (1_100, 2_200, -1, True)
+
+
+def test_searches_of_the_provider_are_charged_one_by_one() -> None:
+    prices, usage = Prices(MODES, {"own": Price(0, 0, web_search=3)}), Usage(1_000, web_searches=3)
+    found = [
+        prices.quote(provider, model, 0, 0, searches=3) for provider, model in (("anthropic", "quick"), ("anthropic", "slow"), ("x", "own"))
+    ]
+    assert [cost_usd_micros(quote.price, usage) for quote in found] == [3_000 + 30_000, 3_000 + 30_000, 9]
+    assert [quote.known for quote in found] == [True, False, True]
+
+
+def test_the_shipped_table_knows_modes_and_searches() -> None:
+    prices = load_prices()
+    day = 20_770
+    for provider, model, mode, times in (
+        ("anthropic", "claude-opus-5-5", "fast", 2),
+        ("openai", "gpt-5.5", "priority", 2.5),
+        ("openai", "gpt-5.5", "flex", 0.5),
+    ):
+        plain, dear = prices.quote(provider, model, 0, day), prices.quote(provider, model, 0, day, mode=mode)
+        assert (dear.known, dear.price.output) == (True, plain.price.output * times)
+    assert prices.quote("anthropic", "claude-opus-4-5", 0, day, searches=1).price.web_search == 10_000
+
+
+@pytest.mark.parametrize(
+    "said,mode",
+    [
+        ({}, ""),
+        ({"tier": "default", "speed": "standard", "place": "global"}, ""),
+        ({"tier": "auto", "place": "not_available"}, ""),
+        ({"tier": "standard", "speed": "fast", "place": "us"}, "fast+us"),
+        ({"tier": "PRIORITY"}, "priority"),
+        ({"tier": "a+b"}, "other"),
+        ({"tier": "x" * 100}, "other"),
+        ({"tier": 7}, ""),
+    ],
+)
+def test_what_is_said_of_a_mode(said: dict[str, object], mode: str) -> None:
+    assert mode_of(said) == mode
 
 
 def test_a_budget_bounds_settled_and_reserved_together() -> None:
@@ -182,8 +253,8 @@ def test_the_next_request_of_a_conversation_is_guessed_from_the_last() -> None:
     assert estimator.estimate("b", "m", 4_000, 0).cache_read_tokens == 0
 
 
-PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 12_000).decode()
-PDF = base64.b64encode(b"%PDF-1.7\n" + bytes(range(256)) * 60_000).decode()
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 1_000).decode()
+PDF = base64.b64encode(b"%PDF-1.7\n" + bytes(range(256)) * 8_000).decode()
 MEDIA = [
     pytest.param(
         "anthropic", {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}, 4_784, id="anthropic"
@@ -213,10 +284,10 @@ def test_pictures_and_documents_are_not_estimated_as_text(kind: str, part: dict[
     "text",
     [
         pytest.param({"type": "text", "text": PNG}, id="text that looks like one"),
-        pytest.param({"data": "iVBORw0KGgo" + "word " * 50_000}, id="only begins like one"),
-        pytest.param({"data": "A" * 400_000}, id="something else in base64"),
+        pytest.param({"data": "iVBORw0KGgo" + "word " * 20_000}, id="only begins like one"),
+        pytest.param({"data": "A" * 300_000}, id="something else in base64"),
         pytest.param({"data": PNG[:8_000]}, id="a small one"),
-        pytest.param({"text": "word " * 50_000}, id="text"),
+        pytest.param({"text": "word " * 20_000}, id="text"),
         pytest.param(PNG, id="nothing but one"),
     ],
 )

@@ -189,7 +189,7 @@ def test_cache_reads_are_free_at_anthropic_and_not_at_openai() -> None:
     anthropic, openai = FORMULAS["anthropic"], FORMULAS["openai"]
     assert settle(anthropic, reserve(anthropic, estimate), usage)["input_tokens"] == 110
     assert reserve(openai, estimate)["tokens"] == 4_096
-    assert settle(openai, reserve(openai, estimate), usage)["tokens"] == 4_096, "what was reserved stays charged"
+    assert settle(openai, reserve(openai, estimate), usage)["tokens"] == 4_096, "what the provider charged at the start stays charged"
 
 
 def test_limits_are_learned_from_headers_and_others_are_noticed() -> None:
@@ -271,8 +271,7 @@ def test_a_limit_that_is_taken_up_again_is_never_wider_and_hardly_narrower(
     before, now_ms = fresh(), 0
     for pause_ms, taken, corrected in uses:
         now_ms += pause_ms
-        before.take(taken, now_ms)
-        before.correct(max(corrected, -taken), now_ms)
+        before.correct(max(corrected, -taken), before.take(taken, now_ms), now_ms)
     mark = msgspec.json.decode(msgspec.json.encode(before.mark(0, now_ms)), type=LimitMark)
     assert len(mark.uses) <= PARTS + 1
     after = fresh()

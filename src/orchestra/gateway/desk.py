@@ -86,7 +86,7 @@ class Desk:
         """Lanes of which more is known than the journal has."""
         self._late: list[Closed] = []
         """Settlements that could not be written; their reservations stand until they can."""
-        self._flagged: set[str] = set()
+        self._flagged: set[tuple[str, str]] = set()
         self._windows: set[tuple[str, str, str]] = set()
 
     # ---- who -------------------------------------------------------------------------------------------------------------
@@ -158,11 +158,12 @@ class Desk:
     # ---- money -----------------------------------------------------------------------------------------------------------
 
     def quote(self, kind: str, model: str, usage: Usage) -> Quote:
-        """Returns the price that holds; a model without one is told once."""
-        quote = self.prices.quote(kind, model, usage.prompt_tokens, day_of(self.clock.wall_ms()))
-        if not quote.known and model not in self._flagged and len(self._flagged) < 10_000:
-            self._flagged.add(model)
-            self.notices.tell("price_unknown", model=model, provider=kind)
+        """Returns the price that holds; a model or a mode without one is told once."""
+        day = day_of(self.clock.wall_ms())
+        quote = self.prices.quote(kind, model, usage.prompt_tokens, day, mode=usage.mode, searches=usage.web_searches)
+        if not quote.known and (flag := (model, usage.mode)) not in self._flagged and len(self._flagged) < 10_000:
+            self._flagged.add(flag)
+            self.notices.tell("price_unknown", model=model, provider=kind, mode=usage.mode)
         return quote
 
     def open_request(self, who: Who, place: Place, kind: str, model: str, usage: Usage) -> Opened | Overspent:

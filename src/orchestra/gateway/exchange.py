@@ -28,12 +28,12 @@ from orchestra.gateway.replies import NO_RETRY, Reply, busy, reply, spent, unava
 from orchestra.gateway.routes import Route
 from orchestra.gateway.upstream import Upstreams, request_headers
 from orchestra.metering.books import Opened, Overspent, Who
-from orchestra.metering.formulas import COUNTING, FORMULAS, model_class, reserve
-from orchestra.metering.group import Reservation
+from orchestra.metering.formulas import COUNTING, FORMULAS, Charge, model_class, reserve
+from orchestra.metering.group import Group, Reservation
 from orchestra.metering.headers import Report
 from orchestra.metering.lane import Ticket
 from orchestra.metering.retry import RETRY_AFTER_MS_MAX, UPSTREAM_FAILED, Verdict, group_pause_ms, pause_ms, verdict_of
-from orchestra.metering.usage import Estimate, Usage
+from orchestra.metering.usage import Estimate, Usage, mode_of
 from orchestra.protocol.http_limits import parse_limits
 from orchestra.protocol.usage_request import Asked
 from orchestra.secret import Secret
@@ -117,6 +117,7 @@ class Exchange:
             input_tokens=self.estimate.input_tokens,
             cache_read_tokens=self.estimate.cache_read_tokens,
             output_tokens=self.estimate.output_tokens,
+            mode=mode_of(self.order.asked.modes),
         )
 
     def _left_ms(self) -> int:
@@ -183,9 +184,10 @@ class Exchange:
         closed_ms = desk.limiter.lane(place).group.closed_until_ms - desk.clock.steady_ms()
         if closed_ms > self._left_ms():
             return busy(order.kind, f"orchestra: the provider takes nothing for {closed_ms // 1000} s", closed_ms)
+        group = desk.limiter.lane(place).group
         charge = reserve(FORMULAS[order.kind], self.estimate)
         flow = order.who.agent or (order.who.attempt if order.who is not ANONYMOUS else name)
-        ticket = Ticket(flow, order.who.priority, charge, self.estimate.weight, self._started_ms)
+        ticket = Ticket(flow, order.who.priority, charge, self.estimate.weight, self._started_ms, recount=lambda: self._charge(group))
         try:
             reservation = await desk.limiter.acquire(place, ticket, self._left_ms())
         except QueueFull:
@@ -199,6 +201,12 @@ class Exchange:
             return Held(place, ticket, reservation, None, None)
         held = self._with_key(place, ticket, reservation)
         return held if held is not None else await self._turn()
+
+    def _charge(self, group: Group) -> Charge:
+        """Returns what it is to reserve by what is known at this moment."""
+        if not self.order.route.costs:
+            return reserve(group.formula, self.estimate)
+        return group.charge_of(self.desk.estimator.renewed(self.estimate, self.order.asked.model))
 
     def _with_key(self, place: Place, ticket: Ticket, reservation: Reservation) -> Held | None:
         """Takes a key for the turn from the accounts as they are now: a reload may have changed keys and the address that they are for meanwhile. None
@@ -421,6 +429,8 @@ class Exchange:
         self.desk.close_request(opened, self.order.kind, status, usage, assumed=assumed or self._lost > 0, tries=self.tries)
         if not assumed and not self._lost and usage.prompt_tokens:
             self.desk.estimator.learn(self._conversation, opened.model, self.order.asked.prompt_bytes, usage)
+        elif usage.output_tokens:
+            self.desk.estimator.learn_assumed(opened.model, usage.output_tokens)
 
 
 def client_patience_ms(request: web.BaseRequest) -> int:

@@ -94,7 +94,7 @@ class Relay:
         self._plain = encoding.strip().lower() in {"", "identity"}
         form = exchange.order.route.form
         costs = exchange.order.route.costs and response.status < 400
-        self._scan = Scan(form, streamed=streamed, encoding=encoding) if costs else None
+        self._scan = Scan(form, streamed=streamed, encoding=encoding, modes=exchange.order.asked.modes) if costs else None
         self._look_at = 0
         self._done = False
 
@@ -185,7 +185,7 @@ class Relay:
         usage, assumed = self._scan.usage(self._exchange.expected)
         if assumed and whole and not self._streamed and self._scan.counts.output_tokens is None:
             output = max(usage.output_tokens, self._scan.body_bytes // BYTES_PER_TOKEN)
-            usage = Usage(usage.input_tokens, usage.cache_read_tokens, usage.cache_write_5m_tokens, usage.cache_write_1h_tokens, output)
+            usage = msgspec.structs.replace(usage, output_tokens=output)
         self._exchange.settle_limits(self._held, usage)
         self._exchange.settle(self._response.status, usage, assumed=assumed)
         if assumed:

@@ -15,6 +15,20 @@ ROUNDING: Final = 1000
 """Anthropic rounds what remains to a thousand tokens."""
 
 
+class Use:
+    """What was taken within one slot of time, until it is no longer of any window."""
+
+    __slots__ = ("amount", "first_ms", "last_ms", "peak")
+
+    def __init__(self, first_ms: int) -> None:
+        self.first_ms = first_ms
+        self.last_ms = first_ms
+        """It counts from here on, which errs on the safe side by the length of a slot."""
+        self.amount = 0
+        self.peak = 0
+        """Highest level after it and before the next one."""
+
+
 class Bucket:
     """What is left of one limit.
 
@@ -37,10 +51,15 @@ class Bucket:
         """What others of the same account used lately, as seen in headers."""
         self._level = self._capacity()
         self._at_ms = now_ms
-        self._uses: deque[list[int]] = deque()
+        self._uses: deque[Use] = deque()
         self._used = 0
         self._parts: deque[list[int]] = deque()
         """The same uses, summed up: [from when, until when, how much]."""
+
+    @property
+    def burst(self) -> int:
+        """What may be taken at once."""
+        return self._capacity() // self.window_ms
 
     def _capacity(self) -> int:
         return max(self.limit * self.burst_ms, self.window_ms)
@@ -50,8 +69,8 @@ class Bucket:
         if now_ms > self._at_ms:
             self._level = min(self._capacity(), self._level + self.limit * (now_ms - self._at_ms))
             self._at_ms = now_ms
-        while self._uses and self._uses[0][0] + self.window_ms <= now_ms:
-            self._used -= self._uses.popleft()[1]
+        while self._uses and self._uses[0].last_ms + self.window_ms <= now_ms:
+            self._used -= self._uses.popleft().amount
         while self._parts and self._parts[0][1] + self.window_ms <= now_ms:
             self._parts.popleft()
 
@@ -68,40 +87,68 @@ class Bucket:
 
     def _window_wait(self, amount: int, now_ms: int) -> int:
         left = self._used
-        for at_ms, used, _ in self._uses:
+        for use in self._uses:
             if left + amount <= self.limit:
                 break
-            left -= used
-            wait = at_ms + self.window_ms - now_ms
+            left -= use.amount
+            wait = use.last_ms + self.window_ms - now_ms
             if left + amount <= self.limit or left == 0:
                 return max(1, wait)
         return 0
 
-    def take(self, amount: int, now_ms: int) -> None:
-        """Takes it, even where that leaves less than nothing: a debt is waited off by those who come later."""
+    def take(self, amount: int, now_ms: int) -> Use:
+        """Takes it, even where that leaves less than nothing: a debt is waited off by those who come later. Returns where it is noted, for `correct`."""
         self.advance(now_ms)
+        last = self._uses[-1] if self._uses else None
+        if last is not None and now_ms - last.first_ms < SLOT_MS:
+            use = last
+        else:
+            if last is not None:
+                last.peak = max(last.peak, self._level)
+            use = Use(now_ms)
+            self._uses.append(use)
         self._level -= amount * self.window_ms
         self.taken_total += amount
-        self._remember(amount, now_ms)
-
-    def correct(self, amount: int, now_ms: int) -> None:
-        """Puts back what was reserved and not used, or takes what was used beyond."""
-        self.advance(now_ms)
-        self._level = min(self._capacity(), self._level - amount * self.window_ms)
-        self._remember(amount, now_ms)
-
-    def _remember(self, amount: int, now_ms: int) -> None:
-        """Notes a use. A slot counts from its last use on, which errs on the safe side by the length of a slot."""
-        if self._uses and now_ms - self._uses[-1][2] < SLOT_MS:
-            self._uses[-1][0] = now_ms
-            self._uses[-1][1] += amount
-        else:
-            self._uses.append([now_ms, amount, now_ms])
         self._used += amount
+        use.last_ms = now_ms
+        use.amount += amount
+        use.peak = self._level
         if self._parts and now_ms - self._parts[-1][0] < self.window_ms // PARTS:
             self._parts[-1][1:] = now_ms, self._parts[-1][2] + amount
         else:
             self._parts.append([now_ms, now_ms, amount])
+        return use
+
+    def correct(self, amount: int, use: Use, now_ms: int) -> None:
+        """Puts back what was reserved and not used, or takes what was used beyond, as if it had been known when it was taken.
+
+        A bucket of the size of the limit that was nearly full meanwhile would have run over: what it could not have held is not put back. Where the window
+        is added up, that is what bounds it, and the bucket only keeps the pace even.
+        """
+        self.advance(now_ms)
+        difference = amount * self.window_ms
+        if self.exact:
+            self._level = min(self._capacity(), self._level - difference)
+        else:
+            self._level -= self._corrected_since(use, difference)
+        if use.last_ms + self.window_ms > now_ms:
+            use.amount += amount
+            self._used += amount
+            part = next((each for each in reversed(self._parts) if each[0] <= use.last_ms), self._parts[-1])
+            part[2] += amount
+
+    def _corrected_since(self, use: Use, difference: int) -> int:
+        """Corrects how full it has been since; returns by how much."""
+        since, peak = [], self._level
+        for each in reversed(self._uses):
+            since.append(each)
+            peak = max(peak, each.peak)
+            if each is use:
+                break
+        difference = max(difference, min(0, peak - self._capacity()))
+        for each in since:
+            each.peak -= difference
+        return difference
 
     def mark(self, configured: int, now_ms: int) -> LimitMark:
         """Returns how it stands, for the next process."""
@@ -114,7 +161,9 @@ class Bucket:
         self._level, self._at_ms = self._capacity() - mark.gone * self.window_ms, now_ms - elapsed_ms
         for before_ms, amount in mark.uses:
             at_ms = now_ms - elapsed_ms - before_ms
-            self._uses.append([at_ms, amount, at_ms])
+            use = Use(at_ms)
+            use.amount = amount
+            self._uses.append(use)
             self._parts.append([at_ms, at_ms, amount])
             self._used += amount
         self.advance(now_ms)

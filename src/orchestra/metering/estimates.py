@@ -6,6 +6,8 @@ import re
 from collections import OrderedDict, deque
 from typing import Final
 
+import msgspec
+
 from orchestra.metering.usage import BYTES_PER_TOKEN, Estimate, Usage
 
 CONVERSATIONS_MAX: Final = 10_000
@@ -68,7 +70,7 @@ class Estimator:
 
     def __init__(self) -> None:
         self._conversations: OrderedDict[tuple[str, str], tuple[int, Usage]] = OrderedDict()
-        self._answers: dict[str, deque[int]] = {}
+        self._answers: dict[str, _Answers] = {}
 
     def estimate(self, conversation: str, model: str, body_bytes: int, output_tokens_max: int) -> Estimate:
         """Returns a guess for a request of this size (`prompt_bytes`). A conversation's next request repeats it whole, so what was read from a cache or written to
@@ -80,12 +82,14 @@ class Estimator:
             seen_bytes, usage = known
             prompt = -(-body_bytes * max(1, usage.prompt_tokens) // seen_bytes)
             cached = min(prompt, usage.cache_read_tokens + usage.cache_write_tokens)
-        return Estimate(max(1, prompt - cached), cached, self._output(model, output_tokens_max), output_tokens_max)
+        return self.renewed(Estimate(max(1, prompt - cached), cached, 0, output_tokens_max), model)
 
-    def _output(self, model: str, most: int) -> int:
+    def renewed(self, estimate: Estimate, model: str) -> Estimate:
+        """Returns an estimate with what is known by now of the model's answers."""
         answers = self._answers.get(model)
-        guess = OUTPUT_FIRST if not answers else sorted(answers)[(len(answers) - 1) * SHARE_PERCENT // 100]
-        return min(guess, most) if most > 0 else guess
+        guess, mean, seen = (OUTPUT_FIRST, -1, 0) if answers is None else (answers.guess, answers.mean, len(answers.lately))
+        most = estimate.output_tokens_max if estimate.output_tokens_max > 0 else guess
+        return msgspec.structs.replace(estimate, output_tokens=min(guess, most), output_mean=min(mean, most), answers=seen)
 
     def learn(self, conversation: str, model: str, body_bytes: int, usage: Usage) -> None:
         """Takes note of what a request really used."""
@@ -94,6 +98,28 @@ class Estimator:
         self._conversations.move_to_end(key)
         if len(self._conversations) > CONVERSATIONS_MAX:
             self._conversations.popitem(last=False)
+        self._learn_answer(model, usage.output_tokens)
+
+    def learn_assumed(self, model: str, output_tokens: int) -> None:
+        """Takes note of an answer of which only a part may be known: it has been seen, and makes no guess smaller."""
+        answers = self._answers.get(model)
+        self._learn_answer(model, max(output_tokens, OUTPUT_FIRST if answers is None else answers.guess))
+
+    def _learn_answer(self, model: str, output_tokens: int) -> None:
         if len(self._answers) > CONVERSATIONS_MAX:
             self._answers.clear()
-        self._answers.setdefault(model, deque(maxlen=ANSWERS_KEPT)).append(usage.output_tokens)
+        self._answers.setdefault(model, _Answers()).add(output_tokens)
+
+
+class _Answers:
+    """How long the last answers of a model were."""
+
+    def __init__(self) -> None:
+        self.lately: deque[int] = deque(maxlen=ANSWERS_KEPT)
+        self.guess = OUTPUT_FIRST
+        self.mean = OUTPUT_FIRST
+
+    def add(self, tokens: int) -> None:
+        self.lately.append(tokens)
+        self.mean = -(-sum(self.lately) // len(self.lately))
+        self.guess = sorted(self.lately)[-(-len(self.lately) * SHARE_PERCENT // 100) - 1]

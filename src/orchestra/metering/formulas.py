@@ -22,6 +22,10 @@ OUTPUT: Final = "output_tokens"
 TOKENS: Final = "tokens"
 DAILY: Final = "requests_per_day"
 DIMENSIONS: Final = (REQUESTS, INPUT, OUTPUT, TOKENS, DAILY)
+KEPT: Final = "tokens_kept"
+"""No dimension: of `tokens`, what the provider charges at the start and does not give back."""
+EXTRA: Final = {OUTPUT: "output_tokens_extra", TOKENS: "tokens_extra"}
+"""No dimensions: of these, what is reserved out of caution, beyond what the request is thought to take."""
 
 Charge = dict[str, int]
 """Dimension -> how much of it a request takes."""
@@ -33,7 +37,7 @@ class Formula(msgspec.Struct, frozen=True):
     cache_reads_count: bool
     cache_writes_count: bool
     reserves_output_max: bool
-    """The largest answer allowed is charged at the start, and stays charged."""
+    """The largest answer allowed, or the prompt if that is more, is charged at the start and stays charged; an answer that goes beyond is charged too."""
     failures_count: bool
     """A request that the provider refused still took its place."""
     burst_ms: Mapping[str, int]
@@ -58,18 +62,16 @@ def reserve(formula: Formula, estimate: Estimate) -> Charge:
     """Returns what a request takes when it is sent."""
     prompt = estimate.input_tokens + (estimate.cache_read_tokens if formula.cache_reads_count else 0)
     output = max(estimate.output_tokens, estimate.output_tokens_max) if formula.reserves_output_max else estimate.output_tokens
-    tokens = max(prompt, output) if formula.reserves_output_max else prompt + output
-    return {REQUESTS: 1, INPUT: prompt, OUTPUT: output, TOKENS: tokens, DAILY: 1}
+    kept = max(prompt, estimate.output_tokens_max) if formula.reserves_output_max else 0
+    return {REQUESTS: 1, INPUT: prompt, OUTPUT: output, TOKENS: max(kept, prompt + estimate.output_tokens), DAILY: 1, KEPT: kept}
 
 
 def settle(formula: Formula, reserved: Charge, usage: Usage) -> Charge:
     """Returns what a request that was answered took in the end."""
-    if formula.reserves_output_max:
-        return reserved
     prompt = usage.input_tokens
     prompt += usage.cache_read_tokens if formula.cache_reads_count else 0
     prompt += usage.cache_write_tokens if formula.cache_writes_count else 0
-    return {**reserved, INPUT: prompt, OUTPUT: usage.output_tokens, TOKENS: prompt + usage.output_tokens}
+    return {**reserved, INPUT: prompt, OUTPUT: usage.output_tokens, TOKENS: max(reserved.get(KEPT, 0), prompt + usage.output_tokens)}
 
 
 def refused(formula: Formula, reserved: Charge) -> Charge:

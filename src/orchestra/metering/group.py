@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from math import isqrt
 from typing import Final
 
 import msgspec
 
-from orchestra.metering.bucket import Bucket
-from orchestra.metering.formulas import DAILY, DAY_MS, DIMENSIONS, INPUT, MINUTE_MS, OUTPUT, TOKENS, Charge, Formula, refused, settle
+from orchestra.metering.bucket import Bucket, Use
+from orchestra.metering.formulas import (
+    DAILY,
+    DAY_MS,
+    DIMENSIONS,
+    EXTRA,
+    INPUT,
+    MINUTE_MS,
+    OUTPUT,
+    TOKENS,
+    Charge,
+    Formula,
+    refused,
+    reserve,
+    settle,
+)
 from orchestra.metering.headers import Report
 from orchestra.metering.marks import LimitMark
 from orchestra.metering.ramp import Ramp
-from orchestra.metering.usage import Usage
+from orchestra.metering.usage import ANSWERS_ENOUGH, Estimate, Usage
 
 WARN_PERCENT: Final = 70
 CALM_PERCENT: Final = 50
@@ -26,6 +42,8 @@ class Reservation(msgspec.Struct):
     charge: Charge
     sent_marks: dict[str, int]
     """Dimension -> `taken_total` when it was sent."""
+    uses: dict[str, Use]
+    """Dimension -> where its bucket noted it."""
     open: bool = True
 
 
@@ -52,6 +70,8 @@ class Group:
         """Since something last went well."""
         self._configured = dict(limits)
         self._buckets: dict[str, Bucket] = {}
+        self._extra: Counter[str] = Counter()
+        """Dimension -> what is reserved out of caution; nobody is to be warned of it."""
         self._warned: set[str] = set()
         for name, limit in limits.items():
             self._make(name, limit, now_ms)
@@ -60,6 +80,23 @@ class Group:
         window_ms = DAY_MS if name == DAILY else MINUTE_MS
         burst_ms = self.formula.burst_ms[name]
         self._buckets[name] = Bucket(limit, window_ms, burst_ms, now_ms, exact=self.formula.exact_window and window_ms == MINUTE_MS)
+
+    def charge_of(self, estimate: Estimate) -> Charge:
+        """Returns what a request is to reserve. Until some answers of its model were seen nobody knows how long they are: then it reserves its largest
+        answer, or a share of what may be used at once that is smaller with each answer, so that not many set out together that turn out long."""
+        if estimate.answers >= ANSWERS_ENOUGH and 0 <= estimate.output_mean < estimate.output_tokens:
+            beyond = 2 * (estimate.output_tokens - estimate.output_mean) // (1 + isqrt(self.ramp.in_flight + 1))
+            estimate = msgspec.structs.replace(estimate, output_tokens=estimate.output_mean + beyond)
+        charge = reserve(self.formula, estimate)
+        if estimate.answers < ANSWERS_ENOUGH:
+            for name, prompt in ((OUTPUT, 0), (TOKENS, charge[INPUT])):
+                bucket = self._buckets.get(name)
+                if bucket is not None:
+                    share = bucket.burst // (estimate.answers + 1)
+                    most = min(share, prompt + estimate.output_tokens_max) if estimate.output_tokens_max else share
+                    charge[EXTRA[name]] = max(0, most - charge[name])
+                    charge[name] = max(charge[name], most)
+        return charge
 
     def wait_ms(self, charge: Charge, now_ms: int) -> int:
         """Returns how long until the limits admit it; 0 is now. What is on its way is not counted: see `ramp.free`."""
@@ -74,10 +111,14 @@ class Group:
 
     def take(self, charge: Charge, now_ms: int) -> Reservation:
         """Reserves."""
-        for name, bucket in self._buckets.items():
-            bucket.take(charge.get(name, 0), now_ms)
+        uses = {name: bucket.take(charge.get(name, 0), now_ms) for name, bucket in self._buckets.items()}
+        self._extra.update(self._extra_of(charge))
         self.ramp.enter()
-        return Reservation(dict(charge), {name: bucket.taken_total for name, bucket in self._buckets.items()})
+        return Reservation(dict(charge), {name: bucket.taken_total for name, bucket in self._buckets.items()}, uses)
+
+    @staticmethod
+    def _extra_of(charge: Charge) -> Charge:
+        return {name: extra for name, key in EXTRA.items() if (extra := charge.get(key, 0))}
 
     def settle(self, held: Reservation, usage: Usage, now_ms: int) -> None:
         """Puts what was really used in the place of what was reserved. Idempotent."""
@@ -95,10 +136,12 @@ class Group:
         if not held.open:
             return
         held.open = False
+        self._extra.subtract(self._extra_of(held.charge))
         self.ramp.leave()
         for name, bucket in self._buckets.items():
-            if name in held.sent_marks and (difference := charge.get(name, 0) - held.charge.get(name, 0)):
-                bucket.correct(difference, now_ms)
+            use = held.uses.get(name)
+            if use is not None and (difference := charge.get(name, 0) - held.charge.get(name, 0)):
+                bucket.correct(difference, use, now_ms)
 
     def learn(self, report: Report, held: Reservation, now_ms: int) -> None:
         """Believes the limits that a response showed; a configured limit is only ever lowered by them."""
@@ -179,7 +222,7 @@ class Group:
         return [self._view(name, bucket, now_ms) for name, bucket in self._buckets.items()]
 
     def _view(self, name: str, bucket: Bucket, now_ms: int) -> DimensionView:
-        used = bucket.used(now_ms) + bucket.foreign
+        used = max(0, bucket.used(now_ms) - self._extra[name]) + bucket.foreign
         percent = min(999, used * 100 // bucket.limit)
         return DimensionView(name, bucket.limit, bucket.left, used, percent, bucket.foreign, name not in self._configured)
 

@@ -29,6 +29,8 @@ class Ticket(msgspec.Struct):
     """When it first came, if it was refused and comes again; -1 is now."""
     price: int = 0
     """What its flow was charged for its turn."""
+    recount: Callable[[], Charge] | None = None
+    """What it takes as far as is known by now: while it waited, answers to others were seen."""
 
 
 class Crowd:
@@ -86,7 +88,12 @@ class Lane:
         return None
 
     def _may_go(self, ticket: Ticket, now_ms: int) -> bool:
-        return self._crowd.free(ticket.flow) and self.group.ramp.free and self.group.wait_ms(ticket.charge, now_ms) == 0
+        return self._crowd.free(ticket.flow) and self.group.ramp.free and self._wait_ms(ticket, now_ms) == 0
+
+    def _wait_ms(self, ticket: Ticket, now_ms: int) -> int:
+        if ticket.recount is not None:
+            ticket.charge = ticket.recount()
+        return self.group.wait_ms(ticket.charge, now_ms)
 
     def _go(self, ticket: Ticket, now_ms: int) -> Reservation:
         self._crowd.enter(ticket.flow)
@@ -97,7 +104,7 @@ class Lane:
         admitted: list[tuple[Ticket, Reservation]] = []
         while self._queue and self.group.ramp.free:
             head = self._queue.head(self._crowd.free)
-            if head is None or self.group.wait_ms(head.key.charge, now_ms) > 0:
+            if head is None or self._wait_ms(head.key, now_ms) > 0:
                 break
             head.key.price = self._queue.take(head, now_ms)
             del self._waiting[id(head.key)]
@@ -120,7 +127,7 @@ class Lane:
         if not self._queue or not self.group.ramp.free:
             return None
         head = self._queue.head(self._crowd.free)
-        return None if head is None else max(1, self.group.wait_ms(head.key.charge, now_ms))
+        return None if head is None else max(1, self._wait_ms(head.key, now_ms))
 
     def tickets(self, match: Callable[[Ticket], bool]) -> list[Ticket]:
         """Returns those who wait and match."""

@@ -1,5 +1,6 @@
 """What tokens cost. Prices are micro-dollars a million tokens, which is picodollars a token; a request's cost is whole micro-dollars, rounded up.
 
+Modes that cost more or less (service tiers, speeds, places) are rates on those prices, and searches that a provider makes by itself are charged one by one.
 The table is data with the day it was made. A model that is not in it costs what the dearest model costs, and is flagged: never nothing.
 """
 
@@ -14,6 +15,8 @@ import msgspec
 from orchestra.metering.usage import Usage
 
 PER_MTOK: Final = 1_000_000
+WHOLE: Final = 1_000_000_000
+"""A rate of one."""
 
 
 class Price(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -26,6 +29,8 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     cache_write_5m: int = -1
     cache_write_1h: int = -1
     """-1: like a write for five minutes."""
+    web_search: int = -1
+    """Micro-dollars for one search that the provider makes; -1: as `Entry` says."""
 
 
 class Tier(msgspec.Struct, frozen=True):
@@ -51,15 +56,21 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str
     patterns: tuple[str, ...]
     periods: tuple[Period, ...]
+    rates: dict[str, int] = {}
+    """Mode (`metering.usage.mode_of`) -> billionths of its prices."""
+    web_search: int = -1
+    """Micro-dollars for one search; -1 is not known."""
 
 
-class Table(msgspec.Struct, frozen=True):
+class Table(msgspec.Struct, frozen=True, omit_defaults=True):
     """The table as it is stored."""
 
     made: str
     """Day it was taken from its source, as people write it."""
     source: str
     entries: tuple[Entry, ...]
+    rates: dict[str, dict[str, int]] = {}
+    """Provider -> mode -> billionths, of every model of the provider."""
 
 
 class Quote(msgspec.Struct, frozen=True):
@@ -68,11 +79,13 @@ class Quote(msgspec.Struct, frozen=True):
     price: Price
     model: str
     """The table's name for it; empty if the model is not in the table."""
+    sure: bool = True
+    """The price of its mode is in the table, and that of searches if there were any."""
 
     @property
     def known(self) -> bool:
-        """Whether the model is in the table."""
-        return bool(self.model)
+        """Whether the price is known, or else the highest was taken."""
+        return bool(self.model) and self.sure
 
 
 def cost_usd_micros(price: Price, usage: Usage) -> int:
@@ -82,7 +95,15 @@ def cost_usd_micros(price: Price, usage: Usage) -> int:
     write_1h = price.cache_write_1h if price.cache_write_1h >= 0 else write
     pico = usage.input_tokens * price.input + usage.output_tokens * price.output + usage.cache_read_tokens * read
     pico += usage.cache_write_5m_tokens * write + usage.cache_write_1h_tokens * write_1h
-    return -(-pico // PER_MTOK)
+    return -(-pico // PER_MTOK) + usage.web_searches * max(0, price.web_search)
+
+
+_SCALED: Final = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h")
+
+
+def _at_rate(price: Price, rate: int) -> Price:
+    amounts = {name: amount for name in _SCALED if (amount := getattr(price, name)) >= 0}
+    return msgspec.structs.replace(price, **{name: (amount * rate + WHOLE // 2) // WHOLE for name, amount in amounts.items()})
 
 
 class Prices:
@@ -100,13 +121,49 @@ class Prices:
         self._entries = [(entry, [re.compile(pattern) for pattern in entry.patterns]) for entry in table.entries]
         every = [tier.price for entry in table.entries for period in entry.periods for tier in (Tier(0, period.price), *period.tiers)]
         self._unknown = unknown or dearest(every)
+        self._rates = table.rates
+        self._rates_max = {
+            provider: max([WHOLE, *(rate for entry in table.entries if entry.provider == provider for rate in entry.rates.values())])
+            for provider in {entry.provider for entry in table.entries}
+        }
+        self._search_max = max((entry.web_search for entry in table.entries), default=-1)
         self._found: dict[tuple[str, str], Entry | None] = {}
 
-    def quote(self, provider: str, model: str, prompt_tokens: int, day: int) -> Quote:
-        """Returns the price of a model on a day (since 1970) for a prompt of this size."""
+    def quote(self, provider: str, model: str, prompt_tokens: int, day: int, *, mode: str = "", searches: int = 0) -> Quote:
+        """Returns the price of a model on a day (since 1970) for a prompt of this size.
+
+        Args:
+            provider: Whose model it is.
+            model: As the request names it.
+            prompt_tokens: Of the whole prompt.
+            day: On which it is asked.
+            mode: In which it is worked on; one without a known price costs what the dearest one of the provider does, and is flagged.
+            searches: How many the provider made for it; where their price is not known the same holds.
+        """
+        entry = self._find(provider, model)
+        quote = self._standard(entry, model, prompt_tokens, day)
+        if not mode and not searches:
+            return quote
+        price, sure = quote.price, True
+        if mode:
+            rates = [self._rate(provider, entry, each) for each in mode.split("+")]
+            sure = None not in rates
+            most = self._rates_max.get(provider) or max(self._rates_max.values(), default=WHOLE)
+            for rate in rates:
+                price = _at_rate(price, most if rate is None else rate)
+        if searches and price.web_search < 0:
+            known = entry.web_search if entry is not None else -1
+            sure = sure and known >= 0
+            price = msgspec.structs.replace(price, web_search=known if known >= 0 else self._search_max)
+        return Quote(price, quote.model, sure)
+
+    def _rate(self, provider: str, entry: Entry | None, mode: str) -> int | None:
+        own = None if entry is None else entry.rates.get(mode)
+        return own if own is not None else self._rates.get(provider, {}).get(mode)
+
+    def _standard(self, entry: Entry | None, model: str, prompt_tokens: int, day: int) -> Quote:
         if (override := self._overrides.get(model)) is not None:
             return Quote(override, model)
-        entry = self._find(provider, model)
         if entry is None:
             return Quote(self._unknown, "")
         held = [period for period in entry.periods if period.from_day <= day] or list(entry.periods[:1])

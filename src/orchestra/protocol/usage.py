@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from orchestra.metering.usage import BYTES_PER_TOKEN, Usage, believable
+from orchestra.metering.usage import BYTES_PER_TOKEN, Usage, believable, mode_of
 from orchestra.protocol.sse import SseEvent, SseParser
 
 JSON_BYTES_MAX: Final = 8 << 20
@@ -35,6 +35,9 @@ class Counts(msgspec.Struct):
     """Of any lifetime: the sum is told every time, the share of each lifetime only once."""
     cache_write_1h_tokens: int | None = None
     output_tokens: int | None = None
+    web_searches: int | None = None
+    modes: dict[str, str] = {}
+    """What was asked for and what was said of the service tier, the speed and the place; what is said holds."""
     final: bool = False
     """The provider has said the last word on the output."""
 
@@ -58,10 +61,15 @@ class Counts(msgspec.Struct):
         output = self.output_tokens or 0
         if not self.final:
             output = max(output, -(-seen_bytes // BYTES_PER_TOKEN))
+        searches, mode = self.web_searches or 0, mode_of(self.modes)
         if self.input_tokens is None:
-            return msgspec.structs.replace(estimate, output_tokens=output), True
+            return msgspec.structs.replace(estimate, output_tokens=output, web_searches=searches, mode=mode), True
         written, long = self.cache_write_tokens or 0, self.cache_write_1h_tokens or 0
-        return Usage(self.input_tokens, self.cache_read_tokens or 0, max(0, written - long), long, output), assumed
+        return Usage(self.input_tokens, self.cache_read_tokens or 0, max(0, written - long), long, output, searches, mode), assumed
+
+    def tell_modes(self, **said: object) -> None:
+        """Takes what is said of a mode; what is left out stays as it was asked for."""
+        self.modes.update({name: value for name, value in said.items() if isinstance(value, str)})
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -77,7 +85,9 @@ def read_anthropic(found: dict[str, Any], counts: Counts, *, final: bool) -> Non
         cache_write_tokens=believable(found.get("cache_creation_input_tokens")),
         cache_write_1h_tokens=believable(by_age.get("ephemeral_1h_input_tokens")),
         output_tokens=(output := believable(found.get("output_tokens"))),
+        web_searches=believable(_mapping(found.get("server_tool_use")).get("web_search_requests")),
     )
+    counts.tell_modes(tier=found.get("service_tier"), speed=found.get("speed"), place=found.get("inference_geo"))
     counts.raise_to(cache_write_tokens=(believable(by_age.get("ephemeral_5m_input_tokens")) or 0) + (counts.cache_write_1h_tokens or 0))
     counts.final = counts.final or (final and output is not None)
 
@@ -100,6 +110,7 @@ def read_gemini(found: dict[str, Any], counts: Counts, *, final: bool) -> None:
     thoughts = believable(found.get("thoughtsTokenCount"))
     output = None if answer is None and thoughts is None else (answer or 0) + (thoughts or 0)
     whole = None if prompt is None else prompt + tools
+    counts.tell_modes(tier=found.get("serviceTier"))
     counts.replace_prompt(whole, believable(found.get("cachedContentTokenCount")) or 0, 0)
     counts.raise_to(output_tokens=output)
     counts.final = counts.final or (final and output is not None)
@@ -115,10 +126,11 @@ class Scan:
         form: `anthropic`, `responses`, `chat` or `gemini`.
         streamed: The body is server-sent events.
         encoding: Content encoding; what cannot be read is forwarded all the same, and assumed.
+        modes: What was asked for of the service tier and the like, which holds unless the response says otherwise.
     """
 
-    def __init__(self, form: str, *, streamed: bool, encoding: str = "") -> None:
-        self.counts = Counts()
+    def __init__(self, form: str, *, streamed: bool, encoding: str = "", modes: Mapping[str, str] = {}) -> None:
+        self.counts = Counts(modes=dict(modes))
         self.seen_bytes = 0
         """Of text, thoughts and tool calls that were streamed."""
         self.body_bytes = 0
@@ -186,15 +198,35 @@ class Scan:
         """The body is complete: reads what is only readable whole."""
         if self._parser is not None or self.unreadable or not self._body:
             return
-        if self._clipped or self._form == "gemini":
-            self._search(bytes(self._body[-TAIL_BYTES:]))
-        else:
-            try:
-                found = msgspec.json.decode(self._body, type=_Answer)
-                _reader(self._form)(_mapping(_decoded(found.usage)), self.counts, final=True)
-            except _ERRORS:
+        try:
+            if self._clipped:
                 self._search(bytes(self._body[-TAIL_BYTES:]))
+            elif self._form == "gemini":
+                found = msgspec.json.decode(self._body)
+                for each in found if isinstance(found, list) else [found]:
+                    self._read_gemini(_mapping(each))
+            else:
+                self._read_answer(bytes(self._body))
+        except _ERRORS:
+            self._search(bytes(self._body[-TAIL_BYTES:]))
         self._body = bytearray()
+
+    def _read_answer(self, data: bytes) -> None:
+        """Reads a whole message, response or chat completion."""
+        found = msgspec.json.decode(data, type=_Answer)
+        _reader(self._form)(_mapping(_decoded(found.usage)), self.counts, final=True)
+        if self._form != "anthropic":
+            self.counts.tell_modes(tier=found.service_tier)
+        if self._form == "responses" and found.output:
+            made = msgspec.json.decode(found.output, type=list[_Item])
+            self.counts.raise_to(web_searches=sum(each.type == "web_search_call" for each in made))
+
+    def _read_gemini(self, found: dict[str, Any]) -> None:
+        read_gemini(_mapping(found.get("usageMetadata")), self.counts, final=True)
+        candidates = found.get("candidates")
+        for each in candidates if isinstance(candidates, list) else []:
+            queries = _mapping(_mapping(each).get("groundingMetadata")).get("webSearchQueries")
+            self.counts.raise_to(web_searches=len(queries) if isinstance(queries, list) else None)
 
     def _search(self, data: bytes) -> None:
         """Looks for the last usage in what is left of something large."""
@@ -223,9 +255,11 @@ class Scan:
             delta = _decoded(found.delta)
             self.seen_bytes += len(delta) if isinstance(delta, str) else 0
         elif found.type in {"response.completed", "response.incomplete", "response.failed", "response.done"}:
-            answer = msgspec.json.decode(found.response, type=_Answer) if found.response else _Answer()
-            read_openai(_mapping(_decoded(answer.usage)), self.counts, final=True)
+            if found.response:
+                self._read_answer(bytes(found.response))
             self.failed = self.failed or found.type == "response.failed"
+        elif found.type == "response.web_search_call.completed":
+            self.counts.web_searches = (self.counts.web_searches or 0) + 1
         elif found.type == "error":
             self.failed = True
 
@@ -235,6 +269,7 @@ class Scan:
         found = _mapping(msgspec.json.decode(event.data))
         if isinstance(found.get("usage"), dict):
             read_openai(found["usage"], self.counts, final=True)
+        self.counts.tell_modes(tier=found.get("service_tier"))
         choices = found.get("choices")
         for choice in choices if isinstance(choices, list) else []:
             self.seen_bytes += _text_bytes(_mapping(choice).get("delta"))
@@ -242,7 +277,7 @@ class Scan:
 
     def _gemini(self, event: SseEvent) -> None:
         found = _mapping(msgspec.json.decode(event.data))
-        read_gemini(_mapping(found.get("usageMetadata")), self.counts, final=True)
+        self._read_gemini(found)
         self.seen_bytes += _text_bytes(found.get("candidates"))
         self.failed = self.failed or "error" in found
 
@@ -269,6 +304,12 @@ class _ResponsesEvent(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw(b"")
+    output: msgspec.Raw = msgspec.Raw(b"")
+    service_tier: Any = None
+
+
+class _Item(msgspec.Struct):
+    type: str = ""
 
 
 def _decoded(raw: msgspec.Raw) -> object:

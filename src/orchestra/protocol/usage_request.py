@@ -24,6 +24,8 @@ else:
 
 ZSTD_OPTIONS: Final[dict[int, int]] = {DecompressionParameter.window_log_max: 25}
 """A frame may ask for a window of 32 MiB, the size of the largest request; what needs more memory is refused."""
+MODES: Final = {"service_tier": "tier", "serviceTier": "tier", "speed": "speed", "inference_geo": "place"}
+"""Keys that choose a mode with a price of its own -> what is chosen."""
 NAME_CHARS_MAX: Final = 256
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 _KEY: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -39,6 +41,8 @@ class Asked(msgspec.Struct, frozen=True):
     """0 if it does not say."""
     prompt_bytes: int = 0
     """How large it is, inflated, with pictures and documents as text of what they cost at most."""
+    modes: dict[str, str] = {}
+    """What it says of its service tier, speed and the like."""
 
 
 def inflate(body: bytes, encoding: str, most: int) -> bytes:
@@ -95,7 +99,21 @@ def read_asked(text: bytes, *, kind: str = "anthropic", model: str = "", stream:
             limits.append(_count(msgspec.json.decode(found["generationConfig"], type=dict[str, msgspec.Raw]), "maxOutputTokens"))
         except (msgspec.DecodeError, RecursionError, ValueError) as exc:
             raise BadInput("it is not an object", field="generationConfig", hint="see the provider's reference") from exc
-    return Asked(model, stream or bytes(found.get("stream", b"")) == b"true", max(limits), prompt_bytes(text, kind))
+    return Asked(model, stream or bytes(found.get("stream", b"")) == b"true", max(limits), prompt_bytes(text, kind), _modes(found))
+
+
+def _modes(found: dict[str, msgspec.Raw]) -> dict[str, str]:
+    said: dict[str, str] = {}
+    for name, chosen in MODES.items():
+        if name not in found:
+            continue
+        try:
+            value = msgspec.json.decode(found[name], type=str | None)
+        except (msgspec.DecodeError, ValueError) as exc:
+            raise BadInput("it is not a text", field=name, hint="see the provider's reference") from exc
+        if value:
+            said[chosen] = value[:NAME_CHARS_MAX]
+    return said
 
 
 def _text(found: dict[str, msgspec.Raw], name: str) -> str:

@@ -55,9 +55,11 @@ def run(context: click.Context, config_path: Path) -> int:
     """
     from orchestra.clocks.system import SystemClock
     from orchestra.gateway.service import Gateway
+    from orchestra.secrets import handed
 
+    handed.accept()
     session = session_of(context)
-    return asyncio.run(serve(session, Gateway(config_path, SystemClock())))
+    return asyncio.run(serve(session, Gateway(config_path, SystemClock(), handed.environment())))
 
 
 async def serve(session: Session, service: Any) -> int:

@@ -366,7 +366,7 @@ class Exchange:
                 place = {"upstream": held.place.upstream, "account": held.place.account, "model_class": self._class}
                 desk.notices.tell("limited", **place, wait_ms=wait_ms)
             group.close_until(now_ms + wait_ms, now_ms)
-        if wait_ms > self._left_ms():
+        if wait_ms > self._left_ms() or report.should_retry is False:
             return self._give_up(busy(self.order.kind, "orchestra: the provider's limit is reached", wait_ms))
         return None
 
@@ -400,7 +400,8 @@ class Exchange:
             self._last = unavailable(order.kind, f"orchestra: {words}", 10_000)
         self._failures += 1
         wait_ms = pause_ms(self._failures, None if report is None else report.retry_after_ms, desk.chance(), desk.config.retry.multiplier)
-        if self._failures >= desk.config.retry.tries or wait_ms > self._left_ms():
+        unwanted = report is not None and report.should_retry is False
+        if unwanted or self._failures >= desk.config.retry.tries or wait_ms > self._left_ms():
             return self._give_up(unavailable(order.kind, "orchestra: the provider does not answer", 30_000))
         self._pause_ms = wait_ms
         return None

@@ -104,6 +104,8 @@ class LimitView(CostView, frozen=True):
     concurrency: int = 0
     closed_ms: int = 0
     """For how long nothing is sent: the provider asked for it, or the account has nothing left."""
+    foreign: int = 0
+    """What others of the same account took lately, by the provider's own count."""
 
 
 class LimitsReply(CostView, frozen=True):

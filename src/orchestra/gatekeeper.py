@@ -22,9 +22,9 @@ from orchestra.core.state import State
 from orchestra.engine.duties import PassRequest
 from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
-from orchestra.errors import OrchestraError, PortFailed
+from orchestra.errors import BadInput, OrchestraError, PortFailed
 from orchestra.gateway.admin import ask_admin
-from orchestra.ids import AttemptId, PlanId
+from orchestra.ids import AttemptId, PlanId, parse_attempt_id
 from orchestra.metering.outlook import PARK, STOP, Fact, Outlook, Ruling, Use
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class Gatekeeper:
         self._trouble = ""
         self._port = 0
         self._ended: asyncio.Queue[AttemptId] = asyncio.Queue()
+        self._unrevoked = True
+        """Attempts may have ended of which the gateway was not told."""
         self._ending = False
         self._process: Started | None = None
         loop.listen(self._on_events)
@@ -206,7 +208,10 @@ class Gatekeeper:
             PortFailed: It does so no longer.
         """
         cursor = await self._loop.ask(lambda state: state.api_cursor)
+        self._unrevoked = True
         while True:
+            if self._unrevoked:
+                await self._find_unrevoked()
             health, limits, budgets = [await self.ask(method, {}) for method in ("health", "limits", "budgets")]
             facts = self._outlook.look(health, limits, budgets, self._clock.steady_ms())
             self._port, self._trouble = health["port"], ""
@@ -248,8 +253,22 @@ class Gatekeeper:
             self._outlook.forget(attempt)
             try:
                 await self.ask("revoke", {"attempt": str(attempt)})
-            except OrchestraError as error:  # it ends by itself in time
+            except OrchestraError as error:  # it is looked for when the gateway is back
+                self._unrevoked = True
                 log.info("token-not-revoked", extra={"attempt": str(attempt), "reason": str(error)})
+
+    async def _find_unrevoked(self) -> None:
+        """Looks for tokens of attempts that ended while nobody could say so to the gateway."""
+        self._unrevoked = False
+        try:
+            names = (await self.ask("tokens", {}))["attempts"]
+        except PortFailed:
+            raise
+        except OrchestraError as error:  # a gateway that does not know the question; they end by themselves in time
+            log.info("tokens-not-known", extra={"reason": str(error)})
+            return
+        for attempt in await self._loop.ask(lambda state: ended_of(state, names)):
+            self._ended.put_nowait(attempt)
 
     async def end(self) -> None:
         """Ends the gateway with the orchestra; what it counted stays in its books."""
@@ -263,3 +282,17 @@ class Gatekeeper:
         except PortFailed:
             if self._process is not None:
                 self._process.ended()
+
+
+def ended_of(state: State, names: Sequence[str]) -> list[AttemptId]:
+    """Returns those of the attempts that have ended; tokens may be of others, that are not ours."""
+    found = []
+    for name in names:
+        try:
+            attempt = parse_attempt_id(name)
+        except BadInput:
+            continue
+        task = state.tasks.get(attempt.task)
+        if task is not None and any(each.number == attempt.number and each.outcome is not None for each in task.attempts):
+            found.append(attempt)
+    return found

@@ -209,7 +209,7 @@ def limit_rows(answer: Mapping[str, Any]) -> tuple[LimitView, ...]:
         common["closed_ms"] = max(lane["closed_ms"], lane["parked_ms"])
         for limit in lane["limits"]:
             known = {name: limit[name] for name in ("name", "limit", "used", "left", "used_percent", "learned")}
-            rows.append(LimitView(**common, **known))
+            rows.append(LimitView(**common, **known, foreign=limit.get("foreign", 0)))
         if not lane["limits"]:
             rows.append(LimitView(**common, name="", limit=None, used=None, left=None, used_percent=None))
     return tuple(rows)

@@ -195,6 +195,25 @@ async def test_a_killed_gateway_comes_back_where_its_agents_look_for_it(tmp_path
             assert task.failures == 0
 
 
+async def test_a_token_whose_attempt_ended_while_the_gateway_was_away_is_no_good_when_it_is_back(tmp_path: Path) -> None:
+    async def script(seen: Seen, number: int) -> Answer:
+        if number == 0:
+            await asyncio.Event().wait()  # until the connection ends
+        return reply()
+
+    async with fake_api(script) as (api, url):
+        root = prepare(tmp_path, url)
+        async with hosted(root, agents=1) as stage:
+            name = await stage.submit(plan("p", "a"), tmp_path / "work")
+            await wait_until(lambda: bool(api.seen))
+            (tmp_path / "key").chmod(0o644)  # so that no other one starts
+            os.kill((await ask(root, "health"))["pid"], signal.SIGKILL)
+            await stage.wait(waiting("p/a"))
+            (tmp_path / "key").chmod(0o600)
+            assert await stage.wait_plan(name) == "completed"
+            await wait_until(lambda: _no_tokens(root))
+
+
 async def test_it_survives_the_coordinator_and_ends_with_the_orchestra(tmp_path: Path) -> None:
     async with fake_api() as (_, url):
         root = prepare(tmp_path, url)

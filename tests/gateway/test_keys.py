@@ -177,3 +177,33 @@ async def test_an_upstream_that_is_taken_away_is_told_to_those_who_wait_for_it(t
         status, _, headers = await waiting
         assert (status, headers["x-should-retry"]) == (500, "false"), "the provider's last words"
         assert (await stage.post(path="/api/v1/messages"))[0] == 404
+
+
+async def test_a_task_that_is_tried_again_and_a_session_that_is_resumed_stay_on_their_account(tmp_path: Path) -> None:
+    """There its prompts are cached; whoever is new goes where there is most room."""
+    held, letting_go = asyncio.Event(), asyncio.Event()
+
+    async def script(seen: Seen, n: int) -> Answer:
+        if seen.header("x-held"):
+            held.set()
+            await letting_go.wait()
+        return anthropic_json(1, 1)
+
+    accounts = {"a": {"keys": [{"env": "KEY_A"}]}, "b": {"keys": [{"env": "KEY_B"}]}}
+    async with staged(tmp_path, script, {"KEY_A": "sk-a", "KEY_B": "sk-b"}, upstream={"accounts": accounts}) as stage:
+
+        async def ask(attempt: str, task: str, **headers: str) -> str:
+            token = (await stage.admin("issue_token", attempt=attempt, task=task))["token"]
+            assert (await stage.post(token=token, **headers))[0] == 200
+            return stage.upstream.seen[-1].header("x-api-key")
+
+        session = {"x_claude_code_session_id": "11111111-2222"}
+        assert await ask("one#1", "one", **session) == "sk-a"
+        busy = asyncio.create_task(ask("busy#1", "busy", x_held="1"))
+        await held.wait()
+        assert await ask("new#1", "new") == "sk-b", "the first account is busy"
+        assert await ask("one#2", "one") == "sk-a", "the same task"
+        assert await ask("two#1", "two", **session) == "sk-a", "a session of another task goes on in it"
+        assert await ask("two#2", "two") == "sk-a"
+        letting_go.set()
+        await busy

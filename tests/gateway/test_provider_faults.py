@@ -137,6 +137,22 @@ async def test_g3_after_five_tries_the_provider_has_the_last_word(tmp_path: Path
         assert (totals["requests"], totals["cost_usd_micros"], totals["reserved_usd_micros"]) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("status", [429, 500, 529])
+async def test_what_the_provider_does_not_want_tried_again_is_not(tmp_path: Path, status: int) -> None:
+    answer = refusal(status, "api_error", ("x-should-retry", "false"), ("retry-after", "0"))
+    async with staged(tmp_path, lambda seen, n: answer) as stage:
+        found, body, headers = await stage.post()
+        assert (found, body, headers["x-should-retry"]) == (status, answer.body, "false")
+        assert len(stage.upstream.seen) == 1
+
+
+async def test_what_the_provider_wants_tried_again_is(tmp_path: Path) -> None:
+    """An error that would else be the request's own, and goes back at once."""
+    async with staged(tmp_path, after(refusal(422, "invalid_request_error", ("x-should-retry", "true")))) as stage:
+        assert (await stage.post())[0] == 200
+        assert len(stage.upstream.seen) == 2
+
+
 async def test_g4_an_error_inside_a_stream_is_passed_on_and_not_repeated(tmp_path: Path) -> None:
     chunks = (*anthropic_chunks(10, 20, ["x" * 40])[:2], event("error", {"type": "error", "error": {"type": "overloaded_error"}}))
     async with staged(tmp_path, lambda seen, n: Answer(headers=(SSE_TYPE,), chunks=chunks)) as stage:

@@ -153,14 +153,14 @@ def test_limits() -> None:
         "gateway",
         "as they stand",
         (
-            LimitView("anthropic", "main", "opus-5", "requests", 50, 40, 10, 80, True, 2, 3, 8, 1500),
+            LimitView("anthropic", "main", "opus-5", "requests", 50, 40, 10, 80, True, 2, 3, 8, 1500, 25),
             LimitView("local", "", "m", "", None, None, None, None),
         ),
         ("openai",),
     )
     found = call(scripted(limits=reply), "limits")
     _, first, second, down = found.stdout.splitlines()
-    assert first.split() == ["anthropic.main", "opus-5", "requests", "50", "80%", "10", "3/8", "2", "1.5s"]
+    assert first.split() == ["anthropic.main", "opus-5", "requests", "50", "80%", "10", "25", "3/8", "2", "1.5s"]
     assert second.split()[:3] == ["local", "m", "none"]
     assert down == "down: openai"
     assert found.stderr == "as they stand\n"

@@ -122,7 +122,7 @@ def test_an_answer_of_a_later_gateway_is_read_too() -> None:
 
 def make_lane(upstream: str, model_class: str, *limits: tuple[str, int, int], **more: Any) -> dict[str, Any]:
     views = [
-        {"name": name, "limit": most, "left": most - used, "used": used, "used_percent": used * 100 // most, "foreign": 0, "learned": True}
+        {"name": name, "limit": most, "left": most - used, "used": used, "used_percent": used * 100 // most, "foreign": 4, "learned": True}
         for name, most, used in limits
     ]
     lane = {"waiting": 0, "in_flight": 0, "concurrency": 8, "closed_ms": 0, "parked_ms": 0}
@@ -131,7 +131,7 @@ def make_lane(upstream: str, model_class: str, *limits: tuple[str, int, int], **
 
 def test_limits_are_a_row_each_and_a_lane_without_one_too() -> None:
     rows = limit_rows({"lanes": [make_lane("a", "opus-5", ("requests", 50, 10), parked_ms=9), make_lane("b", "x")]})
-    assert rows[0] == LimitView("a", "main", "opus-5", "requests", 50, 10, 40, 20, True, 0, 0, 8, 9)
+    assert rows[0] == LimitView("a", "main", "opus-5", "requests", 50, 10, 40, 20, True, 0, 0, 8, 9, 4)
     assert (rows[1].name, rows[1].limit, rows[1].used_percent) == ("", None, None)
 
 

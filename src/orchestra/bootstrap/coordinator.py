@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestra import __version__
@@ -89,12 +89,20 @@ FACTS_MS = 5_000
 
 
 class Coordinator:
-    """One process's worth of orchestra."""
+    """One process's worth of orchestra.
 
-    def __init__(self, root: Root, settings: Settings, clock: Clock) -> None:
+    Args:
+        root: Its folder.
+        settings: What holds for it.
+        clock: Both readings of time.
+        keys: Variables that were taken out of the environment for the gateway.
+    """
+
+    def __init__(self, root: Root, settings: Settings, clock: Clock, keys: Mapping[str, str] | None = None) -> None:
         self.root = root
         self._settings = settings
         self._clock = clock
+        self._keys = keys or {}
         self._drivers: dict[NodeId, NodeDriver] = {}
         self._ended = asyncio.Event()
         self._finishing: asyncio.Task[None] | None = None
@@ -108,7 +116,7 @@ class Coordinator:
             LedgerDamaged: The ledger needs care first.
         """
         limits = policy(self._settings)
-        plan = plan_gateway(self._settings, self.root)
+        plan = plan_gateway(self._settings, self.root, {**os.environ, **self._keys})
         self.root.prepare()
         self._log_handler = start_logging(self.root.logs)
         try:
@@ -142,7 +150,7 @@ class Coordinator:
     def _assemble(self, plan: GatewayPlan | None) -> None:
         self._board = Board()
         self.loop.listen(self._board.on_events)
-        self._gatekeeper = None if plan is None else make_gatekeeper(plan, self.root, self.loop, self._clock)
+        self._gatekeeper = None if plan is None else make_gatekeeper(plan, self.root, self.loop, self._clock, self._keys)
         self._gateway_apis = () if plan is None else plan.held
         self._translator = Translator(
             lambda: self.loop.state,
@@ -153,7 +161,9 @@ class Coordinator:
         through = () if plan is None else (plan.options.kinds, plan.logins)
         self._orders = OrderMaker(adapter_for, order_options(self._settings, self.root, *through))
         self.app = App(self._bench(), app_options(self._settings, self.root))
-        self._keeper = Keeper(self.loop, self.root, self._drivers.get, self.app.costs.settled_of, keeper_options(self._settings))
+        self._keeper = Keeper(
+            self.loop, self.root, self._drivers.get, self.app.costs.settled_of, keeper_options(self._settings, self._keys)
+        )
         prover = Prover(self._node_of, self._orders) if self._settings.workspaces.verify_merges else None
         self._merger = Merger(self.loop, self._clock, self._workspaces_of, self._keeper.keep_work, prover)
         self._projector = Projector(self.loop, self.root, self._clock, self._lens, self._facts_now)

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from orchestra.agents.access import KEY_APIS, apis_of
+from orchestra.agents.access import KEY_APIS, apis_of, keys_of
 from orchestra.agents.registry import adapters
 from orchestra.bootstrap.wiring import gateway_file, kind_settings
 from orchestra.errors import PortFailed, SettingsInvalid
@@ -27,6 +27,7 @@ from orchestra.gatekeeper import Gatekeeper, GatewayOptions, Started
 from orchestra.gateway.config import DAY_VARIABLE, FOLDER_VARIABLE, LISTEN_VARIABLE, GatewayConfig, load_config
 from orchestra.quantity import usd_micros
 from orchestra.root import Root
+from orchestra.secrets import handed
 from orchestra.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -73,12 +74,47 @@ class Plan(NamedTuple):
         return tuple(api for api in dict.fromkeys(self.options.upstreams.values()) if api not in self.logins)
 
 
-def plan_gateway(settings: Settings, root: Root, environ: Mapping[str, str] = os.environ) -> Plan | None:
+def hold_keys(settings: Settings, root: Root, offered: Path | None = None) -> dict[str, str]:
+    """Takes the keys that the gateway of these settings is to have out of this process's environment; returns them. Nobody else needs them.
+
+    Args:
+        settings: Those of the orchestra.
+        root: Its folder.
+        offered: A named pipe at which another process offers keys.
+
+    Raises:
+        SettingsInvalid: There can be no gateway as they say.
+        PortFailed: Keys were offered and are not there any more.
+    """
+    handed.accept(offered)
+    plan = plan_gateway(settings, root)
+    if plan is None:
+        return {}
+    own = {kind_settings(settings).get(kind, {}).get("api_key_variable", "").strip() for kind in plan.options.kinds} if plan.held else set()
+    return handed.take(sorted({*keys_of(plan.held), *_named(plan), *own} - {""}))
+
+
+def _named(plan: Plan) -> set[str]:
+    """Returns the variables in which its file says that keys are."""
+    if plan.text is None:
+        parts = load_config(plan.config).upstreams.values()
+        return {place.env for part in parts for account in part.accounts.values() for place in account.keys}
+    return {place["env"] for part in plan.text["upstreams"].values() for account in part["accounts"].values() for place in account["keys"]}
+
+
+def plan_gateway(settings: Settings, root: Root, environ: Mapping[str, str] | None = None) -> Plan | None:
     """Returns the gateway that the settings ask for, or None.
+
+    Args:
+        settings: Those of the orchestra.
+        root: Its folder.
+        environ: Where keys are looked for; this process's own variables if it is not given.
 
     Raises:
         SettingsInvalid: It cannot be as they say.
     """
+    if environ is None:
+        environ = handed.environment()
     if settings.gateway.mode == OFF:
         return None
     if settings.gateway.file:
@@ -155,13 +191,13 @@ def _text(settings: Settings, bases: Mapping[str, str], environ: Mapping[str, st
     return {"upstreams": upstreams, "retry": retry}
 
 
-def make_gatekeeper(plan: Plan, root: Root, loop: Any, clock: Any) -> Gatekeeper:
-    """Returns what runs the gateway. Its file, if it is ours, is written."""
+def make_gatekeeper(plan: Plan, root: Root, loop: Any, clock: Any, keys: Mapping[str, str]) -> Gatekeeper:
+    """Returns what runs the gateway. Its file, if it is ours, is written; `keys` are those that were taken out of the environment for it."""
     if plan.text is not None:
         ensure_private_dir(root.gateway)
         write_atomically(plan.config, msgspec.json.format(msgspec.json.encode(plan.text)) + b"\n")
     books = root.gateway / "books"
-    return Gatekeeper(loop, clock, books / "admin.sock", lambda: _start(plan, root, books), plan.options)
+    return Gatekeeper(loop, clock, books / "admin.sock", lambda: _start(plan, root, books, keys), plan.options)
 
 
 class _Process:
@@ -186,14 +222,15 @@ class _Process:
         return " ".join(said.split())[-400:] or f"it ended with code {self._code}"
 
 
-async def _start(plan: Plan, root: Root, books: Path) -> Started:
-    """Starts the process, in a session of its own: it outlives this one, as the agents do."""
+async def _start(plan: Plan, root: Root, books: Path, keys: Mapping[str, str]) -> Started:
+    """Starts the process, in a session of its own: it outlives this one, as the agents do. Keys come by its standard input."""
     log_file = root.logs / "gateway.log"
     environment = {
         **os.environ,
         FOLDER_VARIABLE: str(books),
         LISTEN_VARIABLE: f"127.0.0.1:{await free_port(root.key)}",
         **({DAY_VARIABLE: f"{plan.day_usd}"} if plan.day_usd else {}),
+        handed.FD_VARIABLE: "0",
     }
     try:
         ensure_private_dir(root.gateway)
@@ -202,9 +239,9 @@ async def _start(plan: Plan, root: Root, books: Path) -> Started:
         with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as output:
             began = output.tell()
             argv = [sys.executable, "-m", "orchestra", "gateway", "run", "--config", str(plan.config)]
-            nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-            streams = [(os.POSIX_SPAWN_DUP2, output.fileno(), number) for number in (1, 2)]
-            pid = await asyncio.to_thread(os.posix_spawn, argv[0], argv, environment, file_actions=[nothing, *streams], setsid=True)
+            with handed.pipe_with(keys) as pipe:
+                streams = [(os.POSIX_SPAWN_DUP2, each, number) for number, each in enumerate((pipe, output.fileno(), output.fileno()))]
+                pid = await asyncio.to_thread(os.posix_spawn, argv[0], argv, environment, file_actions=streams, setsid=True)
     except OSError as error:
         raise PortFailed(f"{error.strerror or error}", hint=f"see {root.logs}") from error
     log.info("gateway-process", extra={"pid": pid})

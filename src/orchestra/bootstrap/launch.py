@@ -16,6 +16,7 @@ from typing import Final, cast
 
 from orchestra.agents.registry import define
 from orchestra.bootstrap.coordinator import Coordinator
+from orchestra.bootstrap.gateways import hold_keys
 from orchestra.bootstrap.provisioning import provisioner
 from orchestra.bootstrap.shelf import open_shelf
 from orchestra.bootstrap.wiring import kind_settings, policy, started_in
@@ -33,6 +34,7 @@ from orchestra.errors import (
 )
 from orchestra.intake.request import InitParams, ShutdownParams, StatusParams
 from orchestra.root import Root
+from orchestra.secrets import handed
 from orchestra.settings import Settings, load, rows
 from orchestra.usecases import UseCases
 
@@ -48,6 +50,8 @@ CONTROL_SOCKET: Final = "control.sock"
 LEFTOVERS_S: Final = 10.0
 WINDOW_GONE_S: Final = 10.0
 WINDOW_SESSION: Final = "coordinator"
+KEYS_PIPE: Final = "keys"
+"""By it the keys get from whoever starts a coordinator in its window to the one that supervises it there."""
 
 
 def load_settings(root: Path, flags: Mapping[str, str]) -> Settings:
@@ -131,10 +135,12 @@ class Hosted:
 async def host(root: Path, settings: Settings) -> AsyncIterator[Hosted]:
     """Runs the coordinator in this process. Leaving lets go of the orchestra; ending it is a use case.
 
+    Keys that its gateway is to have are taken out of this process's environment.
+
     Raises:
         LedgerLocked: Another coordinator has the root.
     """
-    coordinator = Coordinator(Root(root), settings, SystemClock())
+    coordinator = Coordinator(Root(root), settings, SystemClock(), hold_keys(settings, Root(root)))
     await coordinator.start()
     try:
         yield Hosted(coordinator)
@@ -197,8 +203,16 @@ def serve_forever(root: Path, settings: Settings, init: InitParams | None) -> in
     return asyncio.run(serve(root, settings, init))
 
 
-def supervise(argv: Sequence[str]) -> int:
-    """Runs a coordinator and starts it again when it dies, with growing pauses. Signals are passed on. Returns its last exit code."""
+def supervise(root: Path, settings: Settings, argv: Sequence[str], offered: Path | None) -> int:
+    """Runs a coordinator and starts it again when it dies, with growing pauses. Signals are passed on. Returns its last exit code.
+
+    Args:
+        root: The orchestra's folder.
+        settings: Those of the coordinator, by which its keys are known: they are held here for all that are started.
+        argv: What is run.
+        offered: A named pipe at which keys are offered.
+    """
+    keys = hold_keys(settings, Root(root), offered)
     child: subprocess.Popen[bytes] | None = None
     received: list[int] = []
 
@@ -213,7 +227,9 @@ def supervise(argv: Sequence[str]) -> int:
     failures = 0
     while True:
         began = time.monotonic()
-        child = subprocess.Popen(list(argv), start_new_session=True)
+        with handed.pipe_with(keys) as pipe:
+            variables = {**os.environ, handed.FD_VARIABLE: str(pipe)}
+            child = subprocess.Popen(list(argv), start_new_session=True, pass_fds=(pipe,), env=variables)
         code = child.wait()
         failures = 0 if time.monotonic() - began >= STEADY_S else failures
         if received or code in FINAL_CODES or failures >= len(RESTART_PAUSE_S) * 4:
@@ -254,42 +270,28 @@ async def start_in_window(root: Path, settings: Settings) -> None:
             raise LedgerLocked(
                 f"an orchestra is running for {place.path} already", hint="`orchestra status` shows it, `orchestra down` ends it"
             )
+    keys = hold_keys(settings, place)
     tmux = ["tmux", "-S", str(place.runtime_folder() / CONTROL_SOCKET), "-f", "/dev/null"]
     argv = [sys.executable, "-m", "orchestra", "--root", str(place.path), "coordinator", "--supervise"]
+    argv += ["--keys", str(place.runtime_folder() / KEYS_PIPE)] if keys else []
     for row in rows(settings):
         if row.origin.startswith("flag"):
             argv += ["--set", f"{row.path}={row.value}"]
     if not settings.tasks.workspace and (here := started_in(settings)):  # its window stands nowhere in particular
         argv += ["--set", f"tasks.workspace={here}"]
     await end_window(root)
-    await _tmux(
-        tmux,
-        "new-session",
-        "-d",
-        "-s",
-        WINDOW_SESSION,
-        "-x",
-        "160",
-        "-y",
-        "48",
-        "-c",
-        "/",
-        *argv,
-        ";",
-        "set-option",
-        "-w",
-        "remain-on-exit",
-        "on",
-    )
-    try:
-        async with asyncio.timeout(START_TIMEOUT_S):
-            await _wait_answers(root, tmux)
-    except TimeoutError as exc:
-        await end_window(root)
-        raise NodeFailed(f"the coordinator did not answer within {START_TIMEOUT_S:.0f} s", hint=f"look into {place.logs}") from exc
-    except BaseException:
-        await asyncio.shield(end_window(root))  # whoever gives up here must not leave one behind that goes on trying
-        raise
+    with handed.offered(place.runtime_folder() / KEYS_PIPE, keys) if keys else contextlib.nullcontext():
+        window = ("new-session", "-d", "-s", WINDOW_SESSION, "-x", "160", "-y", "48", "-c", "/")
+        await _tmux(tmux, *window, *argv, ";", "set-option", "-w", "remain-on-exit", "on")
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await _wait_answers(root, tmux)
+        except TimeoutError as exc:
+            await end_window(root)
+            raise NodeFailed(f"the coordinator did not answer within {START_TIMEOUT_S:.0f} s", hint=f"look into {place.logs}") from exc
+        except BaseException:
+            await asyncio.shield(end_window(root))  # whoever gives up here must not leave one behind that goes on trying
+            raise
 
 
 async def _wait_answers(root: Path, tmux: Sequence[str]) -> None:

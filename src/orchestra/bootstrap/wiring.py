@@ -171,11 +171,13 @@ def order_options(
     )
 
 
-def keeper_options(settings: Settings) -> KeeperOptions:
-    """Returns how results are kept: bounded, and without what the environment here holds as a secret."""
+def keeper_options(settings: Settings, keys: Mapping[str, str]) -> KeeperOptions:
+    """Returns how results are kept: bounded, and without what the environment here holds as a secret, or held before `keys` were taken out of it."""
     kinds = (value for values in kind_settings(settings).values() for value in secret_values(values))
     limits = settings.limits
-    return KeeperOptions(limits.attempts_keep, limits.result_file_bytes, (*secret_values(os.environ), *kinds), settings.rehearsal)
+    return KeeperOptions(
+        limits.attempts_keep, limits.result_file_bytes, (*secret_values({**os.environ, **keys}), *kinds), settings.rehearsal
+    )
 
 
 def return_options(settings: Settings) -> ReturnOptions:

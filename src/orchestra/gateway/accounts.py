@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -82,18 +82,16 @@ class Accounts:
         self._sessions: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._revived_ms = -REVIVE_MS
 
-    def sticky(self, session: str, model_class: str) -> str | None:
-        """Returns the account that a session used last for a class of models."""
-        key = (session, model_class)
-        if key in self._sessions:
-            self._sessions.move_to_end(key)
-        return self._sessions.get(key)
+    def sticky(self, sessions: Sequence[str], model_class: str) -> str | None:
+        """Returns the account that was used last for a class of models under the first of these names that is known."""
+        return next((self._sessions[key] for name in sessions if (key := (name, model_class)) in self._sessions), None)
 
-    def stick(self, session: str, model_class: str, account: str) -> None:
-        """Remembers it."""
-        self._sessions[(session, model_class)] = account
-        self._sessions.move_to_end((session, model_class))
-        if len(self._sessions) > SESSIONS_MAX:
+    def stick(self, sessions: Sequence[str], model_class: str, account: str) -> None:
+        """Remembers it under all of them."""
+        for name in sessions:
+            self._sessions[(name, model_class)] = account
+            self._sessions.move_to_end((name, model_class))
+        while len(self._sessions) > SESSIONS_MAX:
             self._sessions.popitem(last=False)
 
     async def look(self) -> list[Key]:

@@ -1,6 +1,6 @@
 """The administration: JSON-RPC lines on a Unix socket that only its owner may open. No answer holds a key, and a token only the one that issued it.
 
-Methods: `issue_token`, `revoke`, `usage`, `limits`, `budgets`, `set_budget`, `events`, `health`, `reload`, `drain`, `stop`.
+Methods: `issue_token`, `revoke`, `tokens`, `usage`, `limits`, `budgets`, `set_budget`, `events`, `health`, `reload`, `drain`, `stop`.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class AdminServer:
         self._methods: dict[str, tuple[type[Params], Callable[[Any], Any]]] = {
             "issue_token": (IssueToken, self._issue_token),
             "revoke": (Revoke, self._revoke),
+            "tokens": (Nothing, self._tokens),
             "usage": (UsageOf, self._usage),
             "limits": (Nothing, self._limits),
             "budgets": (Nothing, self._budgets),
@@ -196,6 +197,10 @@ class AdminServer:
         if not params.attempt and not params.token:
             raise BadInput("nothing says what is to be revoked", field="attempt", hint="name an attempt or a token")
         return {"revoked": self._gateway.desk.revoke(params.attempt, params.token)}
+
+    def _tokens(self, _: Nothing) -> Any:
+        tokens = self._gateway.desk.journal.books.state.tokens
+        return {"attempts": sorted({issued.who.attempt for issued in tokens.values()})}
 
     def _usage(self, params: UsageOf) -> Any:
         rows = usage_rows(self._gateway.desk.journal.books, params.by, params.name)

@@ -7,7 +7,7 @@ import hmac
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -305,21 +305,30 @@ class Desk:
         passing = {name for name, part in self.config.upstreams.items() if part.pass_through}
         return [place for place in dict.fromkeys([*seen, *self.parked]) if place[0] in passing]
 
-    def choose(self, upstream: str, session: str, model_class: str) -> Account | None:
-        """Returns the account for a session: its own, or the one with the most room; None if no key of any is taken."""
+    def choose(self, upstream: str, sessions: Sequence[str], model_class: str) -> Account | None:
+        """Returns the account for a session: its own, or the one with the most room; None if no key of any is taken.
+
+        Args:
+            upstream: Where it goes.
+            sessions: What the session is known by, the nearest name first.
+            model_class: Of the model that is asked.
+        """
+        account = self._choose(upstream, sessions, model_class)
+        if account is not None:
+            self.accounts[upstream].stick(sessions, model_class, account.name)
+        return account
+
+    def _choose(self, upstream: str, sessions: Sequence[str], model_class: str) -> Account | None:
         accounts = self.accounts[upstream]
         usable = [account for account in accounts.by_name.values() if account.usable]
-        mine = accounts.sticky(session, model_class)
+        mine = accounts.sticky(sessions, model_class)
         own = next((account for account in usable if account.name == mine), None)
         if own is not None and not (accounts.upstream.other_account_when_spent and self.parked_ms(upstream, own.name)):
             return own
         if not usable:
             return None
         chosen = min(usable, key=lambda account: (self.parked_ms(upstream, account.name), self._load(upstream, account, model_class)))
-        if own is not None and self.parked_ms(upstream, chosen.name):
-            return own
-        accounts.stick(session, model_class, chosen.name)
-        return chosen
+        return own if own is not None and self.parked_ms(upstream, chosen.name) else chosen
 
     def _load(self, upstream: str, account: Account, model_class: str) -> int:
         lane = self.limiter.lanes.get(Place(upstream, account.name, model_class))

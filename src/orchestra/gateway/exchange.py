@@ -83,6 +83,7 @@ class Exchange:
         self._passes = upstream.pass_through
         self._class = self._model_class(upstream.classes)
         self._conversation = conversation_of(order)
+        self._sessions = sessions_of(order)
         self.estimate = self._estimate()
         self.opened: Opened | None = None
         self.tries = 0
@@ -162,9 +163,9 @@ class Exchange:
         if self._passes:
             desk.saw_login(order.route.upstream, name)
         else:
-            account = desk.choose(order.route.upstream, order.who.attempt, self._class)
+            account = desk.choose(order.route.upstream, self._sessions, self._class)
             if account is None and await desk.accounts[order.route.upstream].revive(desk.clock.steady_ms()):
-                account = desk.choose(order.route.upstream, order.who.attempt, self._class)
+                account = desk.choose(order.route.upstream, self._sessions, self._class)
             if account is None:
                 return unavailable(order.kind, "orchestra: no key of this provider is accepted at present", 30_000)
             name = account.name
@@ -374,7 +375,7 @@ class Exchange:
                 place = {"upstream": held.place.upstream, "account": held.place.account, "model_class": self._class}
                 desk.notices.tell("limited", **place, wait_ms=wait_ms)
             group.close_until(now_ms + wait_ms, now_ms)
-        if wait_ms > self._left_ms():
+        if wait_ms > self._left_ms() or report.should_retry is False:
             return self._give_up(busy(self.order.kind, "orchestra: the provider's limit is reached", wait_ms))
         return None
 
@@ -408,7 +409,8 @@ class Exchange:
             self._last = unavailable(order.kind, f"orchestra: {words}", 10_000)
         self._failures += 1
         wait_ms = pause_ms(self._failures, None if report is None else report.retry_after_ms, desk.chance(), desk.config.retry.multiplier)
-        if self._failures >= desk.config.retry.tries or wait_ms > self._left_ms():
+        unwanted = report is not None and report.should_retry is False
+        if unwanted or self._failures >= desk.config.retry.tries or wait_ms > self._left_ms():
             return self._give_up(unavailable(order.kind, "orchestra: the provider does not answer", 30_000))
         self._pause_ms = wait_ms
         return None
@@ -439,8 +441,20 @@ def client_patience_ms(request: web.BaseRequest) -> int:
     return int(text) * 1000 if text.isascii() and text.isdigit() and 0 < len(text) < 7 and int(text) else 3_600_000
 
 
+def sessions_of(order: Order) -> tuple[str, ...]:
+    """Returns what a session is known by that should stay on one account, as its prompts are cached there: the client's own name for it, which a resumed one
+    keeps, and the task, which is the same when it is tried again."""
+    own = session_of(order)
+    return (*((f"session {own}",) if own else ()), f"task {order.who.task}" if order.who.task else f"attempt {order.who.attempt}")
+
+
+def session_of(order: Order) -> str:
+    """Returns what the client calls its session, or nothing."""
+    headers = order.request.headers
+    return (headers.get("x-claude-code-session-id", "") or headers.get("session-id", ""))[:64]
+
+
 def conversation_of(order: Order) -> str:
     """Returns a name for what repeats itself from request to request: the attempt, and what the client calls its session and sub-agent."""
-    headers = order.request.headers
-    parts = (headers.get("x-claude-code-session-id", "") or headers.get("session-id", ""), headers.get("x-claude-code-agent-id", ""))
+    parts = (session_of(order), order.request.headers.get("x-claude-code-agent-id", ""))
     return "|".join((order.who.attempt, *(part[:64] for part in parts)))

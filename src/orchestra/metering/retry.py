@@ -51,7 +51,7 @@ class Verdict(Enum):
 
 
 def verdict_of(status: int, report: Report, body: bytes) -> Verdict:
-    """Returns what a response means.
+    """Returns what a response means. Where the provider says that it is worth another try, it is: an error that would else be the request's own is trouble.
 
     Args:
         status: HTTP status.
@@ -67,7 +67,7 @@ def verdict_of(status: int, report: Report, body: bytes) -> Verdict:
         return Verdict.KEY
     if status == 429:
         return Verdict.PACE
-    return Verdict.TROUBLE if status in RETRYABLE else Verdict.FINE
+    return Verdict.TROUBLE if status in RETRYABLE or report.should_retry else Verdict.FINE
 
 
 def group_pause_ms(refusals: int, retry_after_ms: int | None, jitter: float, multiplier: float = 2.0) -> int:

@@ -378,7 +378,7 @@ class FakeWiring:
         self.log.append(f"serve {root} {said}")
         return 0
 
-    def supervise(self, argv: Sequence[str], /) -> int:
+    def supervise(self, root: Path, settings: Settings, argv: Sequence[str], offered: Path | None, /) -> int:
         """Notes it."""
         self.log.append(f"supervise {' '.join(argv[1:])}")
         return 0

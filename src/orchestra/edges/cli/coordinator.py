@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -12,8 +13,9 @@ from orchestra.edges.cli.grammar import Command, session_of
 @click.command("coordinator", cls=Command, example="orchestra coordinator --agents 4", hidden=True)
 @click.option("--agents", type=click.IntRange(1), metavar="N", help="Set up this many agents; without it, wait to be initialised.")
 @click.option("--supervise", is_flag=True, help="Run it as a child and start it again when it dies.")
+@click.option("--keys", type=click.Path(path_type=Path), metavar="PIPE", help="With --supervise: where keys for the gateway are offered.")
 @click.pass_context
-def coordinator(context: click.Context, agents: int | None, supervise: bool) -> int:
+def coordinator(context: click.Context, agents: int | None, supervise: bool, keys: Path | None) -> int:
     """Run the coordinator in this terminal."""
     from orchestra.intake.request import InitParams
 
@@ -25,4 +27,4 @@ def coordinator(context: click.Context, agents: int | None, supervise: bool) -> 
     argv += ["--agents", str(agents)] if agents is not None else []
     for path, value in session.flags.items():
         argv += ["--set", f"{path}={value}"]
-    return session.wiring.supervise(argv)
+    return session.wiring.supervise(session.root, settings, argv, keys)

@@ -161,14 +161,15 @@ def show_limits(render: Renderer, reply: LimitsReply) -> None:
                 _count(each.limit),
                 "-" if each.used_percent is None else Styled(f"{each.used_percent}%", "yellow" if each.used_percent >= 70 else ""),
                 _count(each.left),
+                str(each.foreign or ""),
                 f"{each.in_flight}/{each.concurrency}" if each.concurrency else "-",
                 str(each.waiting),
                 show_ms(each.closed_ms) if each.closed_ms else "",
             ]
             for each in reply.limits
         ]
-        right = ("a minute", "used", "left", "on way", "waiting")
-        render.table(("account", "models", "limit", "a minute", "used", "left", "on way", "waiting", "closed"), rows, right=right)
+        right = ("a minute", "used", "left", "others", "on way", "waiting")
+        render.table(("account", "models", "limit", "a minute", "used", "left", "others", "on way", "waiting", "closed"), rows, right=right)
     elif reply.source:
         render.line("no limit is known yet" if reply.source == "gateway" else "no limits are written")
     if reply.upstreams_down:

@@ -55,9 +55,11 @@ def run(context: click.Context, config_path: Path) -> int:
     """
     from orchestra.clocks.system import SystemClock
     from orchestra.gateway.service import Gateway
+    from orchestra.secrets import handed
 
+    handed.accept()
     session = session_of(context)
-    return asyncio.run(serve(session, Gateway(config_path, SystemClock())))
+    return asyncio.run(serve(session, Gateway(config_path, SystemClock(), handed.environment())))
 
 
 async def serve(session: Session, service: Any) -> int:
@@ -199,6 +201,7 @@ def limits(context: click.Context, config_path: Path) -> None:
                 str(limit["limit"]),
                 f"{limit['used_percent']}%",
                 str(limit["left"]),
+                str(limit.get("foreign") or ""),
                 f"{lane['in_flight']}/{lane['concurrency']}",
                 str(lane["waiting"]),
                 show_ms(max(lane["closed_ms"], lane["parked_ms"])),
@@ -206,7 +209,7 @@ def limits(context: click.Context, config_path: Path) -> None:
             for lane in found["lanes"]
             for limit in lane["limits"] or [{"name": "none known", "limit": "-", "used_percent": 0, "left": "-"}]
         ]
-        session.render.table(("account", "models", "limit", "a minute", "used", "left", "on way", "waiting", "closed"), rows)
+        session.render.table(("account", "models", "limit", "a minute", "used", "left", "others", "on way", "waiting", "closed"), rows)
 
     session.render.show(found, human)
 

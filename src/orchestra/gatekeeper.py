@@ -17,20 +17,23 @@ import msgspec
 from orchestra.clock import Clock
 from orchestra.core import commands as c
 from orchestra.core import events as e
-from orchestra.core.model import Priority, TaskSpec
+from orchestra.core.model import PlanStatus, Priority, TaskSpec
 from orchestra.core.state import State
 from orchestra.engine.duties import PassRequest
 from orchestra.engine.kernel import Happened
 from orchestra.engine.loop import Loop
 from orchestra.errors import BadInput, OrchestraError, PortFailed
 from orchestra.gateway.admin import ask_admin
-from orchestra.ids import AttemptId, PlanId, parse_attempt_id
-from orchestra.metering.outlook import PARK, STOP, Fact, Outlook, Ruling, Use
+from orchestra.ids import AttemptId, PlanId, TaskId, parse_attempt_id
+from orchestra.metering.alarms import Fact
+from orchestra.metering.outlook import PARK, PLAN, STOP, TASK, Outlook, Ruling, Use
 
 log = logging.getLogger(__name__)
 
 LOOK_MS: Final = 1_000
 """How often limits and budgets are asked for; notices come at once."""
+LOOK_MS_MIN: Final = 250
+"""Between two looks, however much there is to notice."""
 START_MS: Final = 20_000
 POLL_MS: Final = 50
 AGAIN_MS: Final = (200, 1_000, 5_000, 15_000)
@@ -38,6 +41,7 @@ END_MS: Final = 10_000
 TOKEN_MARGIN_MS: Final = 900_000
 """A token is good for longer than its attempt may run: tools and checks of it may call the model too."""
 TOKEN_MS_MAX: Final = 30 * 86_400_000
+NO_BUDGETS: Final[Mapping[str, Any]] = {"budgets": ()}
 
 
 class Started(Protocol):
@@ -58,7 +62,11 @@ class GatewayOptions(msgspec.Struct, frozen=True):
     task_budget_usd_micros: int = 0
     """Of a task that names none; 0 is none."""
     on_spent: str = "pause"
-    """What happens when the budget of a day or plan is spent: `pause`, `park`, `stop`."""
+    """What happens when a budget is spent: `pause`, `park`, `stop`."""
+    models: Mapping[str, str] = {}
+    """Agent kind -> the model that the settings name for it."""
+    classes: Mapping[str, Mapping[str, str]] = {}
+    """API -> pattern of model names -> class, as the gateway's file has them."""
 
 
 class Gatekeeper:
@@ -75,13 +83,14 @@ class Gatekeeper:
         self._socket = socket
         self._start = start
         self._options = options
-        self._outlook = Outlook(options.kinds, options.upstreams, options.on_spent)
+        self._outlook = Outlook(options.kinds, options.upstreams, options.on_spent, models=options.models, classes=options.classes)
         self._wanted = asyncio.Event()
         self._decided = asyncio.Event()
         """Whether it runs is known: `_port`, or `_trouble`."""
         self._trouble = ""
         self._port = 0
-        self._ended: asyncio.Queue[AttemptId] = asyncio.Queue()
+        self._over: asyncio.Queue[AttemptId | list[TaskId]] = asyncio.Queue()
+        """Attempts whose tokens, and tasks whose budgets, are needed no more."""
         self._unrevoked = True
         """Attempts may have ended of which the gateway was not told."""
         self._ending = False
@@ -131,6 +140,7 @@ class Gatekeeper:
     def _token(self, request: PassRequest) -> dict[str, Any]:
         spec = request.spec
         budget = spec.cost_usd_micros_max or self._options.task_budget_usd_micros
+        passes = self._options.on_spent == PARK and spec.priority is Priority.CRITICAL
         checks_ms = sum(check.timeout_ms for check in spec.checks)
         return {
             "attempt": str(request.attempt),
@@ -138,7 +148,8 @@ class Gatekeeper:
             "agent": str(request.agent),
             "plan": spec.plan or "",
             "priority": int(spec.priority),
-            "free_of_day": self._options.on_spent == PARK and spec.priority is Priority.CRITICAL,
+            "free_of_day": passes,
+            "free_of": ([PLAN] if spec.cost_usd_micros_max else [PLAN, TASK]) if passes else [],
             "expires_in_ms": min(spec.timeout_ms + checks_ms + TOKEN_MARGIN_MS, TOKEN_MS_MAX),
             "budgets": {"task": budget} if budget else {},
             "keep_budgets": True,  # somebody may have raised it since the last attempt
@@ -155,7 +166,7 @@ class Gatekeeper:
         await self._wanted.wait()
         failures = 0
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._revoke())
+            group.create_task(self._tidy())
             while True:
                 try:
                     await self._watch()
@@ -178,7 +189,10 @@ class Gatekeeper:
 
     def _pause(self, why: str) -> None:
         self._outlook.away(why, self._clock.steady_ms())
-        self._loop.kernel.let_in(self._outlook.gate())
+        self._let_in()
+
+    def _let_in(self) -> None:
+        self._loop.kernel.let_in(self._outlook.gate(self._clock.steady_ms()))
 
     async def _begin(self) -> str:
         """Starts it and waits until it answers; returns why it does not, or nothing."""
@@ -209,24 +223,44 @@ class Gatekeeper:
         """
         cursor = await self._loop.ask(lambda state: state.api_cursor)
         self._unrevoked = True
+        budgets: Mapping[str, Any] = await self._spent_before()
         while True:
             if self._unrevoked:
                 await self._find_unrevoked()
-            health, limits, budgets = [await self.ask(method, {}) for method in ("health", "limits", "budgets")]
-            facts = self._outlook.look(health, limits, budgets, self._clock.steady_ms())
+            began_ms = self._clock.steady_ms()
+            health, limits = [await self.ask(method, {}) for method in ("health", "limits")]
+            running = await self._loop.ask(self._at_work)
+            facts = self._outlook.look(health, limits, budgets, self._clock.steady_ms(), running)
             self._port, self._trouble = health["port"], ""
-            self._loop.kernel.let_in(self._outlook.gate())
+            self._let_in()
             self._decided.set()
-            heard = await self.ask("events", {"cursor": cursor, "wait_ms": LOOK_MS})
-            cursor = heard["cursor"]
-            for notice in heard["events"]:
-                fact = self._outlook.hear(notice, self._clock.steady_ms())
-                if fact is not None:
-                    facts.append(fact)
-            self._loop.kernel.let_in(self._outlook.gate())
-            await self._loop.report([c.NoteApi(fact.cursor, fact.kind, fact.facts) for fact in facts])
-            for fact in facts:
-                await self._react(fact)
+            wait_ms = LOOK_MS
+            while wait_ms > 0:
+                cursor = await self._listen(cursor, wait_ms, facts)
+                wait_ms, facts = began_ms + LOOK_MS_MIN - self._clock.steady_ms(), []
+            spent = self._outlook.spent
+            budgets = await self.ask("budgets", {"of": spent}) if spent else NO_BUDGETS
+
+    async def _listen(self, cursor: int, wait_ms: int, facts: list[Fact]) -> int:
+        """Tells what the gateway noticed, after what is to be told already; returns from where on to listen next."""
+        heard = await self.ask("events", {"cursor": cursor, "wait_ms": wait_ms})
+        found = [self._outlook.hear(notice, self._clock.steady_ms()) for notice in heard["events"]]
+        facts = [*facts, *(fact for fact in found if fact is not None)]
+        self._let_in()
+        await self._loop.report([c.NoteApi(fact.cursor, fact.kind, fact.facts) for fact in facts])
+        for fact in facts:
+            await self._react(fact)
+        return int(heard["cursor"])
+
+    async def _spent_before(self) -> Mapping[str, Any]:
+        """Returns the budgets that were spent before anybody listened, of what is not over."""
+        rows = (await self.ask("budgets", {"spent": True}))["budgets"]
+        wanted = await self._loop.ask(lambda state: [row for row in rows if _goes_on(state, row["scope"], row["name"])])
+        return {"budgets": wanted}
+
+    def _at_work(self, state: State) -> list[TaskSpec]:
+        specs = (state.tasks[attempt.task].spec for attempt, _ in state.live_attempts())
+        return [spec for spec in specs if spec.kind in self._options.kinds]
 
     async def _react(self, fact: Fact) -> None:
         """Does what the settings ask for when a budget is spent; holding back is the outlook's part."""
@@ -244,18 +278,32 @@ class Gatekeeper:
 
     def _on_events(self, state: State, happened: Sequence[Happened]) -> None:
         for each in happened:
-            if isinstance(each.event, e.AttemptEnded) and state.tasks[each.event.task].spec.kind in self._options.kinds:
-                self._ended.put_nowait(AttemptId(each.event.task, each.event.attempt))
+            match each.event:
+                case e.AttemptEnded(task, attempt) if state.tasks[task].spec.kind in self._options.kinds:
+                    self._over.put_nowait(AttemptId(task, attempt))
+                case e.TaskCompleted(task) | e.TaskFailed(task) | e.TaskCancelled(task):
+                    self._outlook.forget_budget(TASK, task)
+                    if isinstance(each.event, e.TaskCompleted) and state.tasks[task].spec.plan is None:
+                        self._over.put_nowait([task])
+                case e.PlanClosed(plan, status):
+                    self._outlook.forget_budget(PLAN, plan)
+                    if status is PlanStatus.COMPLETED:  # of another one tasks may be taken up again, with the budgets they were given
+                        self._over.put_nowait(list(state.plans[plan].tasks))
+                case _:
+                    pass
 
-    async def _revoke(self) -> None:
+    async def _tidy(self) -> None:
         while True:
-            attempt = await self._ended.get()
-            self._outlook.forget(attempt)
+            over = await self._over.get()
             try:
-                await self.ask("revoke", {"attempt": str(attempt)})
-            except OrchestraError as error:  # it is looked for when the gateway is back
+                if isinstance(over, list):
+                    await self.ask("forget_budgets", {"scope": TASK, "names": over})
+                else:
+                    self._outlook.forget(over)
+                    await self.ask("revoke", {"attempt": str(over)})
+            except OrchestraError as error:  # tokens are looked for when the gateway is back
                 self._unrevoked = True
-                log.info("token-not-revoked", extra={"attempt": str(attempt), "reason": str(error)})
+                log.info("gateway-not-tidied", extra={"over": str(over)[:200], "reason": str(error)})
 
     async def _find_unrevoked(self) -> None:
         """Looks for tokens of attempts that ended while nobody could say so to the gateway."""
@@ -268,7 +316,7 @@ class Gatekeeper:
             log.info("tokens-not-known", extra={"reason": str(error)})
             return
         for attempt in await self._loop.ask(lambda state: ended_of(state, names)):
-            self._ended.put_nowait(attempt)
+            self._over.put_nowait(attempt)
 
     async def end(self) -> None:
         """Ends the gateway with the orchestra; what it counted stays in its books."""
@@ -296,3 +344,14 @@ def ended_of(state: State, names: Sequence[str]) -> list[AttemptId]:
         if task is not None and any(each.number == attempt.number and each.outcome is not None for each in task.attempts):
             found.append(attempt)
     return found
+
+
+def _goes_on(state: State, scope: str, name: str) -> bool:
+    """Tells whether a budget is of something that may still want to use it."""
+    if scope == TASK:
+        task = state.tasks.get(TaskId(name))
+        return task is not None and not task.over
+    if scope == PLAN:
+        plan = state.plans.get(PlanId(name))
+        return plan is not None and plan.status is PlanStatus.RUNNING
+    return True

@@ -112,10 +112,12 @@ class Recovery(Section, frozen=True, kw_only=True):
 class Cost(Section, frozen=True, kw_only=True):
     tracking_enabled: Annotated[bool, Meta(description="Whether model cost is counted.")] = True
     daily_budget_usd: Annotated[Dollars, Meta(description="Dollars a day; what happens then says on_spent. 0 means none.")] = 100.0
-    task_budget_usd: Annotated[Dollars, Meta(description="Dollars a task may cost where it does not say; 0 means none.")] = 10.0
+    task_budget_usd: Annotated[
+        Dollars, Meta(description="Dollars after which a task that does not say what it may cost waits for you; 0 means none.")
+    ] = 10.0
     on_spent: Annotated[
         Literal["pause", "park", "stop"],
-        Meta(description="When the day's or a plan's budget is spent: pause waits for you, park lets critical tasks go on, stop ends it."),
+        Meta(description="When a budget is spent: pause waits for you, park lets critical tasks go on, stop ends what it is of."),
     ] = "pause"
 
 

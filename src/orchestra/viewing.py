@@ -129,7 +129,7 @@ def _warnings(state: State, lens: Lens) -> tuple[str, ...]:
         f"nothing is started on node {node.spec.id}: {node.breaker.cause}" for node in state.nodes.values() if node.breaker is not None
     ]
     if lens.gate is not None:
-        found += [f"nothing that needs the model API is started: {why}" for why in lens.gate.api_troubles]
+        found += [f"work is held back: {why}" for why in lens.gate.api_troubles]
     silent = [agent for agent in state.agents.values() if agent.status is AgentStatus.SUSPECT]
     found += [f"agent #{agent.id} does not answer and is being looked after" for agent in silent[:10]]
     wrong = [agent for agent in state.agents.values() if agent.status is AgentStatus.ERROR and agent.replaced_by is None]

@@ -57,7 +57,7 @@ def test_what_they_use_is_counted_for_their_attempts_and_the_key_is_not_with_the
 def test_a_spent_budget_ends_them_and_they_are_not_tried_again(desk: Place) -> None:
     repo, env, enter = desk
     (repo / "plan.yaml").write_text(ENDLESS)
-    assert ran(repo, env, enter, *MODES, "--set", "cost.task_budget_usd=0.3").returncode == 1
+    assert ran(repo, env, enter, *MODES, "--set", "cost.task_budget_usd=0.3", "--set", "cost.on_spent=stop").returncode == 1
     rows = counted(repo, env)
     for task in ("SCENE-CLAUDE-TURNS", "codex"):
         found = json.loads((repo / ".codex" / "results" / "endless" / task / "result.json").read_text())

@@ -181,7 +181,7 @@ def test_what_a_tasks_budget_does_not_bear_is_not_asked_for_and_not_tried_again(
     repo, env, enter = desk
     (repo / "plan.yaml").write_text(POOR)
     done = subprocess.run(
-        [*enter, str(ORCHESTRA), "run", "plan.yaml", "--set", "cost.task_budget_usd=0.001"], cwd=repo, env=env, text=True, timeout=110,
+        [*enter, str(ORCHESTRA), "run", "plan.yaml", "--set", "cost.task_budget_usd=0.001", "--set", "cost.on_spent=stop"], cwd=repo, env=env, text=True, timeout=110,
         check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     sys.stdout.write(done.stdout)

@@ -15,6 +15,7 @@ import pytest
 
 from orchestra.testing.upstream import JSON_TYPE, SSE_TYPE, Answer, Seen, anthropic_chunks, anthropic_json, anthropic_stream, event
 from tests.gateway.support import CANARY, asking, staged
+from tests.gateway.virtual import VirtualClock, in_virtual_time
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -45,7 +46,7 @@ async def test_a_task_of_one_cent_is_stopped_and_costs_what_the_upstream_said(tm
         assert totals["cost_usd_micros"] == sum(i * IN + o * OUT for i, o in told) <= 10_000
         assert (totals["requests"], totals["reserved_usd_micros"]) == (len(told), 0)
         kinds = await stage.kinds()
-        assert kinds.count("budget_warning") == 1
+        assert kinds.count("budget_warning") == 2, "at four fifths, and at the end"
         assert "budget_spent" in kinds
 
 
@@ -126,6 +127,138 @@ async def test_many_at_once_do_not_pass_a_budget_together(tmp_path: Path) -> Non
         passed = [status for status, _, _ in found].count(200)
         assert 0 < passed < 30
         assert (await stage.totals("plan", "plan-1"))["cost_usd_micros"] <= 20_000
+
+
+async def test_nobody_is_refused_for_what_others_only_reserved(tmp_path: Path) -> None:
+    """Thirty at once ask for far more than they use. Each waits until the budget bears it, and the budget is used as if they had come one by one."""
+    answer = anthropic_json(10, 40)
+    slow = Answer(headers=answer.headers, body=answer.body, wait_ms=20)
+    async with staged(tmp_path, lambda seen, n: slow, budgets={"day_usd": 0.02}, bounds={"agent_in_flight": 100}) as stage:
+        found = await asyncio.gather(*(stage.post() for _ in range(30)))
+        passed = [status for status, _, _ in found].count(200)
+        totals = await stage.totals()
+        assert totals["cost_usd_micros"] == passed * (10 * IN + 40 * OUT) <= 20_000
+        (first,) = [each for each in (await stage.admin("events"))["events"] if each["kind"] == "budget_spent"][:1]
+        told = first["fields"]
+        assert told["settled_usd_micros"] + told["needed_usd_micros"] > 20_000, "with nothing else open it would not have fitted"
+        assert totals["cost_usd_micros"] > 20_000 - told["needed_usd_micros"] - (10 * IN + 40 * OUT)
+        assert stage.gateway.desk.purse.claims.waiting == 0
+
+
+async def test_who_waits_for_a_budget_is_in_nobody_elses_way(tmp_path: Path) -> None:
+    """Two may be on their way at once. One of them holds a plan's budget; the next of that plan waits without a turn, and another plan goes on."""
+    go = asyncio.Event()
+
+    async def script(seen: Seen, n: int) -> Answer:
+        if n == 0:
+            await go.wait()
+        return anthropic_json(10, 40)
+
+    accounts = {"main": {"keys": [{"env": "KEY_A"}], "concurrency": 2}}
+    async with staged(tmp_path, script, upstream={"accounts": accounts}, issue={"budgets": {"plan": 4_000}}) as stage:
+        other = (await stage.admin("issue_token", attempt="try-2", agent="agent-2", plan="plan-2", budgets={"plan": 4_000}))["token"]
+        first = asyncio.create_task(stage.post())
+        await stage.until(lambda: len(stage.upstream.seen) == 1)
+        second = asyncio.create_task(stage.post())
+        await stage.until(lambda: stage.gateway.desk.purse.claims.waiting == 1)
+        assert [(await stage.post(token=other))[0] for _ in range(2)] == [200, 200]
+        assert not second.done()
+        go.set()
+        assert [(await each)[0] for each in (first, second)] == [200, 200]
+
+
+async def test_a_client_that_goes_away_waits_for_no_budget(tmp_path: Path) -> None:
+    go = asyncio.Event()
+
+    async def script(seen: Seen, n: int) -> Answer:
+        if n == 0:
+            await go.wait()
+        return anthropic_json(10, 40)
+
+    async with staged(tmp_path, script, issue={"budgets": {"plan": 4_000}}) as stage:
+        claims = stage.gateway.desk.purse.claims
+        first = asyncio.create_task(stage.post())
+        await stage.until(lambda: len(stage.upstream.seen) == 1)
+        second = asyncio.create_task(stage.post())
+        await stage.until(lambda: claims.waiting == 1)
+        second.cancel()
+        await stage.until(lambda: claims.waiting == 0)
+        go.set()
+        assert (await first)[0] == 200
+        assert (await stage.post())[0] == 200
+
+
+def test_a_budget_that_others_hold_for_too_long_may_be_asked_for_again(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    answer = anthropic_json(10, 40)
+
+    def script(seen: Seen, n: int) -> Answer:
+        return Answer(headers=answer.headers, body=answer.body, wait_ms=200_000)
+
+    async def scene() -> None:
+        async with staged(tmp_path, script, issue={"budgets": {"plan": 4_000}}, clock=clock) as stage:
+            first = asyncio.create_task(stage.post())
+            await clock.sleep_ms(1_000)
+            status, body, headers = await stage.post()
+            assert (status, headers["retry-after"], headers.get("x-should-retry")) == (429, "10", None)
+            assert b"hold what is left of the budget of this plan" in body
+            assert clock.steady_ms() == pytest.approx(121_000, abs=1_000)
+            assert (await first)[0] == 200
+            kinds = await stage.kinds()
+            assert "budget_busy" in kinds
+            assert "budget_spent" not in kinds
+
+    in_virtual_time(scene())
+
+
+async def test_more_money_lets_go_on_who_waits_for_others(tmp_path: Path) -> None:
+    go = asyncio.Event()
+
+    async def script(seen: Seen, n: int) -> Answer:
+        if n == 0:
+            await go.wait()
+        return anthropic_json(10, 40)
+
+    async with staged(tmp_path, script, issue={"budgets": {"plan": 4_000}}) as stage:
+        first = asyncio.create_task(stage.post())
+        await stage.until(lambda: len(stage.upstream.seen) == 1)
+        second = asyncio.create_task(stage.post())
+        await stage.until(lambda: stage.gateway.desk.purse.claims.waiting == 1)
+        await stage.admin("set_budget", scope="plan", name="plan-1", usd_micros=1_000_000)
+        assert (await second)[0] == 200
+        go.set()
+        assert (await first)[0] == 200
+
+
+async def test_a_scope_whose_budget_does_not_hold_for_somebody(tmp_path: Path) -> None:
+    free = {"free_of": ["plan", "task"], "free_of_day": True, "budgets": {"plan": 0, "task": 0}}
+    async with staged(tmp_path, lambda seen, n: anthropic_json(1, 1), issue=free, budgets={"day_usd": 0}) as stage:
+        assert (await stage.post())[0] == 200
+        stage.token = (await stage.admin("issue_token", attempt="try-2", plan="plan-1"))["token"]
+        assert (await stage.post())[0] == 402
+
+
+async def test_the_administration_tells_of_some_budgets_and_forgets_others(tmp_path: Path) -> None:
+    async with staged(
+        tmp_path, lambda seen, n: anthropic_json(100, 400), budgets={"day_usd": 1}, issue={"budgets": {"task": 12_000}}
+    ) as stage:
+        await stage.admin("set_budget", scope="day", name="2020-01-01", usd_micros=0)
+        await stage.admin("set_budget", scope="plan", name="plan-1", usd_micros=10_600)
+        assert (await stage.post())[0] == 200
+
+        async def names(**asked: Any) -> list[tuple[str, str]]:
+            return [(row["scope"], row["name"]) for row in (await stage.admin("budgets", **asked))["budgets"]]
+
+        assert len(await names()) == 4
+        today = next(name for scope, name in await names() if scope == "day" and name != "2020-01-01")
+        asked = [("plan", "plan-1"), ("plan", "nobody"), ("day", today), ("day", "2020-01-01")]
+        assert await names(of=asked) == [("plan", "plan-1"), ("day", today)]
+        assert await names(spent=True) == []
+        await stage.admin("set_budget", scope="plan", name="plan-1", usd_micros=10_000)
+        assert await names(spent=True) == [("plan", "plan-1")]
+        assert (await stage.admin("forget_budgets", scope="task", names=["task-1", "task-2"])) == {"forgotten": 1}
+        assert ("task", "task-1") not in await names()
+        assert (await stage.totals("task", "task-1"))["requests"] == 1, "what was spent stays counted"
 
 
 async def test_the_day_has_a_budget(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ async def test_a_spent_day_pauses_the_work_and_more_money_lets_it_go_on(tmp_path
             name = await stage.submit(plan("q", "b", "c"), tmp_path / "work")
             await stage.wait(waiting("q/b"))
             assert any("the budget of the day" in each for each in (await stage.app.status(StatusParams())).warnings)
-            await wait_until(lambda: "budget_spent" in events(root))
+            await wait_until(lambda: {"budget_spent", "cost_threshold_exceeded"} <= set(events(root)))
             assert "cost budget day" in (await stage.app.explain(TaskParams("q/c"))).explanation
             day = (await ask(root, "budgets"))["budgets"][0]["name"]
             await ask(root, "set_budget", scope="day", name=day, usd_micros=10_000_000)
@@ -264,17 +264,78 @@ async def test_a_spent_day_ends_the_orchestra_where_that_is_asked_for(tmp_path: 
             await stage.coordinator.wait_ended()
 
 
-async def test_a_task_that_spent_its_budget_fails_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "limit,cost", [({"constraints": {"max_cost_dollars": 0.001}}, {}), ({}, {"task_budget_usd": 0.001, "on_spent": "stop"})]
+)
+async def test_a_task_that_spent_what_it_may_cost_fails_and_says_so(tmp_path: Path, limit: dict[str, Any], cost: dict[str, Any]) -> None:
     async with fake_api() as (api, url):
-        root = prepare(tmp_path, url, cost={"task_budget_usd": 0.001})
+        root = prepare(tmp_path, url, cost=cost)
         async with hosted(root, agents=1) as stage:
-            assert await stage.wait_plan(await stage.submit(plan("p", "a", retries=0), tmp_path / "work")) == "failed"
+            assert await stage.wait_plan(await stage.submit(plan("p", "a", retries=0, **limit), tmp_path / "work")) == "failed"
             task = await stage.wait(lambda state: state.tasks["p/a"])  # type: ignore[index]
             assert task.reason == "budget: the task's budget of $0.0010 is spent"
             assert not api.seen
             await ask(root, "set_budget", scope="task", name="p/a", usd_micros=1_000_000)
             await stage.app.retry(TaskParams("p/a"))
             await stage.wait_status("p/a", "completed")
+
+
+async def test_a_task_that_spent_what_the_settings_allow_it_waits_until_that_is_raised(tmp_path: Path) -> None:
+    """It asks for more than it may, waits, and is not started again and again meanwhile; another task of the plan goes on."""
+
+    def script(seen: Seen, number: int) -> Answer:
+        return reply()
+
+    async with fake_api(script) as (api, url):
+        root = prepare(tmp_path, url, cost={"task_budget_usd": 0.031})
+        async with hosted(root, agents=1) as stage:
+            await stage.wait_plan(await stage.submit(plan("before", "x"), tmp_path / "work"))
+            name = await stage.submit(plan("p", "a", "b", retries=0), tmp_path / "work")
+            await stage.wait_status("p/b", "completed")
+            await stage.wait_status("p/a", "completed")
+            assert await stage.wait_plan(name) == "completed"
+            await wait_until(lambda: _budgets_are(root, []))
+
+            await ask(root, "set_budget", scope="task", name="q/c", usd_micros=1_000)
+            name = await stage.submit(plan("q", "c", "d", retries=0), tmp_path / "work")
+            await stage.wait(waiting("q/c"))
+            await stage.wait_status("q/d", "completed")
+            await wait_until(
+                lambda: _says(stage, "task q/c: its budget of $0.0010 is spent; `orchestra cost budget task q/c --usd AMOUNT` raises it")
+            )
+            told = [json.loads(path.read_text()) for path in sorted((root / "queue" / "events").glob("*-cost_threshold_exceeded.json"))]
+            mine = [each for each in told if each.get("name") == "q/c"]
+            assert [(each["severity"], each["threshold_percent"], each["remedy"]) for each in mine] == [
+                ("high", 100, "orchestra cost budget task q/c --usd AMOUNT")
+            ]
+            asked = len(api.seen)
+            before = await stage.wait(lambda state: len(state.tasks["q/c"].attempts))  # type: ignore[index]
+            await ask(root, "set_budget", scope="task", name="q/c", usd_micros=1_000_000)
+            assert await stage.wait_plan(name) == "completed"
+            task = await stage.wait(lambda state: state.tasks["q/c"])  # type: ignore[index]
+            assert (task.failures, len(task.attempts), len(api.seen)) == (0, before + 1, asked + 1)
+
+
+async def _budgets_are(root: Path, wanted: list[str]) -> bool:
+    return [row["name"] for row in (await ask(root, "budgets"))["budgets"] if row["scope"] == "task"] == wanted
+
+
+async def _says(stage: Any, words: str) -> bool:
+    return any(words in each for each in (await stage.app.status(StatusParams())).warnings)
+
+
+async def test_the_task_of_an_agent_that_spent_its_budget_goes_to_another(tmp_path: Path) -> None:
+    async with fake_api() as (_, url):
+        root = prepare(tmp_path, url)
+        async with hosted(root, agents=2) as stage:
+            await stage.wait_plan(await stage.submit(plan("before", "x"), tmp_path / "work"))
+            await ask(root, "set_budget", scope="agent", name="1", usd_micros=0)
+            name = await stage.submit(plan("p", "a", "b", "c", "d", retries=0), tmp_path / "work")
+            assert await stage.wait_plan(name) == "completed"
+            tasks = await stage.wait(lambda state: [task for task in state.tasks.values() if task.spec.plan == "p"])
+            assert [task.failures for task in tasks] == [0] * 4
+            assert {task.attempts[-1].agent for task in tasks} == {2}
+            assert sum(task.deferrals for task in tasks) == 1, "it is given nothing more"
 
 
 async def test_an_api_that_is_down_parks_tasks_and_fails_none(tmp_path: Path) -> None:
@@ -288,7 +349,8 @@ async def test_an_api_that_is_down_parks_tasks_and_fails_none(tmp_path: Path) ->
         async with hosted(root, agents=2) as stage:
             name = await stage.submit(plan("p", "a", "b", retries=0), tmp_path / "work")
             await stage.wait(lambda state: waiting("p/a")(state) and waiting("p/b")(state))
-            await wait_until(lambda: "api_down" in events(root))
+            await wait_until(lambda: _says(stage, "the model API api fails"))
+            assert "api_down" not in events(root), "it is told when it lasts"
             down[0] = False
             await ask(root, "health")
             assert await stage.wait_plan(name) == "completed"

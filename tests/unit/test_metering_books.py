@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestra.gateway.journal import decode_lines, encode_line
 from orchestra.gateway.pricing import load_prices
-from orchestra.metering.books import ALL, Books, BudgetSet, Closed, Grown, Issued, Opened, Revoked, Who
+from orchestra.metering.books import ALL, Books, BudgetSet, BudgetsForgotten, Closed, Grown, Issued, Opened, Revoked, Who
 from orchestra.metering.breaker import FAILURES_MAX, PAUSE_MS, Breaker
 from orchestra.metering.estimates import Estimator, prompt_bytes
 from orchestra.metering.headers import Report, Window
@@ -155,14 +155,21 @@ def test_the_day_has_a_budget_that_begins_anew() -> None:
     assert books.overspent(WHO, 1, DAY_MS) is None
 
 
-def test_four_fifths_of_a_budget_are_told_once() -> None:
+def test_four_fifths_and_all_of_a_budget_are_told_once() -> None:
     books = Books()
     books.apply(BudgetSet("agent", "agent-1", 100))
     books.apply(opened(1, 80))
-    assert not list(books.warnings(WHO, 0)), "what is only reserved is no reason"
+    assert not books.warnings(WHO, 0), "what is only reserved is no reason"
     books.apply(closed(1, 80))
-    assert [each.scope for each in books.warnings(WHO, 0)] == ["agent"]
-    assert not list(books.warnings(WHO, 0))
+    assert [(percent, each.scope) for percent, each in books.warnings(WHO, 0)] == [(80, "agent")]
+    assert not books.warnings(WHO, 0)
+    books.apply(opened(2, 20))
+    books.apply(closed(2, 20))
+    assert [percent for percent, _ in books.warnings(WHO, 0)] == [100]
+    assert not books.warnings(WHO, 0)
+    books.apply(BudgetSet("agent", "agent-1", 50))
+    assert [percent for percent, _ in books.warnings(WHO, 0)] == [100], "both are passed at once: the first is told"
+    assert not books.warnings(WHO, 0)
 
 
 def test_orphans_are_settled_as_they_had_grown() -> None:
@@ -180,6 +187,7 @@ RECORDS = st.one_of(
     st.builds(Grown, st.integers(1, 6), st.integers(0, 2000), st.integers(0, 99)),
     st.builds(closed, st.integers(1, 6), st.integers(0, 1000)),
     st.builds(BudgetSet, st.sampled_from(["task", "day"]), st.just("x"), st.integers(-1, 5)),
+    st.builds(BudgetsForgotten, st.sampled_from(["task", "plan"]), st.just(("x", "y"))),
     st.builds(Revoked, st.just("d")),
     st.just(Issued("d", WHO, 5)),
 )

@@ -9,13 +9,14 @@ import msgspec
 import pytest
 
 from orchestra.core import commands as c
-from orchestra.core.model import NodeSpec, Outcome, OutcomeKind, Priority, Worker
+from orchestra.core.model import NodeSpec, Outcome, OutcomeKind, Priority, TaskSpec, Worker
 from orchestra.ids import AgentId, NodeId, TaskId
-from orchestra.scheduling.admission import MIB, AdmissionOptions, ApiGate, Load
+from orchestra.scheduling.admission import MIB, AdmissionOptions, ApiGate, Load, model_of
 from orchestra.scheduling.explain import explain
 from orchestra.testing.builders import NODE, Bench, make_agents, make_task
 
 B = NodeId("b")
+SHELL = frozenset({"shell"})
 GIB = 1 << 30
 CALM = Load(0, cpus=4, load_1m=0.5, memory_bytes=16 * GIB, memory_available_bytes=12 * GIB, disk_free_bytes=100 * GIB)
 
@@ -301,7 +302,7 @@ def test_a_node_in_trouble_that_the_task_could_not_use_is_not_blamed() -> None:
 
 def test_kinds_whose_api_is_closed_wait_and_say_why() -> None:
     bench = made()
-    bench.kernel.let_in(ApiGate(closed={"shell": "the account is used up"}))
+    bench.kernel.let_in(ApiGate(closed={"shell": "the account is used up"}, kinds=SHELL))
     submit(bench)
     assert running(bench) == 0
     assert "the account is used up" in why(bench, "p/0")
@@ -312,27 +313,76 @@ def test_kinds_whose_api_is_closed_wait_and_say_why() -> None:
 
 def test_critical_tasks_pass_where_that_is_allowed() -> None:
     bench = made()
-    bench.kernel.let_in(ApiGate(closed={"shell": "the day is spent"}, critical_pass=True))
+    bench.kernel.let_in(ApiGate(day="the day is spent", critical_pass=True, kinds=SHELL))
     submit(bench, 2, priority=Priority.CRITICAL)
     submit(bench, 2, plan="q")
     assert running(bench) == 2
 
 
-def test_after_a_pause_only_so_many_start_until_it_is_looked_again() -> None:
+def test_after_a_pause_only_so_many_start_until_the_next_round() -> None:
     bench = made()
-    bench.kernel.let_in(ApiGate(room={"shell": 2}))
+    gate = ApiGate(room={"shell": 2}, rounds={"shell": 1}, kinds=SHELL)
+    bench.kernel.let_in(gate)
     submit(bench)
     assert running(bench) == 2
+    bench.kernel.let_in(gate)
     bench.kernel.schedule(bench.now_ms)
-    assert running(bench) == 2
-    bench.kernel.let_in(ApiGate(room={"shell": 2}))
+    assert running(bench) == 2, "another look is no other round"
+    bench.kernel.let_in(ApiGate(room={"shell": 2}, rounds={"shell": 2}, kinds=SHELL))
     bench.kernel.schedule(bench.now_ms)
     assert running(bench) == 4
 
 
+def by_model(spec: TaskSpec) -> tuple[str, ...]:
+    return (f"api {model_of(spec)}",)
+
+
+def test_only_tasks_of_the_model_without_room_wait() -> None:
+    bench = made()
+    bench.kernel.let_in(ApiGate(closed={"api opus": "opus is full"}, kinds=SHELL, keys_of=by_model))
+    submit(bench, 2, plan="p", requirements='{"model":"opus"}')
+    submit(bench, 2, plan="q", requirements='{"model":"haiku"}')
+    assert sorted({attempt.task.partition("/")[0] for attempt, _ in bench.state.live_attempts()}) == ["q"]
+    assert "opus is full" in why(bench, "p/0")
+
+
+def test_a_round_of_a_model_is_its_own() -> None:
+    bench = made()
+    gate = ApiGate(room={"api opus": 1}, rounds={"api opus": 1}, kinds=SHELL, keys_of=by_model)
+    bench.kernel.let_in(gate)
+    submit(bench, 2, plan="p", requirements='{"model":"opus"}')
+    submit(bench, 2, plan="q", requirements='{"model":"haiku"}')
+    assert sorted(attempt.task.partition("/")[0] for attempt, _ in bench.state.live_attempts()) == ["p", "q", "q"]
+
+
+def test_a_task_that_spent_its_budget_waits_and_others_do_not() -> None:
+    bench = made()
+    bench.kernel.let_in(ApiGate(tasks={"p/0": "its budget is spent", "q/0": "its budget is spent"}, kinds=SHELL))
+    submit(bench, 2)
+    submit(bench, 1, plan="q", cost_usd_micros_max=5)
+    assert sorted(attempt.task for attempt, _ in bench.state.live_attempts()) == ["p/1", "q/0"], "its own limit is the gateway's to keep"
+    assert "its budget is spent" in why(bench, "p/0")
+    assert bench.kernel.gate(bench.now_ms).api_troubles == ("task p/0: its budget is spent",)
+
+
+def test_the_task_of_an_agent_that_spent_its_budget_goes_to_another() -> None:
+    bench = made()
+    held = {str(agent): "its budget is spent" for agent in bench.state.agents if agent != 2}
+    bench.kernel.let_in(ApiGate(agents=held, kinds=SHELL))
+    submit(bench, 3)
+    assert [attempt.agent for _, attempt in bench.state.live_attempts()] == [2]
+
+
+def test_critical_tasks_pass_a_plan_without_money_where_that_is_allowed() -> None:
+    bench = made()
+    bench.kernel.let_in(ApiGate(plans={"p": "its budget is spent"}, critical_pass=True, kinds=SHELL))
+    submit(bench, 1, priority=Priority.CRITICAL)
+    assert running(bench) == 1
+
+
 def test_a_plan_without_money_does_not_hold_up_another() -> None:
     bench = made()
-    bench.kernel.let_in(ApiGate(plans={"p": "its budget is spent"}, kinds=frozenset({"shell"})))
+    bench.kernel.let_in(ApiGate(plans={"p": "its budget is spent"}, kinds=SHELL))
     submit(bench, 3)
     submit(bench, 3, plan="q")
     assert sorted({attempt.task.partition("/")[0] for attempt, _ in bench.state.live_attempts()}) == ["q"]

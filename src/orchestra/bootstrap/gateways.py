@@ -20,7 +20,7 @@ import msgspec
 
 from orchestra.agents.access import KEY_APIS, apis_of, keys_of
 from orchestra.agents.registry import adapters
-from orchestra.bootstrap.wiring import gateway_file, kind_settings
+from orchestra.bootstrap.wiring import gateway_file, kind_settings, models_of
 from orchestra.errors import PortFailed, SettingsInvalid
 from orchestra.files import ensure_private_dir, write_atomically
 from orchestra.gatekeeper import Gatekeeper, GatewayOptions, Started
@@ -120,11 +120,11 @@ def plan_gateway(settings: Settings, root: Root, environ: Mapping[str, str] | No
     if settings.gateway.file:
         path = gateway_file(settings, root)
         config = load_config(path, environ)
-        text, upstreams = None, {name: str(part.kind) for name, part in config.upstreams.items()}
-        logins = _logins(config)
+        parts, logins = config.upstreams, _logins(config)
+        text, upstreams = None, {name: str(part.kind) for name, part in parts.items()}
         kinds = _kinds(settings, set(upstreams.values()), {})
     else:
-        path = root.gateway / "gateway.json"
+        path, parts = root.gateway / "gateway.json", {}
         bases = {api: _base(settings, api, environ) for api in BASES if _key_variable(settings, api, environ)}
         text = _text(settings, bases, environ)
         upstreams = {str(api): str(api) for api in bases}
@@ -136,7 +136,12 @@ def plan_gateway(settings: Settings, root: Root, environ: Mapping[str, str] | No
     if not upstreams:
         return None
     budget = usd_micros(settings.cost.task_budget_usd, field="cost.task_budget_usd")
-    options = GatewayOptions(upstreams, kinds, budget if settings.cost.tracking_enabled else 0, settings.cost.on_spent)
+    classes: dict[str, dict[str, str]] = {}
+    for part in parts.values():
+        classes[part.kind] = {**part.classes, **classes.get(part.kind, {})}
+    options = GatewayOptions(
+        upstreams, kinds, budget if settings.cost.tracking_enabled else 0, settings.cost.on_spent, models_of(settings), classes
+    )
     return Plan(path, text, options, settings.cost.daily_budget_usd if settings.cost.tracking_enabled else 0.0, logins)
 
 

@@ -190,6 +190,11 @@ def kind_settings(settings: Settings) -> dict[str, dict[str, str]]:
     return {kind: {name: _as_text(value) for name, value in values.items()} for kind, values in settings.kinds.items()}
 
 
+def models_of(settings: Settings) -> dict[str, str]:
+    """Returns the model that the settings name for each kind for which they name one."""
+    return {kind: model for kind, values in kind_settings(settings).items() if (model := values.get("model", "").strip())}
+
+
 def _as_text(value: KindValue) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -355,7 +360,7 @@ def app_options(settings: Settings, root: Root) -> AppOptions:
         root=str(root.path),
         task_defaults=task_defaults(settings),
         rehearsal=settings.rehearsal,
-        models={kind: model for kind, values in kind_settings(settings).items() if (model := values.get("model", "").strip())},
+        models=models_of(settings),
         day_budget_usd_micros=daily or -1,
         gateway_file=str(gateway_file(settings, root)) if settings.gateway.file else "",
         spaces=space_options(settings),

@@ -117,9 +117,9 @@ class Kernel:
         return count
 
     def let_in(self, api: ApiGate) -> None:
-        """Takes in what the gateway says of the model APIs. As little durable as the loads; what was started counts from now on."""
-        self._api = api
-        self._begun.clear()
+        """Takes in what the gateway says of the model APIs. As little durable as the loads; what was started counts until the next round."""
+        was, self._api = self._api.rounds, api
+        self._begun = {key: count for key, count in self._begun.items() if key in api.rounds and api.rounds[key] == was.get(key)}
 
     def gate(self, now_ms: int) -> Gate:
         """Returns what lets attempts in now."""

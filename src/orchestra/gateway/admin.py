@@ -1,6 +1,6 @@
 """The administration: JSON-RPC lines on a Unix socket that only its owner may open. No answer holds a key, and a token only the one that issued it.
 
-Methods: `issue_token`, `revoke`, `tokens`, `usage`, `limits`, `budgets`, `set_budget`, `events`, `health`, `reload`, `drain`, `stop`.
+Methods: `issue_token`, `revoke`, `tokens`, `usage`, `limits`, `budgets`, `set_budget`, `forget_budgets`, `events`, `health`, `reload`, `drain`, `stop`.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class IssueToken(Params, frozen=True, kw_only=True):
     expires_in_ms: Annotated[int, Meta(ge=1, le=30 * 86_400_000)] = 86_400_000
     free_of_day: bool = False
     """The budget of the day does not hold for it; what it costs is counted all the same."""
+    free_of: list[str] = []
+    """Further scopes of which the budgets do not hold for it."""
     budgets: dict[str, Micros] = {}
     """`task`, `agent` or `plan` -> micro-dollars; -1 lifts one."""
     keep_budgets: bool = False
@@ -81,6 +83,22 @@ class SetBudget(Params, frozen=True, kw_only=True):
     usd_micros: Micros
 
 
+class BudgetsOf(Params, frozen=True, kw_only=True):
+    """Which budgets; without either all of them."""
+
+    of: Annotated[list[tuple[str, str]], Meta(max_length=100_000)] | None = None
+    """(scope, name), of days only today's."""
+    spent: bool = False
+    """Only those of which all is used, of days only today's."""
+
+
+class ForgetBudgets(Params, frozen=True, kw_only=True):
+    """Scopes that are over; what was spent stays counted."""
+
+    scope: str
+    names: Annotated[list[Text], Meta(max_length=100_000)]
+
+
 class EventsAfter(Params, frozen=True, kw_only=True):
     """What came after a cursor; waits a while if there is nothing."""
 
@@ -107,8 +125,9 @@ class AdminServer:
             "tokens": (Nothing, self._tokens),
             "usage": (UsageOf, self._usage),
             "limits": (Nothing, self._limits),
-            "budgets": (Nothing, self._budgets),
+            "budgets": (BudgetsOf, self._budgets),
             "set_budget": (SetBudget, self._set_budget),
+            "forget_budgets": (ForgetBudgets, self._forget_budgets),
             "events": (EventsAfter, self._events),
             "health": (Nothing, self._health),
             "reload": (Nothing, self._reload),
@@ -185,7 +204,7 @@ class AdminServer:
 
     def _issue_token(self, params: IssueToken) -> Any:
         desk = self._gateway.desk
-        who = Who(params.attempt, params.task, params.agent, params.plan, params.priority, params.free_of_day)
+        who = Who(params.attempt, params.task, params.agent, params.plan, params.priority, params.free_of_day, tuple(params.free_of))
         expires_ms = desk.clock.wall_ms() + params.expires_in_ms
         return {
             "token": desk.issue(who, expires_ms, params.budgets, keep=params.keep_budgets),
@@ -218,6 +237,7 @@ class AdminServer:
                 "in_flight": lane.group.ramp.in_flight,
                 "concurrency": lane.group.ramp.allowed,
                 "closed_ms": max(0, lane.group.closed_until_ms - now_ms),
+                "refusals": lane.group.refusals,
                 "parked_ms": desk.parked_ms(place.upstream, place.account),
                 "limits": [msgspec.to_builtins(view) for view in lane.group.view(now_ms)],
             }
@@ -225,9 +245,12 @@ class AdminServer:
         ]
         return {"lanes": lanes, "upstreams_down": [name for name, breaker in desk.breakers.items() if breaker.is_open]}
 
-    def _budgets(self, _: Nothing) -> Any:
+    def _budgets(self, params: BudgetsOf) -> Any:
         desk = self._gateway.desk
-        return {"budgets": budget_rows(desk.journal.books, desk.clock.wall_ms())}
+        return {"budgets": budget_rows(desk.journal.books, desk.clock.wall_ms(), params.of, spent=params.spent)}
+
+    def _forget_budgets(self, params: ForgetBudgets) -> Any:
+        return {"forgotten": self._gateway.desk.forget_budgets(params.scope, params.names)}
 
     def _set_budget(self, params: SetBudget) -> Any:
         if params.scope not in BUDGETED or not params.name:

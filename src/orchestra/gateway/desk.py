@@ -19,12 +19,15 @@ from orchestra.gateway.config import GatewayConfig
 from orchestra.gateway.journal import Journal
 from orchestra.gateway.limiter import Limiter, Place
 from orchestra.gateway.notices import Notices
+from orchestra.gateway.purse import Purse
 from orchestra.gateway.reading import day_name
 from orchestra.gateway.upstream import TOKEN_PREFIX
-from orchestra.metering.books import BUDGETED, BudgetSet, Closed, Grown, Issued, Opened, Overspent, Revoked, Who, day_of
+from orchestra.metering.books import BUDGETED, BudgetSet, BudgetsForgotten, Closed, Grown, Issued, Opened, Overspent, Revoked, Who, day_of
 from orchestra.metering.breaker import Breaker
+from orchestra.metering.claims import Claim
 from orchestra.metering.estimates import Estimator
 from orchestra.metering.formulas import Charge
+from orchestra.metering.group import CALM_PERCENT, WARN_PERCENT
 from orchestra.metering.headers import Report
 from orchestra.metering.marks import LaneAt, ParkedAt
 from orchestra.metering.prices import Prices, Quote, cost_usd_micros
@@ -43,6 +46,7 @@ NOTED_AT_ONCE: Final = 10_000
 """A hundredth of a limit, in millionths. What takes less is noted within a second."""
 LOGIN_KNOWN_MS: Final = 86_400_000
 OWN_HEADER: Final = "x-orchestra-token"
+NO_REPORT: Final = Report()
 ANONYMOUS: Final = Who("anonymous", priority=3)
 
 
@@ -69,6 +73,7 @@ class Desk:
         self.limiter = limiter
         self.chance = chance
         self.notices = Notices(clock)
+        self.purse = Purse(journal.books, clock)
         self.estimator = Estimator()
         self.accounts: dict[str, Accounts] = {}
         self.breakers: dict[str, Breaker] = {name: Breaker() for name in config.upstreams}
@@ -87,7 +92,8 @@ class Desk:
         self._late: list[Closed] = []
         """Settlements that could not be written; their reservations stand until they can."""
         self._flagged: set[tuple[str, str]] = set()
-        self._windows: set[tuple[str, str, str]] = set()
+        self._windows: dict[tuple[str, str, str], tuple[Place, int]] = {}
+        """(upstream, account, window of a subscription) that is near its limit -> of which lane that was told, and when it begins anew."""
 
     # ---- who -------------------------------------------------------------------------------------------------------------
 
@@ -121,6 +127,15 @@ class Desk:
         """Sets what a scope may use, if that is not what it is already."""
         if self.journal.books.said_budget(scope, name) != amount_usd_micros:
             self.journal.write(BudgetSet(scope, name, amount_usd_micros))
+            self.purse.pump()
+
+    def forget_budgets(self, scope: str, names: Sequence[str]) -> int:
+        """Forgets what scopes may use that are over; returns how many had a budget."""
+        known = self.journal.books.state.budgets.get(scope, {})
+        found = tuple(name for name in names if name in known)
+        if found:
+            self.journal.write(BudgetsForgotten(scope, found))
+        return len(found)
 
     def revoke(self, attempt: str, token: str) -> int:
         """Ends the tokens of an attempt, or one token; returns how many."""
@@ -166,20 +181,24 @@ class Desk:
             self.notices.tell("price_unknown", model=model, provider=kind, mode=usage.mode)
         return quote
 
-    def open_request(self, who: Who, place: Place, kind: str, model: str, usage: Usage) -> Opened | Overspent:
-        """Reserves what a request is thought to cost, in the journal; or returns the budget that does not bear it.
+    def cost_of(self, kind: str, model: str, usage: Usage) -> int:
+        """Returns what a request is thought to cost, in micro-dollars."""
+        return cost_usd_micros(self.quote(kind, model, usage).price, usage)
+
+    def open_request(self, who: Who, place: Place, kind: str, model: str, usage: Usage, claim: Claim | None = None) -> Opened | Overspent:
+        """Reserves what a request is thought to cost, in the journal; or returns the budget that does not bear it, for good or for now.
 
         Raises:
             PortFailed: The journal cannot be written.
         """
-        books = self.journal.books
         now_ms = self.clock.wall_ms()
-        cost = cost_usd_micros(self.quote(kind, model, usage).price, usage)
-        if (overspent := books.overspent(who, cost, now_ms)) is not None:
+        cost = self.cost_of(kind, model, usage)
+        if (overspent := self.purse.claims.refusal(who, cost, now_ms, claim)) is not None:
             return overspent
         self._settle_late()
-        opened = Opened(books.state.next_id, now_ms, who, place.upstream, place.account, model, cost, usage)
+        opened = Opened(self.journal.books.state.next_id, now_ms, who, place.upstream, place.account, model, cost, usage)
         self.journal.write(opened)
+        self.purse.drop(claim)
         return opened
 
     def grow(self, opened: Opened, cost_now: int, output_tokens: int) -> Overspent | None:
@@ -192,7 +211,8 @@ class Desk:
         overspent = books.overspent(opened.who, max(0, wanted - held), opened.ms)
         if overspent is None:
             self.journal.write(Grown(opened.id, wanted, output_tokens))
-        return overspent
+            return None
+        return msgspec.structs.replace(overspent, needed_usd_micros=0)  # what it used is settled now, and nobody asks for more
 
     def close_request(self, opened: Opened, kind: str, status: int, usage: Usage, *, assumed: bool, tries: int) -> None:
         """Settles a request. If the journal cannot be written the reservation stays until it can, which is on the safe side."""
@@ -207,8 +227,9 @@ class Desk:
             self.notices.tell("not_settled", request=opened.id)
             self._late.append(closed)
             return
-        for warned in self.journal.books.warnings(opened.who, closed.ms):
-            self.notices.tell("budget_warning", **_as_told(warned))
+        for percent, warned in self.journal.books.warnings(opened.who, closed.ms):
+            self.notices.tell("budget_warning", percent=percent, **_as_told(warned))
+        self.purse.pump()
 
     def _settle_late(self) -> None:
         while self._late:
@@ -217,6 +238,8 @@ class Desk:
 
     def tell_overspent(self, who: Who, overspent: Overspent) -> str:
         """Tells that a budget is spent; returns it as a sentence."""
+        if self.journal.books.first_told(overspent.scope, overspent.name, 100):
+            self.notices.tell("budget_warning", percent=100, **_as_told(overspent))
         self.notices.tell("budget_spent", attempt=who.attempt, task=who.task, agent=who.agent, **_as_told(overspent))
         name = f" {overspent.name}" if overspent.scope != "day" else ""
         return (
@@ -336,14 +359,34 @@ class Desk:
 
     def tell_limits(self, place: Place, report: Report) -> None:
         """Tells which limits came near, and which are no longer."""
-        where: dict[str, Any] = {"upstream": place.upstream, "account": place.account, "model_class": place.model_class}
-        for view, near in self.limiter.lane(place).group.changes(self.clock.steady_ms()):
+        where = _where(place)
+        now_ms = self.clock.steady_ms()
+        for view, near in self.limiter.lane(place).group.changes(now_ms):
             kind = "limit_warning" if near else "limit_calm"
             self.notices.tell(kind, **where, limit=view.name, used_percent=view.used_percent, foreign=view.foreign)
         for name, window in report.windows.items():
             key = (place.upstream, place.account, name)
-            if window.used_percent >= 70 and key not in self._windows:
-                self._windows.add(key)
-                self.notices.tell("limit_warning", **where, limit=f"window_{name}", used_percent=window.used_percent, foreign=0)
-            elif window.used_percent < 50:
-                self._windows.discard(key)
+            if window.used_percent >= WARN_PERCENT:
+                first, _ = self._windows.get(key, (place, 0))
+                if key not in self._windows:
+                    self.notices.tell("limit_warning", **where, limit=f"window_{name}", used_percent=window.used_percent, foreign=0)
+                self._windows[key] = first, now_ms + (PARK_MS_MAX if window.reset_ms is None else window.reset_ms)
+            elif window.used_percent < CALM_PERCENT:
+                self._calm_window(key, window.used_percent)
+
+    def _calm_window(self, key: tuple[str, str, str], used_percent: int) -> None:
+        place, _ = self._windows.pop(key, (None, 0))
+        if place is not None:
+            self.notices.tell("limit_calm", **_where(place), limit=f"window_{key[2]}", used_percent=used_percent, foreign=0)
+
+    def look_at_limits(self) -> None:
+        """Tells which limits are near no longer because time passed: no answer says so where nobody asks any more."""
+        now_ms = self.clock.steady_ms()
+        for place in list(self.limiter.lanes):
+            self.tell_limits(place, NO_REPORT)
+        for key in [key for key, (_, until_ms) in self._windows.items() if until_ms <= now_ms]:
+            self._calm_window(key, 0)
+
+
+def _where(place: Place) -> dict[str, Any]:
+    return {"upstream": place.upstream, "account": place.account, "model_class": place.model_class}

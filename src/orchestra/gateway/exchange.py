@@ -6,6 +6,8 @@ A try ends in one of five verdicts (`metering.retry`):
 - spent: the account is parked; another one is used if the configuration allows it;
 - key: the key is read again from its place, or left out from now on;
 - trouble: counted for the breaker, tried again after a pause that doubles.
+
+What a budget does not bear is refused at once if it would not fit with nothing else open. Where others hold what is left it gives its turn back and waits.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from orchestra.gateway.replies import NO_RETRY, Reply, busy, reply, spent, unava
 from orchestra.gateway.routes import Route
 from orchestra.gateway.upstream import Upstreams, request_headers
 from orchestra.metering.books import Opened, Overspent, Who
+from orchestra.metering.claims import Claim
 from orchestra.metering.formulas import COUNTING, FORMULAS, Charge, model_class, reserve
 from orchestra.metering.group import Group, Reservation
 from orchestra.metering.headers import Report
@@ -43,6 +46,8 @@ SENDS_MAX: Final = 40
 QUICK_MS: Final = 1_000
 """An upstream that hangs up so soon has not begun to answer, so nothing is billed."""
 LOGIN_CHARS: Final = 8
+BUSY_MS: Final = 10_000
+"""After which a client may ask again for a budget that others hold."""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -96,6 +101,12 @@ class Exchange:
         """Tries of which nobody knows whether they are billed: sent, and not answered yet or ever."""
         self._last: Reply | None = None
         """The provider's own last refusal."""
+        self._last_paced = False
+        """It was one for the pace, which is over some time."""
+        self._claim: Claim | None = None
+        """What it waits for of its budgets, or was promised of them."""
+        self._short: Overspent | None = None
+        """The budget of which others hold what it needs."""
 
     def _model_class(self, classes: dict[str, str]) -> str:
         if not self.order.route.costs:
@@ -134,6 +145,8 @@ class Exchange:
                 done = await self._try(turn)
                 if done is not None:
                     return done
+                if self._short is not None and (refused := await self._budget_bears(self._short)) is not None:
+                    return refused
                 if self._pause_ms:
                     await self.desk.clock.sleep_ms(self._pause_ms)
                     self._pause_ms = 0
@@ -143,11 +156,17 @@ class Exchange:
             return unavailable(self.order.kind, f"orchestra: {error.message}", 10_000)
         finally:
             self.settle(0, Usage(), assumed=False)
+            self.desk.purse.drop(self._claim)
 
     def _give_up(self, own: Reply) -> Reply:
-        """Returns the provider's last word if there is one, with the wish not to be asked again: that was done here already."""
+        """Returns the provider's last word if there is one, with the wish not to be asked again: that was done here already. A refusal for the pace goes
+        back as it came, since whoever asks again queues again, and asks the provider no more often than all others together may."""
         if self._last is None:
             return own
+        if self._last_paced and NO_RETRY not in own.headers:
+            told = any(name.lower() == "retry-after" for name, _ in self._last.headers)
+            wait = () if told else tuple(each for each in own.headers if each[0] == "retry-after")  # without one Codex does not ask again
+            return msgspec.structs.replace(self._last, headers=(*self._last.headers, *wait))
         headers = tuple((name, value) for name, value in self._last.headers if name.lower() != NO_RETRY[0])
         return msgspec.structs.replace(self._last, headers=(*headers, NO_RETRY))
 
@@ -228,10 +247,25 @@ class Exchange:
         return "login-" + hashlib.sha256(shown.encode("utf-8", "surrogateescape")).hexdigest()[:LOGIN_CHARS]
 
     def _over_budget(self) -> Reply | None:
+        """Refuses what would not fit with nothing else open; who is only in the way of others waits later, with no turn held."""
         if not self.order.route.costs or self.opened is not None:
             return None
-        overspent = self.desk.journal.books.overspent(self.order.who, 0, self.desk.clock.wall_ms())
-        return None if overspent is None else spent(self.order.kind, self.desk.tell_overspent(self.order.who, overspent))
+        desk, order = self.desk, self.order
+        cost = desk.cost_of(order.kind, order.asked.model, self.expected)
+        overspent = desk.journal.books.overspent(order.who, cost, desk.clock.wall_ms())
+        return spent(order.kind, desk.tell_overspent(order.who, overspent)) if overspent is not None and overspent.for_good else None
+
+    async def _budget_bears(self, short: Overspent) -> Reply | None:
+        """Waits until what others reserved is settled; returns what the client is told if that took too long. It may ask again."""
+        desk, order = self.desk, self.order
+        self._short = None
+        if self._claim is None:
+            cost = desk.cost_of(order.kind, order.asked.model, self.expected)
+            self._claim = Claim(order.who, order.who.agent or order.who.attempt, cost, self._started_ms)
+        if await desk.purse.wait(self._claim, self._left_ms()):
+            return None
+        desk.notices.tell("budget_busy", attempt=order.who.attempt, scope=short.scope, name=short.name)
+        return busy(order.kind, f"orchestra: requests on their way hold what is left of the budget of this {short.scope}", BUSY_MS)
 
     async def _breaker_lets_go(self) -> bool:
         breaker = self.desk.breakers[self.order.route.upstream]
@@ -250,6 +284,9 @@ class Exchange:
         try:
             if (refused := self._open(held)) is not None:
                 return refused
+            if self._short is not None:
+                served = False
+                return None
             breaker = self.desk.breakers[self.order.route.upstream]
             if breaker.wait_ms(self.desk.clock.steady_ms()) > 0:
                 served = False
@@ -276,10 +313,14 @@ class Exchange:
     def _open(self, held: Held) -> Reply | None:
         if self.opened is not None or not self.order.route.costs:
             return None
-        opened = self.desk.open_request(self.order.who, held.place, self.order.kind, self.order.asked.model, self.expected)
-        if isinstance(opened, Overspent):
-            return spent(self.order.kind, self.desk.tell_overspent(self.order.who, opened))
-        self.opened = opened
+        order = self.order
+        opened = self.desk.open_request(order.who, held.place, order.kind, order.asked.model, self.expected, self._claim)
+        if isinstance(opened, Opened):
+            self.opened, self._claim = opened, None
+        elif opened.for_good:
+            return spent(order.kind, self.desk.tell_overspent(order.who, opened))
+        else:
+            self._short = opened
         return None
 
     async def _send(self, held: Held) -> web.StreamResponse | Reply | None:
@@ -324,7 +365,8 @@ class Exchange:
         failed = without_key(failed, held.secret)
         if response.status not in UPSTREAM_FAILED:
             self._recovered()
-        self._last = failed if verdict is not Verdict.KEY or self._passes else self._last
+        if verdict is not Verdict.KEY or self._passes:
+            self._last, self._last_paced = failed, verdict is Verdict.PACE
         match verdict:
             case Verdict.PACE:
                 return self._pace(held, report)
@@ -376,7 +418,9 @@ class Exchange:
                 desk.notices.tell("limited", **place, wait_ms=wait_ms)
             group.close_until(now_ms + wait_ms, now_ms)
         if wait_ms > self._left_ms() or report.should_retry is False:
-            return self._give_up(busy(self.order.kind, "orchestra: the provider's limit is reached", wait_ms))
+            own = busy(self.order.kind, "orchestra: the provider's limit is reached", wait_ms)
+            final = wait_ms > desk.config.queue_ms or report.should_retry is False  # whoever asks again would be told the same
+            return self._give_up(msgspec.structs.replace(own, headers=(*own.headers, NO_RETRY)) if final else own)
         return None
 
     def _spent(self, held: Held, report: Report, failed: Reply) -> Reply | None:
@@ -406,7 +450,7 @@ class Exchange:
         if desk.breakers[order.route.upstream].failed(now_ms, probe=held.probe):
             desk.notices.tell("upstream_down", upstream=order.route.upstream)
         if words:
-            self._last = unavailable(order.kind, f"orchestra: {words}", 10_000)
+            self._last, self._last_paced = unavailable(order.kind, f"orchestra: {words}", 10_000), False
         self._failures += 1
         wait_ms = pause_ms(self._failures, None if report is None else report.retry_after_ms, desk.chance(), desk.config.retry.multiplier)
         unwanted = report is not None and report.should_retry is False

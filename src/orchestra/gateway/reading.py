@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import calendar
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,12 +72,27 @@ def usage_rows(books: Books, by: str, name: str = "") -> dict[str, dict[str, int
     return {show(each): {**_plain(names.get(each, Totals())), "reserved_usd_micros": reserved.get(each, 0)} for each in chosen}
 
 
-def budget_rows(books: Books, wall_ms: int) -> list[dict[str, Any]]:
-    """Returns the budgets there are, today's included."""
+def budget_rows(books: Books, wall_ms: int, of: Iterable[tuple[str, str]] | None = None, *, spent: bool = False) -> list[dict[str, Any]]:
+    """Returns the budgets there are, today's included.
+
+    Args:
+        books: Where they stand.
+        wall_ms: Now.
+        of: Only these (scope, name), of days only today's; the books are not gone through for it.
+        spent: Only those of which all is used, of days only today's.
+    """
     today = str(day_of(wall_ms))
-    named = [(scope, name) for scope in BUDGETED for name, amount in books.state.budgets.get(scope, {}).items() if amount >= 0]
-    if books.budget_of("day", today) >= 0 and ("day", today) not in named:
-        named.insert(0, ("day", today))
+    if of is not None:
+        asked = [(scope, day_number(name, "of") if scope == "day" else name) for scope, name in of]
+        named = [each for each in asked if books.budget_of(*each) >= 0]
+    else:
+        named = [(scope, name) for scope in BUDGETED for name, amount in books.state.budgets.get(scope, {}).items() if amount >= 0]
+        if books.budget_of("day", today) >= 0 and ("day", today) not in named:
+            named.insert(0, ("day", today))
+    if of is not None or spent:
+        named = [(scope, name) for scope, name in named if scope != "day" or name == today]
+    if spent:
+        named = [each for each in named if books.settled(*each) >= books.budget_of(*each)]
     return [
         {
             "scope": scope,

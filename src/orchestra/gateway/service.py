@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 1_024
 LOOK_MS = 2_000
-"""Between two looks at the key files."""
+"""Between two looks at the key files, and at limits that nobody uses."""
 NOTE_MS = 1_000
 """So much of the use of wide limits is forgotten by `kill -9`."""
 LOOKS_A_REVIVAL = 15
@@ -114,6 +114,7 @@ class Gateway:
         desk = self.desk
         for look in itertools.count(1):
             await self._clock.sleep_ms(LOOK_MS)
+            desk.look_at_limits()
             for name, accounts in list(desk.accounts.items()):
                 for key in await accounts.look():
                     desk.notices.tell("key_changed", upstream=name, key=key.source.name)

@@ -3,12 +3,12 @@
 Rules:
 - Every state is reached by `apply`, live and after a restart alike, so that what was journalled is all there is.
 - A request is opened with a reservation before it is sent, grown while it streams, and closed once. What was open at a crash is closed as assumed.
-- A budget bounds settled plus reserved.
+- A budget bounds settled plus reserved. It is spent for a request only if that would not fit with nothing else open; else others are in its way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +23,11 @@ BUDGETED: Final = ("day", "plan", "task", "agent")
 """In the order in which they are looked at."""
 NAMES_MAX: Final = {"attempt": 20_000, "task": 100_000, "agent": 10_000, "plan": 10_000, "day": 4_000, "model": 1_000}
 """Of each scope, of what was used and of budgets; what was not used, or not set, for longest is forgotten first."""
-WARN_PERCENT: Final = 80
+WARN_PERCENTS: Final = (100, 80)
+"""Of a budget, where somebody is told; where both are passed at once the first is."""
+
+
+NOTHING_PROMISED: Final[Mapping[tuple[str, str], int]] = {}
 
 
 class Who(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,6 +40,12 @@ class Who(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: int = 3
     free_of_day: bool = False
     """The budget of the day does not hold for it."""
+    free_of: tuple[str, ...] = ()
+    """Further scopes of which the budgets do not hold for it."""
+
+    def is_free_of(self, scope: str) -> bool:
+        """Tells whether the budget of a scope does not hold for it."""
+        return scope in self.free_of or (scope == "day" and self.free_of_day)
 
 
 class Issued(msgspec.Struct, frozen=True, omit_defaults=True, tag="issued", tag_field="k"):
@@ -89,6 +99,13 @@ class Closed(msgspec.Struct, frozen=True, omit_defaults=True, tag="closed", tag_
     tries: int = 1
 
 
+class BudgetsForgotten(msgspec.Struct, frozen=True, tag="forgotten", tag_field="k"):
+    """The scopes are over and ask for nothing more."""
+
+    scope: str
+    names: tuple[str, ...]
+
+
 class BudgetSet(msgspec.Struct, frozen=True, tag="budget", tag_field="k"):
     """A scope may use that much; negative lifts the budget."""
 
@@ -134,7 +151,7 @@ class State(msgspec.Struct, tag="state", tag_field="k"):
     parked: dict[str, ParkedAt] = {}
 
 
-Record = State | Issued | Revoked | Opened | Grown | Closed | BudgetSet | LaneAt | ParkedAt
+Record = State | Issued | Revoked | Opened | Grown | Closed | BudgetSet | BudgetsForgotten | LaneAt | ParkedAt
 
 
 class Overspent(msgspec.Struct, frozen=True):
@@ -145,6 +162,14 @@ class Overspent(msgspec.Struct, frozen=True):
     budget_usd_micros: int
     settled_usd_micros: int
     reserved_usd_micros: int
+    needed_usd_micros: int = 0
+    """What the request would cost."""
+
+    @property
+    def for_good(self) -> bool:
+        """Whether it would not fit with nothing else open either."""
+        settled = self.settled_usd_micros
+        return settled >= self.budget_usd_micros or settled + self.needed_usd_micros > self.budget_usd_micros
 
 
 def day_of(wall_ms: int) -> int:
@@ -171,7 +196,7 @@ class Books:
         self.state = State()
         self.day_budget_usd_micros = day_budget_usd_micros
         """Of every day that has no budget of its own; negative is none."""
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str, int]] = set()
 
     def apply(self, record: Record) -> None:
         """Takes a record into the books. Total: a record about something unknown changes nothing."""
@@ -195,6 +220,9 @@ class Books:
                 self._close(record)
             case BudgetSet():
                 self._set_budget(record)
+            case BudgetsForgotten():
+                for name in record.names:
+                    self.state.budgets.get(record.scope, {}).pop(name, None)
             case LaneAt():
                 self._keep(state.lanes, record)
             case ParkedAt():
@@ -239,7 +267,8 @@ class Books:
         names.pop(record.name, None)
         names[record.name] = record.usd_micros
         _forget_oldest(names, record.scope)
-        self._warned.discard((record.scope, record.name))
+        for percent in WARN_PERCENTS:
+            self._warned.discard((record.scope, record.name, percent))
 
     def budget_of(self, scope: str, name: str) -> int:
         """Returns what a scope may use; negative is no budget."""
@@ -259,29 +288,54 @@ class Books:
         """Returns what open requests of a scope hold."""
         return self.state.reserved.get(scope, {}).get(name, 0)
 
-    def overspent(self, who: Who, more_usd_micros: int, wall_ms: int) -> Overspent | None:
-        """Returns the budget that does not bear so much more, or None."""
-        for scope, name in names_of(who, "", wall_ms):
-            budget = self.budget_of(scope, name) if scope in BUDGETED else -1
-            if budget < 0 or (scope == "day" and who.free_of_day):
-                continue
-            settled, reserved = self.settled(scope, name), self.reserved(scope, name)
-            if settled + reserved + more_usd_micros > budget or settled >= budget:
-                return Overspent(scope, name, budget, settled, reserved)
-        return None
+    def budgets_of(self, who: Who, wall_ms: int) -> list[tuple[str, str]]:
+        """Returns the scopes whose budgets hold for a request."""
+        names = names_of(who, "", wall_ms)
+        return [
+            (scope, name) for scope, name in names if scope in BUDGETED and not who.is_free_of(scope) and self.budget_of(scope, name) >= 0
+        ]
 
-    def warnings(self, who: Who, wall_ms: int) -> Iterable[Overspent]:
-        """Returns budgets of which four fifths are gone and nobody was told yet; each is told once."""
+    def overspent(
+        self, who: Who, more_usd_micros: int, wall_ms: int, promised: Mapping[tuple[str, str], int] = NOTHING_PROMISED
+    ) -> Overspent | None:
+        """Returns the budget that does not bear so much more, or None. One that is spent for good goes before one that others are in the way of.
+
+        Args:
+            who: Who asks.
+            more_usd_micros: What for.
+            wall_ms: When.
+            promised: (scope, name) -> what others were promised and have not reserved yet.
+        """
+        held: Overspent | None = None
+        for scope, name in self.budgets_of(who, wall_ms):
+            budget, settled = self.budget_of(scope, name), self.settled(scope, name)
+            reserved = self.reserved(scope, name) + promised.get((scope, name), 0)
+            if settled + reserved + more_usd_micros > budget or settled >= budget:
+                found = Overspent(scope, name, budget, settled, reserved, more_usd_micros)
+                if found.for_good:
+                    return found
+                held = held or found
+        return held
+
+    def warnings(self, who: Who, wall_ms: int) -> list[tuple[int, Overspent]]:
+        """Returns budgets of which four fifths, or all, are gone and nobody was told yet, each with its percentage; each is told once."""
         found = []
         for scope, name in names_of(who, "", wall_ms):
             budget = self.budget_of(scope, name) if scope in BUDGETED else -1
             settled = self.settled(scope, name)
-            if budget > 0 and settled * 100 >= budget * WARN_PERCENT and (scope, name) not in self._warned:
-                if len(self._warned) >= NAMES_MAX["task"]:
-                    self._warned.clear()
-                self._warned.add((scope, name))
-                found.append(Overspent(scope, name, budget, settled, self.reserved(scope, name)))
+            percent = next((each for each in WARN_PERCENTS if budget > 0 and settled * 100 >= budget * each), 0)
+            if percent and self.first_told(scope, name, percent):
+                found.append((percent, Overspent(scope, name, budget, settled, self.reserved(scope, name))))
         return found
+
+    def first_told(self, scope: str, name: str, percent: int) -> bool:
+        """Takes note that somebody is told of so much of a budget; False if they were already."""
+        if (scope, name, percent) in self._warned:
+            return False
+        if len(self._warned) >= NAMES_MAX["task"]:
+            self._warned.clear()
+        self._warned.update((scope, name, each) for each in WARN_PERCENTS if each <= percent)
+        return True
 
     def orphans(self, wall_ms: int) -> list[Closed]:
         """Returns how the requests that a dead gateway left open are settled: as reserved, since nobody knows better."""

@@ -6,14 +6,14 @@ counted with what attempts of its kind have needed so far. On by default; withou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 
-from orchestra.core.model import Priority, TaskSpec
+from orchestra.core.model import AgentSpec, Priority, TaskSpec
 from orchestra.core.state import AttemptState, State
-from orchestra.ids import NodeId
+from orchestra.ids import NodeId, PlanId, TaskId
 from orchestra.quantity import show_bytes
 
 MIB: Final = 1 << 20
@@ -49,19 +49,51 @@ class AdmissionOptions(msgspec.Struct, frozen=True):
     """Attempts that may run at the same time in one zone, so that one zone's trouble is not everybody's."""
 
 
+class _Wishes(msgspec.Struct):
+    model: str = ""
+
+
+_wishes: Final = msgspec.json.Decoder(_Wishes)
+
+
+def model_of(spec: TaskSpec) -> str:
+    """Returns the model that a task asks for by name, or nothing."""
+    if '"model"' not in spec.requirements:
+        return ""
+    try:
+        return _wishes.decode(spec.requirements).model
+    except msgspec.DecodeError:
+        return ""  # its kind refuses it, in words
+
+
+def any_model(spec: TaskSpec) -> tuple[str, ...]:
+    """Says of every task that nothing is known of its model."""
+    return ()
+
+
 class ApiGate(msgspec.Struct, frozen=True):
-    """What the model APIs bear at one moment. Kinds that use none are not named."""
+    """What the model APIs bear at one moment. Kinds that use none are not named. What is said of a kind holds for all of its tasks; what is said of one of
+    `keys_of` a task, for the models that share limits with its own, holds for that one."""
 
     closed: Mapping[str, str] = {}
-    """Kind -> why none of its attempts is started."""
+    """Kind or key -> why none of its attempts is started."""
+    day: str = ""
+    """Why nothing is started today that uses an API."""
     critical_pass: bool = False
-    """Critical tasks are started all the same."""
+    """Critical tasks are started all the same where a budget is spent."""
     room: Mapping[str, int] = {}
-    """Kind -> attempts that may be started now: after a pause not all at once."""
+    """Kind or key -> attempts that may be started in this round: after a pause, or near a limit, not all at once."""
+    rounds: Mapping[str, int] = {}
+    """Kind or key -> number of the round that its `room` is for. What was started before counts until it changes."""
     plans: Mapping[str, str] = {}
     """Plan -> why nothing of it is started that uses an API."""
+    tasks: Mapping[str, str] = {}
+    """Task -> why it is not started; one that set its own limit of cost is not asked about."""
+    agents: Mapping[str, str] = {}
+    """Number of an agent -> why it is given nothing that uses an API."""
     kinds: frozenset[str] = frozenset()
     """Kinds that use an API."""
+    keys_of: Callable[[TaskSpec], tuple[str, ...]] = any_model
 
 
 OPEN: Final = ApiGate()
@@ -89,7 +121,7 @@ class Gate:
     ) -> None:
         self._state = state
         self._api = api
-        self._begun = {} if begun is None else begun  # attempts of each kind that were started since the APIs were looked at
+        self._begun = {} if begun is None else begun  # by kind and key, the attempts that were started in this round of the APIs
         self._options = options
         self._loads = loads
         self._now_ms = now_ms
@@ -134,26 +166,49 @@ class Gate:
         own = self._state.nodes[node].spec.agent_memory_bytes
         return own or self._state.footprints.get(kind, 0) or self._options.footprints.get(kind, self._options.footprint_bytes)
 
-    def refusal(self, node: NodeId, spec: TaskSpec) -> str:
-        """Returns why no further attempt of the task's kind is started on the node, or nothing if one may be."""
-        return self._api_refusal(spec) or self._node_refusal(node, spec.kind)
+    def refusal(self, agent: AgentSpec, spec: TaskSpec) -> str:
+        """Returns why no attempt of the task is started by the agent, or nothing if one may be."""
+        return self._api_refusal(agent, spec) or self._node_refusal(agent.node, spec.kind)
 
     @property
     def api_troubles(self) -> tuple[str, ...]:
-        """Why nothing is started that needs a model API; empty where nothing is held back."""
-        return tuple(dict.fromkeys((*self._api.closed.values(), *(f"plan {plan}: {why}" for plan, why in self._api.plans.items()))))
+        """Why something is not started that needs a model API; empty where nothing is held back."""
+        api, state = self._api, self._state
+        waiting = {
+            name: why
+            for name, why in api.tasks.items()
+            if (task := state.tasks.get(TaskId(name))) and self._own_refusal(task.spec) and not task.over
+        }
+        open_plans = {name: why for name, why in api.plans.items() if (plan := state.plans.get(PlanId(name))) is None or plan.open}
+        named = [f"{what} {name}: {why}" for what, each in (("plan", open_plans), ("task", waiting)) for name, why in each.items()]
+        return tuple(dict.fromkeys((*([api.day] if api.day else []), *api.closed.values(), *api.agents.values(), *named)))
 
-    def plan_held(self, spec: TaskSpec) -> bool:
-        """Tells whether the task waits for its plan's sake, and others of its kind need not."""
-        return spec.kind in self._api.kinds and spec.plan in self._api.plans
+    def held_alone(self, spec: TaskSpec) -> bool:
+        """Tells whether the task waits for its plan's or its own sake, and others that ask the same of an agent need not."""
+        return spec.kind in self._api.kinds and bool(self._plan_refusal(spec) or self._own_refusal(spec))
 
-    def _api_refusal(self, spec: TaskSpec) -> str:
+    def _passes(self, spec: TaskSpec) -> bool:
+        return self._api.critical_pass and spec.priority is Priority.CRITICAL
+
+    def _plan_refusal(self, spec: TaskSpec) -> str:
+        return "" if spec.plan is None or self._passes(spec) else self._api.plans.get(spec.plan, "")
+
+    def _own_refusal(self, spec: TaskSpec) -> str:
+        return "" if spec.cost_usd_micros_max or self._passes(spec) else self._api.tasks.get(spec.id, "")
+
+    def _api_refusal(self, agent: AgentSpec, spec: TaskSpec) -> str:
         kind, api = spec.kind, self._api
-        if kind in api.closed and not (api.critical_pass and spec.priority is Priority.CRITICAL):
-            return api.closed[kind]
-        if self._begun.get(kind, 0) >= api.room.get(kind, 1 << 30):
-            return "the model API serves again after a pause, and attempts are started a few at a time"
-        return api.plans[spec.plan] if spec.plan is not None and self.plan_held(spec) else ""
+        if kind not in api.kinds:
+            return ""
+        if api.day and not self._passes(spec):
+            return api.day
+        keys = (kind, *api.keys_of(spec))
+        for key in keys:
+            if key in api.closed:
+                return api.closed[key]
+        if any(self._begun.get(key, 0) >= api.room[key] for key in keys if key in api.room):
+            return "the model API serves again after a pause or is near its limit, and attempts are started a few at a time"
+        return self._plan_refusal(spec) or self._own_refusal(spec) or api.agents.get(str(agent.id), "")
 
     def _node_refusal(self, node: NodeId, kind: str) -> str:
         room = self._rooms.get(node)
@@ -169,9 +224,11 @@ class Gate:
             return f"node {node} has {show_bytes(max(0, room.memory_left))} of memory left and an attempt of kind {kind!r} needs about {show_bytes(need)}"
         return ""
 
-    def took(self, node: NodeId, kind: str) -> None:
-        """An attempt of the kind was started on the node."""
-        self._begun[kind] = self._begun.get(kind, 0) + 1
+    def took(self, node: NodeId, spec: TaskSpec) -> None:
+        """An attempt of the task was started on the node."""
+        kind = spec.kind
+        for key in (kind, *self._api.keys_of(spec)) if kind in self._api.kinds else ():
+            self._begun[key] = self._begun.get(key, 0) + 1
         room = self._rooms.get(node)
         if room is not None:
             room.running += 1

@@ -156,5 +156,5 @@ def _held(free: list[AgentState], spec: TaskSpec, gate: Gate | None) -> str:
     """Says why none of the nodes with a free agent can carry the task, or nothing if enough can."""
     if gate is None:
         return ""
-    reasons = [gate.refusal(agent.spec.node, spec) for agent in free]
+    reasons = [gate.refusal(agent.spec, spec) for agent in free]
     return "; ".join(dict.fromkeys(filter(None, reasons))) if reasons.count("") < spec.replicas else ""

@@ -20,14 +20,14 @@ from orchestra.core.model import AgentStatus, Lifecycle, Strategy, TaskStatus
 from orchestra.core.planning import in_order
 from orchestra.core.state import AgentState, State, TaskState
 from orchestra.ids import AgentId, NodeId, PlanId, TaskId
-from orchestra.scheduling.admission import Gate
+from orchestra.scheduling.admission import Gate, model_of
 from orchestra.scheduling.overlaps import overlap_of
 from orchestra.scheduling.place import RULES, Moment, Outlook, affinity_key, is_uneven
 from orchestra.scheduling.rank import estimate_ms, upward_ranks
 
-Pool = tuple[str, NodeId | None, str, tuple[str, ...], tuple[str, ...], str]
-"""What a task asks of an agent: kind, node, the key it has affinity to, tags, programs; and its category, which decides whom it may borrow.
-Where the first of a key has to wait, so do the others."""
+Pool = tuple[str, NodeId | None, str, tuple[str, ...], tuple[str, ...], str, str]
+"""What a task asks of an agent: kind, node, the key it has affinity to, tags, programs; its category, which decides whom it may borrow; and the
+model it names, which decides whether the model API has room for it. Where the first of a key has to wait, so do the others."""
 Entry = tuple[int, int, TaskId]
 """Negated rank, order of arrival, task."""
 
@@ -130,7 +130,7 @@ class Scheduler:
                         outlook.begin(task, attempt)
             else:
                 skipped.append(found)
-                if ahead is None and not (gate is not None and gate.plan_held(task.spec)):
+                if ahead is None and not (gate is not None and gate.held_alone(task.spec)):
                     held.add(pool)  # it waits for more agents, for which what is free is kept, or for the one it is at home with
         for pool, priority, plan, entry in skipped:
             self._put(pool, priority, plan, entry)
@@ -198,7 +198,7 @@ class Scheduler:
         spec = task.spec
         self._arrivals += 1
         home = affinity_key(spec) if spec.strategy is Strategy.AFFINITY else ""
-        pool = (spec.kind, spec.node, home, spec.tags, spec.programs, spec.category if self._divided else "")
+        pool = (spec.kind, spec.node, home, spec.tags, spec.programs, spec.category if self._divided else "", model_of(spec))
         self._put(pool, spec.priority, spec.plan, (-self.rank_ms(state, task), self._arrivals, task.id))
 
     def _put(self, pool: Pool, priority: int, plan: PlanId | None, entry: Entry) -> None:
@@ -270,8 +270,8 @@ class _Table:
         return own
 
     def admits(self, agent: AgentState, task: TaskState) -> bool:
-        """Tells whether the agent's node can carry the task."""
-        return self._gate is None or not self._gate.refusal(agent.spec.node, task.spec)
+        """Tells whether the agent's node and the model API can carry the task."""
+        return self._gate is None or not self._gate.refusal(agent.spec, task.spec)
 
     def took(self, task: TaskState, chosen: tuple[AgentId, ...]) -> list[AgentState]:
         """Takes note of an assignment that has been folded; returns who is free now."""
@@ -280,7 +280,7 @@ class _Table:
             node = self.state.agents[number].spec.node
             on_trial = on_trial or self.state.nodes[node].breaker is not None
             if self._gate is not None:
-                self._gate.took(node, task.spec.kind)
+                self._gate.took(node, task.spec)
             if node in self.used:
                 self.used[node] += self._share[node]
         self._free = [agent for agent in self._free if agent.id not in chosen and (not on_trial or is_free(self.state, agent))]
@@ -301,7 +301,7 @@ def is_free(state: State, agent: AgentState) -> bool:
 
 
 def _fits(state: State, agent: AgentState, pool: Pool) -> bool:
-    kind, node, _, tags, programs, _ = pool
+    kind, node, _, tags, programs, _, _ = pool
     if agent.spec.kind not in ("any", kind) or node not in (None, agent.spec.node):
         return False
     if not tags and not programs:

@@ -187,7 +187,7 @@ _API: Final[Mapping[str, tuple[str, str]]] = {
     "key_quarantined": ("api_key_refused", "high"),
     "key_changed": ("api_key_changed", "info"),
     "journal_spoilt": ("cost_books_damaged", "high"),
-    "budget_warning": ("budget_warning", "medium"),
+    "budget_warning": ("cost_threshold_exceeded", "high"),
     "budget_spent": ("budget_spent", "critical"),
     "price_unknown": ("price_unknown", "low"),
 }
@@ -199,7 +199,9 @@ def _of_api(kind: str, facts: Mapping[str, str | int]) -> Told | None:
         return None
     event, severity = _API[kind]
     values: dict[str, Any] = dict(facts)
-    if kind == "budget_spent":
+    if kind == "budget_warning":
+        values["threshold_percent"] = values.pop("percent", 80)
+    if kind in ("budget_warning", "budget_spent"):
         name = "" if facts.get("scope") == "day" else f" {facts.get('name')}"
         values["remedy"] = f"orchestra cost budget {facts.get('scope')}{name} --usd AMOUNT"
     return Told(event, severity, values)

@@ -50,11 +50,13 @@ class Api:
     def __init__(self, scenario: Scenario, chance: random.Random) -> None:
         self.injected = 0
         self.began_ms = 0
+        """When the first request came: from then on the faults are counted."""
         self._faults = scenario.faults()
         self._wait_ms = round(scenario.answer_seconds * 1000)
         self._chance = chance
 
     def answer(self, seen: Seen, number: int) -> Answer:
+        self.began_ms = self.began_ms or seen.at_ms
         fault = self._fault((seen.at_ms - self.began_ms) / 1000)
         if fault is None:
             plain = anthropic_json(8, 1)
@@ -182,7 +184,7 @@ class _Drill:
         await self._app.init(InitParams(agent_count=self._scenario.agents))
         started = await self._started()
         self._tell(f"{started} of {self._scenario.agents} agents are up")
-        self._api.began_ms = self._began_ms = self._clock.steady_ms()
+        self._began_ms = self._clock.steady_ms()
         while self._seconds() < self._scenario.duration_seconds:
             await self._feed()
             await self._look()
@@ -232,7 +234,7 @@ class _Drill:
     def _faults_over_ms(self) -> int:
         """When the last fault was over, by the steady clock; 0 if there is none."""
         last_s = max((fault.from_seconds + fault.for_seconds for fault in self._scenario.faults()), default=0.0)
-        return self._began_ms + round(last_s * 1000) if last_s else 0
+        return self._api.began_ms + round(last_s * 1000) if last_s and self._api.began_ms else 0
 
     def _open(self) -> int:
         """Tasks that are not over."""

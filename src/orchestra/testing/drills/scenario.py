@@ -29,7 +29,7 @@ class Fault(Record, frozen=True, kw_only=True):
 
     status: Annotated[int, Meta(ge=400, le=599, description="HTTP status of the answers.")] = 429
     share_percent: Annotated[Share, Meta(description="Of the requests in that time.")] = 100.0
-    from_seconds: Annotated[float, Meta(ge=0, description="When it begins, counted from the start.")] = 0.0
+    from_seconds: Annotated[float, Meta(ge=0, description="When it begins, counted from the first request.")] = 0.0
     for_seconds: Annotated[float, Meta(gt=0, description="How long it goes on.")] = MINUTE_S
     retry_after_seconds: Annotated[int, Meta(ge=0, description="What the answers say in `retry-after`.")] | None = None
 

@@ -32,6 +32,9 @@ RETURN_PLAN: Final = f"cat > $ORCHESTRA_RETURN <<'END'\n{json.dumps(PLANNED)}\nE
 CONFINED: Final = f"""{RETURN_PLAN}
 if touch "$CODEX_HOME/outside.txt"; then echo not confined > "$ORCHESTRA_RETURN"; fi"""
 """Returns a plan, unless it can write where a sandbox of its own should not let it."""
+RETURN_JUDGED: Final = """test -s hello.txt && cat > $ORCHESTRA_RETURN <<'END'
+{"verdict": "approve", "summary": "It greets.", "criteria": [{"number": 1, "met": true, "evidence": "hello.txt says hello."}]}
+END"""
 RETURN_REVIEW: Final = """test -s planned.txt && echo '{"verdict": "approve", "summary": "It greets."}' > $ORCHESTRA_RETURN"""
 
 
@@ -79,6 +82,7 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     says("SCENE-SAY", "Said."),
     {**says("SCENE-SLOW", "word " * 30), "latency": 100, "chunkSize": 5},
     # Claude Code
+    *tool_scene("Judge whether the work meets its criteria", "Bash", {"command": RETURN_JUDGED, "description": "Judge"}, "Judged."),
     *tool_scene("SCENE-CLAUDE-WRITE", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CLAUDE-KEYS", "Bash", {"command": TELL_KEYS, "description": "Count"}, "Counted."),
     *tool_scene("SCENE-CLAUDE-SPY", "Bash", {"command": SPY, "description": "Look"}, "Looked."),

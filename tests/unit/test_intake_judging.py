@@ -56,6 +56,13 @@ def test_where_it_is_switched_off_it_is_refused_and_the_hint_says_what_can_be_do
     assert "All tests pass" in refused.value.hint
 
 
+def test_strictness_is_handed_on_to_what_a_task_plans() -> None:
+    text = "name: p\ntasks: [{id: a, agent: codex, prompt: x, returns: plan}, {id: b, run: x}]"
+    for strict in (True, False):
+        found = parse_plan(text, source="p", directory="/w", defaults=msgspec.structs.replace(JUDGING, strict=strict)).drafts
+        assert [draft.strict for draft in found] == [strict, False]
+
+
 @pytest.mark.parametrize(
     "defaults, kind",
     [

@@ -141,3 +141,14 @@ def test_a_submitted_task_is_judged_by_the_same_rules() -> None:
         with pytest.raises(BadInput) as refused:
             to_spec(one, task_id=TaskId("t"), default_kind="", directory="/w", defaults=defaults)
         assert (refused.value.field, remedy in refused.value.hint) == ("success_criteria[0]", True)
+
+
+@pytest.mark.parametrize("criteria, clear", [(["It is better"], False), (["It is better", "All tests pass"], True)])
+def test_an_opinion_makes_no_clear_task_of_a_vague_one(criteria: list[str], clear: bool) -> None:
+    params = parse_params(SubmitTaskParams, {"description": "Make it better", "agent": "codex", "success_criteria": criteria})
+    refused = ""
+    try:
+        to_spec(params, task_id=TaskId("t"), default_kind="", directory="/w", defaults=JUDGING)
+    except BadInput as error:
+        refused = error.message
+    assert ("too vague" in refused) is not clear

@@ -36,6 +36,9 @@ OUTSIDE: Final = 'touch "${CODEX_HOME:-$CLAUDE_CONFIG_DIR}/outside.txt"'
 """What must not be let do unasked who works among others' files."""
 HANDED_IN: Final = "../attempts/demo/SCENE-CLAUDE-RETURN/1/return/answer.json"
 """Seen from a folder beside those of the attempts."""
+RETURN_JUDGED: Final = """test -s hello.txt && cat > $ORCHESTRA_RETURN <<'END'
+{"verdict": "approve", "summary": "It greets.", "criteria": [{"number": 1, "met": true, "evidence": "hello.txt says hello."}]}
+END"""
 RETURN_REVIEW: Final = """test -s planned.txt && echo '{"verdict": "approve", "summary": "It greets."}' > $ORCHESTRA_RETURN"""
 
 
@@ -85,6 +88,7 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     says("SCENE-SAY", "Said."),
     {**says("SCENE-SLOW", "word " * 30), "latency": 100, "chunkSize": 5},
     # Claude Code
+    *tool_scene("Judge whether the work meets its criteria", "Bash", {"command": RETURN_JUDGED, "description": "Judge"}, "Judged."),
     *tool_scene("SCENE-CLAUDE-WRITE", "Write", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CLAUDE-KEYS", "Bash", {"command": TELL_KEYS, "description": "Count"}, "Counted."),
     *tool_scene("SCENE-CLAUDE-SPY", "Bash", {"command": SPY, "description": "Look"}, "Looked."),

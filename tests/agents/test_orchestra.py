@@ -167,6 +167,44 @@ def test_claude_returns_a_plan_that_is_carried_out_and_reviews_what_came_of_it(
     assert "cat planned.txt" in json.dumps(net.requests("SCENE-CLAUDE-REVIEW")[0]["body"]), "it is told what the reviewed task was told"
 
 
+def test_a_submitted_task_is_done_by_claude_in_the_users_repository_and_judged(
+    desk: tuple[Path, dict[str, str], list[str]], net: Net
+) -> None:
+    repo, env, enter = desk
+    (repo / "Makefile").write_text("test:\n\tgrep -qx hello hello.txt\n")
+    for arguments in (["add", "Makefile"], ["-c", "user.name=u", "-c", "user.email=u@x", "commit", "-qm", "tests"]):
+        subprocess.run(["git", *arguments], cwd=repo, env=env, check=True)
+
+    def orchestra(*arguments: str) -> str:
+        done = subprocess.run(
+            [*enter, str(ORCHESTRA), *arguments], cwd=repo, env=env, text=True, timeout=110, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        sys.stdout.write(done.stdout)
+        assert done.returncode == 0
+        return done.stdout
+
+    results = repo / ".codex" / "results"
+    orchestra("up", "--agents", "2")
+    try:
+        words = ["SCENE-CLAUDE-WRITE: write a file that greets", "--id", "greet", "--agent", "claude", "--retries", "0"]
+        told = orchestra("task", "submit", *words, "--criterion", "All tests pass", "--criterion", "It greets")
+        assert "greet.judge judges what no program can check" in told
+        path = results / "greet" / "result.json"
+        wait_until(lambda: path.exists() and "judged" in json.loads(path.read_text()), "the judgement")
+        found = json.loads(path.read_text())
+        orchestra("task", "show", "greet")
+        assert (found["status"], found["errors"], found["merged"]["branch"]) == ("completed", [], "orchestra/_/merged")
+        assert [(each["criterion"], each["met"], each["agent"]) for each in found["judged"]] == [("It greets", True, "claude")]
+        assert "+hello" in orchestra("task", "diff", "greet")
+        assert not (repo / "hello.txt").exists()
+    finally:
+        orchestra("down", "--now")
+    merged = subprocess.run(["git", "show", "orchestra/_/merged:hello.txt"], cwd=repo, env=env, check=True, stdout=subprocess.PIPE)
+    assert merged.stdout == b"hello\n"
+    assert "1. It greets" in json.dumps(net.requests("Judge whether the work meets its criteria")[0]["body"])
+
+
 POOR = """\
 name: poor
 agents: [{count: 1, kind: claude}, {count: 1, kind: codex}]

@@ -95,6 +95,15 @@ def kept_under(sh: Shell, task: str) -> str:
     raise AssertionError(f"what {task} did was not let go of")
 
 
+def judged(sh: Shell, task: str) -> Any:
+    """Waits until a result says how it was judged; returns it."""
+    for _ in range(TRIES):
+        found = sh.json("task", "result", task)
+        if "judged" in found:
+            return found
+    raise AssertionError(f"the result of {task} does not say how it was judged")
+
+
 def submit(sh: Shell, task: str, words: str, *options: str) -> Any:
     done = sh.run("task", "submit", words, "--id", task, *options)
     assert done.returncode == 0, done.stderr
@@ -256,7 +265,7 @@ def test_what_no_program_can_check_of_a_submitted_task_is_judged_and_may_send_it
     assert [(each["criterion"], each["met"], each["by"]) for each in detail["judged"]] == [
         ("The tax is what the law says", True, "shop.judge")
     ]
-    result = here.result("shop")
+    result = judged(here, "shop")
     assert (result["status"], result["judged"][0]["met"], result["result"]["output"]["tests_passed"]) == ("completed", True, 2)
     assert "TAX = 20" in git(repo, "show", "orchestra/_/merged:price.py")
 

@@ -56,6 +56,13 @@ def test_where_it_is_switched_off_it_is_refused_and_the_hint_says_what_can_be_do
     assert "All tests pass" in refused.value.hint
 
 
+def test_strictness_is_handed_on_to_what_a_task_plans() -> None:
+    text = "name: p\ntasks: [{id: a, agent: codex, prompt: x, returns: plan}, {id: b, run: x}]"
+    for strict in (True, False):
+        found = parse_plan(text, source="p", directory="/w", defaults=msgspec.structs.replace(JUDGING, strict=strict)).drafts
+        assert [draft.strict for draft in found] == [strict, False]
+
+
 @pytest.mark.parametrize(
     "defaults, kind",
     [
@@ -134,3 +141,14 @@ def test_a_submitted_task_is_judged_by_the_same_rules() -> None:
         with pytest.raises(BadInput) as refused:
             to_spec(one, task_id=TaskId("t"), default_kind="", directory="/w", defaults=defaults)
         assert (refused.value.field, remedy in refused.value.hint) == ("success_criteria[0]", True)
+
+
+@pytest.mark.parametrize("criteria, clear", [(["It is better"], False), (["It is better", "All tests pass"], True)])
+def test_an_opinion_makes_no_clear_task_of_a_vague_one(criteria: list[str], clear: bool) -> None:
+    params = parse_params(SubmitTaskParams, {"description": "Make it better", "agent": "codex", "success_criteria": criteria})
+    refused = ""
+    try:
+        to_spec(params, task_id=TaskId("t"), default_kind="", directory="/w", defaults=JUDGING)
+    except BadInput as error:
+        refused = error.message
+    assert ("too vague" in refused) is not clear

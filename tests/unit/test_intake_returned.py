@@ -52,6 +52,8 @@ def test_what_no_program_can_check_of_a_planned_task_is_judged_beside_it_if_anyb
     assert (judge.id, judge.reviews, judge.judges, judge.workspace) == ("p/plan.one.judge", one.id, ("It is readable",), "/work/here")
     with pytest.raises(PlanInvalid, match="cannot be checked by a machine"):
         read_plan(text, parent(workspace=""), defaults=defaults)
+    with pytest.raises(PlanInvalid, match="cannot be checked by a machine"):
+        read_plan(tasks({"id": "one", "success_criteria": ["It is readable"]}, judge=True), parent(strict=True), defaults=defaults)
     with pytest.raises(PlanInvalid, match="nobody can judge it: gone"):
         read_plan(text, PARENT, defaults=msgspec.structs.replace(defaults, lacking={"claude": "gone"}))
 

@@ -140,6 +140,21 @@ def test_tasks_that_share_their_folder_or_declare_nothing_do_not_wait() -> None:
     assert {bench_of(("a", ()), ("b", ())).status(f"p/{name}") for name in "ab"} == {"assigned"}
 
 
+def test_of_no_plan_those_of_one_batch_wait_for_each_other_and_not_for_one_that_may_wait_for_them() -> None:
+    bench = Bench(make_agents(4))
+    batch = [make_task(name, plan=None, isolated=True, files=("f",), workspace="/w") for name in "ab"]
+    bench.submit(*batch, plan=None)
+    assert [bench.status(name) for name in "ab"] == ["assigned", "queued"]
+    bench.begin("a")
+    bench.now_ms += 1000
+    bench.submit(make_task("c", plan=None, isolated=True, files=("f",), workspace="/w"), plan=None)
+    assert bench.status("c") == "assigned", "a may have submitted it"
+    bench.finish("a")
+    bench.now_ms += 1000
+    bench.submit(make_task("d", plan=None, isolated=True, files=("f",), workspace="/w"), plan=None)
+    assert [bench.status(name) for name in "abd"] == ["merging", "queued", "queued"], "nobody waits in what is being merged"
+
+
 def test_it_can_be_switched_off() -> None:
     bench = Bench(make_agents(2))
     bench.kernel.scheduler.serialise_overlaps = False

@@ -288,6 +288,8 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """`on`, `off`, or empty for what the settings and the kind say."""
     returns: str = ""
     """What it has to return besides its work: `plan`, `review`, or nothing."""
+    strict: bool = False
+    """Criteria of what it plans that no program can check are refused, whatever the plan and the settings say."""
     reviews: TaskId | None = None
     """The task whose work it judges."""
     judges: tuple[str, ...] = ()

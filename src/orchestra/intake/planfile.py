@@ -362,6 +362,7 @@ def _draft(plan: PlanFile, task: PlanTask, path: Path, directory: str, fallback:
         env=dict(f.given(merged.env, {})),
         limits=f.limits_of(merged.limits),
         returns=returns,
+        strict=fallback.strict and returns == RETURNS_PLAN,
         reviews=None if isinstance(task.reviews, UnsetType) else TaskId(task.reviews),
         agent_fixed=f.given(merged.agent_fixed, False),
         speciality=f.given(merged.speciality, ""),

@@ -196,7 +196,8 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, dir
     Raises:
         BadInput: It is too vague to be done, its folder cannot be told, or a criterion cannot be checked.
     """
-    if params.payload is None and not params.success_criteria:
+    judged = judged_phrases(params, defaults)
+    if params.payload is None and len(judged) == len(params.success_criteria):  # nothing is run that would say what is meant
         check_clear(params.description)
     payload = Payload("analysis", params.description) if params.payload is None else f.payload_of(params.payload)
     strategy, replicas = f.strategy_of(params.target_agents)
@@ -239,7 +240,7 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, dir
         timeout_ms=timeout_ms,
         cost_usd_micros_max=cost,
         criteria=tuple(written(one) for one in params.success_criteria),
-        checks=checks_for(params.success_criteria, field="success_criteria", judged=judged_phrases(params, defaults), otherwise=instead),
+        checks=checks_for(params.success_criteria, field="success_criteria", judged=judged, otherwise=instead),
         requirements=msgspec.json.encode(params.requirements).decode(),
         files=params.files,
         workspace=place.workspace,

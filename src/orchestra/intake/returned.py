@@ -77,7 +77,7 @@ def read_plan(
         if problems:
             raise refusal(document, problems)
         _inherit(document.value, parent)
-    if not parent.workspace:  # nobody could see what is to be judged
+    if parent.strict or not parent.workspace:  # in a private folder nobody could see what is to be judged
         defaults = msgspec.structs.replace(defaults, strict=True)
     drafts = read_document(document, parent.workspace or "/", defaults).drafts
     problems = [problem for index, draft in enumerate(drafts) for problem in _excesses(draft, parent, (TASKS, index), kinds)]

@@ -5,7 +5,7 @@ would find a conflict when all its work is done. So is a task that says it may t
 What a task does not declare is not known, and it waits for nobody.
 
 Only what is ready waits, and only for what has been given out. That never waits for what is only ready, so nobody waits in a circle: a task that belongs to no
-plan may have been submitted by one that runs and waits for its result, and is not held by what that one has changed.
+plan may have been submitted by one that runs and waits for its result, and is not held by that one.
 
 A path is a file, or a folder with all that is in it if it ends in `/` or in a name without a dot. `*`, `?` and `[...]` stand for characters of a name, `**` for any
 number of folders. Where that leaves a doubt, two patterns count as overlapping.
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from orchestra.core.model import TaskSpec
-from orchestra.core.state import State, TaskState
+from orchestra.core.state import AttemptState, State, TaskState
 from orchestra.core.touched import comes_together
 from orchestra.ids import TaskId
 
@@ -46,6 +46,8 @@ def overlap_of(state: State, task: TaskState) -> Overlap | None:
         return None
     for name in (*state.live, *state.merging):
         other = state.tasks[name].spec
+        if name in state.live and any(attempt.live and _may_await(attempt, task) for attempt in state.tasks[name].attempts):
+            continue
         if other.files and other.isolated and other.plan == spec.plan and other.workspace_here == spec.workspace_here and name != spec.id:
             found = meeting(other, spec)
             if found is not None:
@@ -60,7 +62,7 @@ def _live_overlap(state: State, task: TaskState) -> Overlap | None:
         if not comes_together(task.spec, other.spec):
             continue
         for number, known in attempts.items():
-            if task.spec.plan is None and task.submitted_ms >= other.attempts[number - 1].assigned_ms:
+            if _may_await(other.attempts[number - 1], task):
                 continue
             index = _below(other.spec.workspace, known.paths)
             for declared in task.spec.files:
@@ -68,6 +70,11 @@ def _live_overlap(state: State, task: TaskState) -> Overlap | None:
                 if found is not None:
                     return Overlap(name, found, declared, changed=True)
     return None
+
+
+def _may_await(attempt: AttemptState, task: TaskState) -> bool:
+    """Tells whether an attempt may have submitted the task, and wait for its result: it had been given out before, and the task belongs to no plan."""
+    return task.spec.plan is None and task.submitted_ms > attempt.assigned_ms
 
 
 class _Index(NamedTuple):

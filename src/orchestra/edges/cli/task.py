@@ -46,7 +46,13 @@ for each in (diff, result, artifacts):
 
 
 @task.command(
-    "submit", cls=Command, example='orchestra task submit "Count the lines" --run "wc -l *.py"\norchestra task submit --from tasks.json'
+    "submit",
+    cls=Command,
+    example=(
+        'orchestra task submit "Count the lines" --run "wc -l *.py"\n'
+        'orchestra task submit "Implement the login form" --agent claude --criterion "All tests pass"\n'
+        "orchestra task submit --from tasks.json"
+    ),
 )
 @click.argument("description", required=False)
 @click.option("--run", "command", metavar="SCRIPT", help="A shell script as the work.")

@@ -238,7 +238,9 @@ class Thread:
             total = dict_in(dict_in(params, "tokenUsage"), "total")
             self.usage = {snake(name): count for name, count in total.items() if isinstance(count, int)}
         elif method == "error":
-            self.say("error", message=str(dict_in(params, "error").get("message")))
+            error = dict_in(params, "error")
+            details = error.get("additionalDetails")  # what it waits for; `codex exec` prints it so
+            self.say("error", message="%s (%s)" % (error.get("message"), details) if details else str(error.get("message")))
         elif method == "turn/completed":
             self.on_end(dict_in(params, "turn"))
 

@@ -14,6 +14,8 @@ NAMES = (
     ("cacheCreationInputTokens", "cache_creation_input_tokens"),
 )
 """As the account calls them, and as the replies do."""
+FAILURES = (("apiError", "api_error"), ("apiErrorStatus", "api_error_status"), ("apiErrorType", "api_error_type"))
+"""As the file calls them, and as a result does."""
 
 
 class Transcript:
@@ -50,6 +52,17 @@ class Transcript:
             whole = data[: data.rfind(b"\n") + 1]
             self.taken[path] = self.taken.get(path, 0) + len(whole)
             found += whole
+        return found
+
+    def failure(self) -> dict[str, Any]:
+        """The fields of a result that tell how the API failed it last; empty if it did not. The hook has the words for it, and not the whole kind of error."""
+        found: dict[str, Any] = {}
+        for line in (line for path in self._paths() for line in lines_of(path, self.sizes.get(path, 0))):
+            if line.get("isApiErrorMessage") is True:
+                message = line.get("message")
+                found = {field: line[name] for name, field in FAILURES if line.get(name) is not None}
+                if isinstance(message, dict) and message.get("stop_reason") == "refusal":
+                    found["stop_reason"] = "refusal"
         return found
 
     def consumed(self) -> dict[str, Any]:

@@ -72,6 +72,14 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     fails("SCENE-BAD-KEY", 401, "authentication_error", "invalid x-api-key"),
     fails("SCENE-LIMITED-ONCE", 429, "rate_limit_error", "slow down", retry_after=1, sequenceIndex=0),
     says("SCENE-LIMITED-ONCE", "Done after the wait."),
+    *(
+        reply
+        for word in ("SCENE-CLAUDE-PASSING", "SCENE-CODEX-PASSING")
+        for reply in (
+            fails(word, 429, "rate_limit_error", "slow down", retry_after=1, sequenceIndex=0),
+            says(word, "Done after the wait."),
+        )
+    ),
     fails("SCENE-LIMITED-LONG", 429, "rate_limit_error", "too many for a while", retry_after=300),
     fails("SCENE-LIMITED", 429, "rate_limit_error", "This request would exceed your account's rate limit."),
     fails("SCENE-NO-CREDIT", 400, "invalid_request_error", "Your credit balance is too low to access the Anthropic API."),

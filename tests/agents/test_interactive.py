@@ -34,9 +34,12 @@ def worker(stage: Desk) -> None:
     stage.worker()
 
 
-def begin(stage: Desk, adapter: Adapter, word: str, settings: dict[str, str] | None = None, **more: Any) -> tuple[TaskSpec, dict[str, Any]]:
+def begin(
+    stage: Desk, adapter: Adapter, word: str, settings: dict[str, str] | None = None, *, timeout_ms: int = 0, **more: Any
+) -> tuple[TaskSpec, dict[str, Any]]:
     """The prompt file's path is what Claude Code reads first: the scene's name is in it."""
-    spec = make_task(adapter.kind, word, word)
+    limits = {"timeout_ms": timeout_ms} if timeout_ms else {}
+    spec = make_task(adapter.kind, word, word, **limits)
     return spec, stage.hand_out(adapter, spec, settings=SETTINGS[adapter.kind] | (settings or {}), **more)
 
 
@@ -137,12 +140,47 @@ def test_claude_is_interrupted_in_its_window_and_told_what_to_do(stage: Desk) ->
 
 
 @pytest.mark.parametrize(
-    "word,cause", [("SCENE-BAD-REQUEST", Cause.REQUEST), ("SCENE-BAD-KEY", Cause.AUTH), ("SCENE-OVERLOADED", Cause.OVERLOADED)]
+    "word,cause",
+    [
+        ("SCENE-BAD-REQUEST", Cause.REQUEST),
+        ("SCENE-TOO-LONG", Cause.REQUEST),
+        ("SCENE-TOO-LARGE", Cause.REQUEST),
+        ("SCENE-BAD-KEY", Cause.AUTH),
+        ("SCENE-OVERLOADED", Cause.OVERLOADED),
+        ("SCENE-LIMITED", Cause.RATE_LIMITED),
+        ("SCENE-LIMITED-LONG", Cause.RATE_LIMITED),
+        ("SCENE-NO-CREDIT", Cause.QUOTA),
+        ("SCENE-CUT", Cause.NETWORK),
+        ("SCENE-REFUSAL", Cause.REFUSED),
+    ],
 )
 def test_what_the_api_says_to_claude_becomes_a_cause(stage: Desk, word: str, cause: Cause) -> None:
-    run = finish(stage, CLAUDE, begin(stage, CLAUDE, word), word.lower()[6:])
+    begun = begin(stage, CLAUDE, word)
+    run = finish(stage, CLAUDE, begun, word.lower()[6:])
     assert cause_in(run.verdict.reason) is cause, run
+    assert run.verdict.kind is (OutcomeKind.REFUSED if cause is Cause.AUTH else OutcomeKind.FAILED)
     assert run.end.code == 1
+    assert run.verdict.session
+    assert stage.left_of(begun[1]) == []
+
+
+@pytest.mark.parametrize("adapter,settings", [(CLAUDE, {"base_url": "http://127.0.0.1:9"}), (CODEX, {"base_url": "http://127.0.0.1:9/v1"})])
+def test_nobody_there_is_the_network(stage: Desk, adapter: Adapter, settings: dict[str, str]) -> None:
+    """Codex waits for it without end: its time limit says what it waited for."""
+    begun = begin(stage, adapter, "SCENE-SAY", settings, timeout_ms=20_000 if adapter is CLAUDE else 4000)
+    run = finish(stage, adapter, begun, "unreachable")
+    assert cause_in(run.verdict.reason) is Cause.NETWORK, run
+    assert run.verdict.kind is (OutcomeKind.FAILED if adapter is CLAUDE else OutcomeKind.TIMEOUT)
+    assert stage.left_of(begun[1]) == []
+
+
+@pytest.mark.parametrize("adapter,word", [(CLAUDE, "SCENE-CLAUDE-PASSING"), (CODEX, "SCENE-CODEX-PASSING")])
+def test_a_limit_that_passes_is_waited_for(stage: Desk, adapter: Adapter, word: str) -> None:
+    begun = begin(stage, adapter, word)
+    run = finish(stage, adapter, begun, "limited-once")
+    assert (run.verdict.kind, run.verdict.summary) == (OutcomeKind.DONE, "Done after the wait."), run
+    assert len(stage.net.requests(word)) == 2
+    assert stage.left_of(begun[1]) == []
 
 
 def test_claude_is_stopped_and_nothing_is_left(stage: Desk) -> None:
@@ -196,9 +234,33 @@ def test_codex_asks_a_question_that_is_answered_in_its_window(stage: Desk) -> No
     assert any("green" in json.dumps(request["body"]) for request in stage.net.requests("SCENE-CODEX-ASK"))
 
 
-def test_what_the_api_says_to_codex_becomes_a_cause(stage: Desk) -> None:
-    run = finish(stage, CODEX, begin(stage, CODEX, "SCENE-BAD-REQUEST"), "bad-request")
-    assert cause_in(run.verdict.reason) is Cause.REQUEST, run
+@pytest.mark.parametrize(
+    "word,cause",
+    [
+        ("SCENE-BAD-REQUEST", Cause.REQUEST),
+        ("SCENE-TOO-LARGE", Cause.REQUEST),
+        ("SCENE-BAD-KEY", Cause.AUTH),
+        ("SCENE-UNAVAILABLE", Cause.OVERLOADED),
+        ("SCENE-LIMITED", Cause.RATE_LIMITED),
+        ("SCENE-NO-QUOTA", Cause.QUOTA),
+        ("SCENE-CUT", Cause.NETWORK),
+    ],
+)
+def test_what_the_api_says_to_codex_becomes_a_cause(stage: Desk, word: str, cause: Cause) -> None:
+    begun = begin(stage, CODEX, word)
+    run = finish(stage, CODEX, begun, word.lower()[6:])
+    assert cause_in(run.verdict.reason) is cause, run
+    assert run.verdict.kind is (OutcomeKind.REFUSED if cause is Cause.AUTH else OutcomeKind.FAILED)
+    assert run.end.code == 1
+    assert run.verdict.session
+    assert stage.left_of(begun[1]) == []
+
+
+def test_codex_waits_as_long_as_the_api_says_and_its_time_limit_says_for_what(stage: Desk) -> None:
+    begun = begin(stage, CODEX, "SCENE-LIMITED-LONG", {"request_max_retries": "0"}, timeout_ms=4000)
+    run = finish(stage, CODEX, begun, "limited-long")
+    assert (run.verdict.kind, cause_in(run.verdict.reason)) == (OutcomeKind.TIMEOUT, Cause.RATE_LIMITED), run
+    assert stage.left_of(begun[1]) == []
 
 
 def test_codex_is_stopped_and_nothing_is_left(stage: Desk) -> None:

@@ -107,6 +107,14 @@ def test_a_limit_of_cost_is_left_to_the_gateway() -> None:
         (CLAUDE, "bad-request", OutcomeKind.FAILED, Cause.REQUEST),
         (CLAUDE, "bad-key", OutcomeKind.REFUSED, Cause.AUTH),
         (CLAUDE, "overloaded", OutcomeKind.FAILED, Cause.OVERLOADED),
+        (CLAUDE, "limited", OutcomeKind.FAILED, Cause.RATE_LIMITED),
+        (CLAUDE, "limited-long", OutcomeKind.FAILED, Cause.RATE_LIMITED),
+        (CLAUDE, "no-credit", OutcomeKind.FAILED, Cause.QUOTA),
+        (CLAUDE, "too-long", OutcomeKind.FAILED, Cause.REQUEST),
+        (CLAUDE, "too-large", OutcomeKind.FAILED, Cause.REQUEST),
+        (CLAUDE, "cut", OutcomeKind.FAILED, Cause.NETWORK),
+        (CLAUDE, "unreachable", OutcomeKind.FAILED, Cause.NETWORK),
+        (CLAUDE, "refusal", OutcomeKind.FAILED, Cause.REFUSED),
         (CLAUDE, "no-session", OutcomeKind.FAILED, Cause.SESSION),
         (CLAUDE, "stopped", OutcomeKind.STOPPED, None),
         (CLAUDE, "killed-cli-sigkill", OutcomeKind.FAILED, Cause.KILLED),
@@ -115,6 +123,13 @@ def test_a_limit_of_cost_is_left_to_the_gateway() -> None:
         (CODEX, "success", OutcomeKind.DONE, None),
         (CODEX, "approval-no", OutcomeKind.DONE, None),
         (CODEX, "bad-request", OutcomeKind.FAILED, Cause.REQUEST),
+        (CODEX, "bad-key", OutcomeKind.REFUSED, Cause.AUTH),
+        (CODEX, "unavailable", OutcomeKind.FAILED, Cause.OVERLOADED),
+        (CODEX, "limited", OutcomeKind.FAILED, Cause.RATE_LIMITED),
+        (CODEX, "limited-long", OutcomeKind.TIMEOUT, Cause.RATE_LIMITED),
+        (CODEX, "no-quota", OutcomeKind.FAILED, Cause.QUOTA),
+        (CODEX, "cut", OutcomeKind.FAILED, Cause.NETWORK),
+        (CODEX, "unreachable", OutcomeKind.TIMEOUT, Cause.NETWORK),
         (CODEX, "no-session", OutcomeKind.FAILED, Cause.SESSION),
         (CODEX, "stopped", OutcomeKind.STOPPED, None),
         (CODEX, "killed-cli-sigkill", OutcomeKind.FAILED, Cause.KILLED),
@@ -133,6 +148,10 @@ def test_a_turn_that_ran_into_its_time_limit_says_what_it_waited_for() -> None:
     found = judged(CODEX, "interactive-stopped", reason="timeout", tail=(told, ended))
     assert (found.kind, cause_in(found.reason)) == (OutcomeKind.TIMEOUT, Cause.RATE_LIMITED)
     assert cause_in(judged(CODEX, "interactive-stopped", reason="timeout", tail=(told, "something later", ended)).reason) is None
+
+
+def test_claude_in_a_terminal_does_not_tell_whether_it_waited_for_a_limit() -> None:
+    assert "given up at once" not in judged(CLAUDE, "interactive-limited").reason
 
 
 def test_consumption_and_session_are_in_the_verdict() -> None:
@@ -319,19 +338,15 @@ def test_a_session_that_follows_another_counts_with_it(session: Path) -> None:
     assert sum(usage["inputTokens"] for usage in models.values()) == 110
 
 
-def test_how_the_last_request_failed_is_in_the_session(session: Path) -> None:
+def test_how_the_api_failed_is_what_the_sessions_file_says_of_this_attempt(session: Path) -> None:
+    failed: dict[str, Any] = {"type": "assistant", "isApiErrorMessage": True, "message": {"id": "x", "stop_reason": "refusal", "usage": {}}}
+    add(session, failed)
     transcript = Transcript("s")
-    broken: dict[str, Any] = {
-        "type": "assistant",
-        "isApiErrorMessage": True,
-        "message": {"id": "x", "stop_reason": "stop_sequence", "usage": {}},
-    }
-    add(session, {**broken, "apiError": "connection_failed", "error": "server_error"})
-    assert transcript.trouble() == {"api_error": "connection_failed", "stop_reason": "stop_sequence"}
-    add(session, {**broken, "error": "invalid_request", "message": {**broken["message"], "stop_reason": "refusal"}})
-    assert transcript.trouble() == {"stop_reason": "refusal"}
-    add(session, reply("two", 10))
-    assert transcript.trouble() == {}, "it was asked again, and answered"
+    assert transcript.failure() == {}
+    add(session, {**failed, "apiErrorStatus": 529}, {**failed, "apiError": "connection_failed", "message": {"id": "x", "usage": {}}})
+    assert transcript.failure() == {"api_error": "connection_failed"}
+    add(session, failed, reply("one", 1))
+    assert transcript.failure() == {"stop_reason": "refusal"}
 
 
 def test_what_is_added_to_the_sessions_file_is_told_once_and_in_whole_lines(session: Path) -> None:

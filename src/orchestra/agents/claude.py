@@ -397,7 +397,10 @@ def _explained(cause: Cause, said: str, end: Exit, result: dict[str, Any]) -> st
     terminal = text_of(result.get("terminal_reason"), 60)
     if terminal.startswith("aborted_"):
         return INTERRUPTED
-    if cause is Cause.RATE_LIMITED and end.last.get("system", {}).get("subtype") != "api_retry":
+    started = end.last.get("system", {})
+    if (
+        cause is Cause.RATE_LIMITED and started.get("subtype") != "api_retry" and "source" not in started
+    ):  # in a terminal it does not tell of retries
         return f"{said} (given up at once: the API asked for a wait of more than {WAIT_SECONDS_MAX} s, or for none)"
     return said or f"its result says it failed: {terminal}"
 

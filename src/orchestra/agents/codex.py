@@ -274,11 +274,11 @@ class Codex:
 
 
 def _waiting(end: Exit) -> Cause | None:
-    """Returns what a run that was ended waited for, if its very last words were of a broken connection."""
-    last = last_line(end)
-    if last.get("type") == "turn.failed":  # in mode `interactive` its being ended is told after them
-        last = last_line(msgspec.structs.replace(end, tail=end.tail[:-1]))
-    return of_message(message_of(last)) if last.get("type") == "error" else None
+    """Returns what a run that was ended waited for, if its very last words were of a broken connection. A server that is driven says that it was ended."""
+    told = last_line(end)
+    if told.get("type") == "turn.failed":
+        told = last_line(msgspec.structs.replace(end, tail=end.tail[:-1]))
+    return of_message(message_of(told)) if told.get("type") == "error" else None
 
 
 def _failed_turn(stopped: dict[str, Any], usage: Usage, session: str, summary: str) -> Verdict:

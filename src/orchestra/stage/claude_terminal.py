@@ -416,9 +416,9 @@ class Session:
         self.end("it was closed before it was done (%s)" % how, **ended)
         self.keep()
         if self.transcript is not None and self.result is not None:
-            self.result.update(self.transcript.consumed())
             if self.result.get("terminal_reason") == "api_error":
-                self.result.update(self.transcript.trouble())
+                self.result.update(self.transcript.failure())
+            self.result.update(self.transcript.consumed())
         self.say("result", **(self.result or {}))
         return 1 if self.result is None or self.result["is_error"] else 0
 

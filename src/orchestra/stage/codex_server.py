@@ -239,8 +239,8 @@ class Thread:
             self.usage = {snake(name): count for name, count in total.items() if isinstance(count, int)}
         elif method == "error":
             error = dict_in(params, "error")
-            more = error.get("additionalDetails")
-            self.say("error", message=str(error.get("message")) + (" (%s)" % more if more else ""))  # in the words of `codex exec`
+            details = error.get("additionalDetails")  # what it waits for; `codex exec` prints it so
+            self.say("error", message="%s (%s)" % (error.get("message"), details) if details else str(error.get("message")))
         elif method == "turn/completed":
             self.on_end(dict_in(params, "turn"))
 

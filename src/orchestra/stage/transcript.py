@@ -14,6 +14,8 @@ NAMES = (
     ("cacheCreationInputTokens", "cache_creation_input_tokens"),
 )
 """As the account calls them, and as the replies do."""
+FAILURES = (("apiError", "api_error"), ("apiErrorStatus", "api_error_status"), ("apiErrorType", "api_error_type"))
+"""As the file calls them, and as a result does."""
 
 
 class Transcript:
@@ -40,17 +42,6 @@ class Transcript:
     def _added(self) -> Iterator[dict[str, Any]]:
         return (line for path in self._paths() for line in lines_of(path, self.sizes.get(path, 0)))
 
-    def trouble(self) -> dict[str, Any]:
-        """The fields of a result that tell how the last request failed, as far as the file does: the hook that tells of it calls a connection that broke a
-        server's error, and a refusal a request that is not valid."""
-        last = next(iter([line for line in self._added() if line.get("type") == "assistant"][-1:]), {})
-        if last.get("isApiErrorMessage") is not True:
-            return {}
-        message = last.get("message")
-        stop = message.get("stop_reason") if isinstance(message, dict) else None
-        told = {"api_error": last.get("apiError"), "api_error_status": last.get("apiErrorStatus"), "stop_reason": stop}
-        return {name: value for name, value in told.items() if value is not None}
-
     def news(self, bytes_max: int) -> bytes:
         """The lines that were added since this was last asked, whole ones only and no more than that."""
         found = b""
@@ -64,6 +55,17 @@ class Transcript:
             whole = data[: data.rfind(b"\n") + 1]
             self.taken[path] = self.taken.get(path, 0) + len(whole)
             found += whole
+        return found
+
+    def failure(self) -> dict[str, Any]:
+        """The fields of a result that tell how the API failed it last; empty if it did not. The hook has the words for it, and not the whole kind of error."""
+        found: dict[str, Any] = {}
+        for line in self._added():
+            if line.get("isApiErrorMessage") is True:
+                message = line.get("message")
+                found = {field: line[name] for name, field in FAILURES if line.get(name) is not None}
+                if isinstance(message, dict) and message.get("stop_reason") == "refusal":
+                    found["stop_reason"] = "refusal"
         return found
 
     def consumed(self) -> dict[str, Any]:

@@ -77,14 +77,18 @@ def test_what_a_check_said_outlives_a_killed_worker_and_the_work_is_gone_on_with
     assert git(repo, "show", "refs/orchestra/salvage/fix/it.2:lost.txt") == "never seen"
 
 
-def test_in_a_copy_it_is_told_what_the_check_said_and_that_the_work_is_not_there(sh: Shell) -> None:
+def test_in_a_folder_that_is_no_repository_too(sh: Shell) -> None:
     plain = sh.folder / "plain"
     plain.mkdir()
-    script = SCRIPT.replace("git add half.txt; git -c user.name=a -c user.email=a@x commit -qm 'by the agent'", "true")
-    (sh.folder / "fix.sh").write_text(script.replace("test -e half.txt", "test ! -e half.txt"))
+    (sh.folder / "fix.sh").write_text(
+        SCRIPT.replace("git add half.txt; git -c user.name=a -c user.email=a@x commit -qm 'by the agent'", "true")
+    )
     text = PLAN.replace("FOLDER", str(sh.folder)).replace("ISOLATION", "worktree").replace("workspace: repo", "workspace: plain")
     done = sh.run("run", sh.plan(text))
     assert done.returncode == 0, done.stdout + done.stderr
     last = (sh.folder / "seen" / "2").read_text()
     assert "the answer is 42" in last
-    assert "not in your folder" in last
+    assert "as that attempt left it" in last
+    patch = (sh.root / "results" / "fix" / "it" / "diff.patch").read_text()
+    assert "+first half" in patch
+    assert "+second half" in patch

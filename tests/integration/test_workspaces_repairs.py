@@ -184,3 +184,46 @@ async def test_on_a_node_it_is_there_wherever_the_earlier_one_was(tmp_path: Path
     assert looks(there) == {**LEFT, "f.txt": "six\n"}, "and from there"
     anew = await repairing(two, msgspec.structs.replace(first, attempt=attempt("p/t", 9)), number=6, here=True)
     assert (anew.repairs, looks(anew)) == (False, FILES)
+
+
+@pytest.mark.parametrize("after", ["still there", "let go", "let go and told"])
+async def test_a_copy_begins_as_the_earlier_one_was_left(tmp_path: Path, after: str) -> None:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    work = spaces(tmp_path)
+    first = await made(work, folder)
+    at(first, "a.txt").write_text("one and a half\n")
+    at(first, "b.txt").unlink()
+    at(first, "b.txt").mkdir()
+    at(first, "b.txt", "d.txt").write_text("four\n")
+    at(first, "link").symlink_to("a.txt")
+    kept = (await work.discard(first.attempt)).kept if after != "still there" else None
+    second = await repairing(work, first, kept if after == "let go and told" else None)
+    assert (second.kind, second.repairs) == ("copy", True)
+    assert at(second, "link").readlink() == Path("a.txt")
+    assert not at(second, "b.txt").is_file()
+    assert read(str(at(second, "b.txt", "d.txt"))) == "four\n"
+    found = await change(work, second, {"c.txt": "mended\n"})
+    assert work_of(found) == (("b.txt/d.txt", "link"), ("a.txt", "c.txt"), ("b.txt",))
+    third = await repairing(work, msgspec.structs.replace(first, attempt=attempt("p/t", 9)), number=3)
+    assert (third.repairs, looks(third)) == (False, FILES)
+    fourth = await made(work, folder, number=4)
+    await work.discard(fourth.attempt)
+    assert (await repairing(work, fourth, "", number=5)).repairs, "it did nothing"
+
+
+async def test_a_copy_that_does_not_go_with_the_folder_any_more_begins_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "x").mkdir()
+    (folder / "x" / "y.txt").write_text("y\n")
+    work = spaces(tmp_path)
+    first = await made(work, folder)
+    at(first, "x", "y.txt").write_text("changed\n")
+    (folder / "x" / "y.txt").unlink()
+    (folder / "x").rmdir()
+    (folder / "x").write_text("a file now\n")
+    second = await repairing(work, first)
+    assert (second.repairs, read(str(at(second, "x")))) == (False, "a file now\n")

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from orchestra.core import commands as c
-from orchestra.core.model import CheckResult, Finding, OutcomeKind, Review
+from orchestra.core.model import CheckResult, Finding, OutcomeKind, Payload, Review
 from orchestra.engine.earlier import FEEDBACK_CHARACTERS_MAX, earlier_of, together
-from orchestra.ids import TaskId
+from orchestra.ids import AttemptId, TaskId
 from orchestra.testing.builders import Bench, make_agents, make_task
+from orchestra.workspace import Repair
 
 A = TaskId("p/a")
 BROKEN = (CheckResult("tests", False, 1, tail=("2 failed",)), CheckResult("lint", True, 0, tail=("all clean",)))
@@ -121,3 +122,24 @@ def test_what_is_told_has_a_limit_and_the_short_is_kept_whole() -> None:
     assert found.count("[the rest is left out]") == 2
     assert found.count("b") > 30_000
     assert together([], 100) == ""
+
+
+def test_only_work_of_agents_on_a_task_of_its_own_place_is_gone_on_with() -> None:
+    prompt = Payload("analysis", "write a poem")
+    found = bench(isolated=True, payload=prompt)
+    found.do(c.AttemptBegan(A, 1, 4711, 1, "c0ffee"))
+    ends_so(found, 1, OutcomeKind.UNVERIFIED)
+    assert earlier_of(found.task("p/a")).repairs == Repair(AttemptId(A, 1), "c0ffee")
+    found.do(c.NoteLetGo(A, 1, "refs/orchestra/salvage/p/a.1"))
+    ends_so(found, 2, OutcomeKind.LOST)
+    assert earlier_of(found.task("p/a")).repairs == Repair(AttemptId(A, 1), "c0ffee", "refs/orchestra/salvage/p/a.1")
+    for fields in ({"isolated": True}, {"payload": prompt}):
+        assert earlier_of(bench(OutcomeKind.UNVERIFIED, **fields).task("p/a")).repairs is None, (
+            "a command is run anew, and a shared folder is as it is"
+        )
+    for kind in (OutcomeKind.FAILED, OutcomeKind.LOST, OutcomeKind.TIMEOUT):
+        assert earlier_of(bench(kind, isolated=True, payload=prompt).task("p/a")).repairs is None
+    for attempts in (1, 2):
+        found = bench(*[OutcomeKind.UNVERIFIED] * (attempts - 1), OutcomeKind.DONE, isolated=True, payload=prompt)
+        found.do(c.MergeConflicted(A, attempts, ("f.py",), "both sides"))
+        assert earlier_of(found.task("p/a")).repairs is None, "it begins on top of the others' work"

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from orchestra.core.model import Outcome, OutcomeKind
+from orchestra.core.model import Outcome, OutcomeKind, TaskSpec
 from orchestra.core.sessions import has_session, session_for
 from orchestra.core.state import AgentState, AttemptState, State, TaskState
 from orchestra.engine.returns import ReturnOptions, brief_of
@@ -74,10 +74,15 @@ def earlier_of(task: TaskState, agent: AgentState | None = None, *, affinity: bo
     if broken is None:
         return Earlier(cost, feedback)
     attempt, outcome = broken
-    wanted = task.spec.isolated and task.spec.reviews is None  # what a review did beside reviewing is wanted by nobody
-    repairs = Repair(AttemptId(task.id, attempt.number), attempt.base, attempt.kept) if wanted else None
+    repairs = Repair(AttemptId(task.id, attempt.number), attempt.base, attempt.kept) if _repairs(task.spec) else None
     again = broken is last and agent is not None and has_session(agent, task.spec, outcome.session)
     return Earlier(cost, feedback, outcome.session if again else "", attempt.agent, repairs=repairs)
+
+
+def _repairs(spec: TaskSpec) -> bool:
+    """Tells whether a further attempt has the work of the one before in its folder. What a review did beside reviewing is wanted by nobody, and a command that
+    is run again is the same command: it does all of it anew."""
+    return spec.isolated and spec.reviews is None and spec.payload.type == "analysis"
 
 
 def _unrepaired(judged: Sequence[tuple[AttemptState, Outcome]]) -> tuple[AttemptState, Outcome] | None:

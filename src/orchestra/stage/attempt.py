@@ -13,6 +13,7 @@ from .processes import boot_id, start_of_child
 from .program import Program
 from .returning import FILE, FOLDER, make_place, returned, too_large
 from .spawning import forget_typed
+from .temporary import forget_temporary, make_temporary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Attempt:
         self.cwd = spec["cwd"] or folder + "/work"
         self.env = self._environment()
         self.sandbox: Sandbox | None = None
+        self.temporary = ""
 
     def _environment(self) -> dict[str, str]:
         own, spec = os.environ, self.spec
@@ -92,7 +94,7 @@ class Attempt:
             checks = self.run_checks()
             if self.slot.fence is not None and self.slot.fence.fallen:
                 outcome["reason"] = "fenced"
-        self.leave_sandbox()
+        self.leave()
         self.output.log.close()
         outcome["dropped_bytes"] = self.output.log.dropped_bytes
         result, body = fitted(dict({"exit": outcome, "checks": checks}, **more))
@@ -107,7 +109,16 @@ class Attempt:
         program.sandbox = self.sandbox
         return program
 
-    def enter_sandbox(self) -> None:
+    def enter(self) -> None:
+        """Makes what is the attempt's own: a sandbox, or else at least a folder for temporary files. A task that names one has that."""
+        self._enter_sandbox()
+        if self.sandbox is None and "TMPDIR" not in self.spec["env"]:
+            try:
+                self.env["TMPDIR"] = self.temporary = make_temporary(self.folder)
+            except OSError as problem:  # the disk is full, say
+                self.slot.view.say("! without a folder of its own for temporary files: %s" % problem)
+
+    def _enter_sandbox(self) -> None:
         """Makes the sandbox that the order asks for; where there is none to be had, the order says whether it goes without."""
         wanted = self.spec["sandbox"]
         if not wanted:
@@ -126,9 +137,10 @@ class Attempt:
         sandbox.prepare()
         self.sandbox = sandbox
 
-    def leave_sandbox(self) -> None:
+    def leave(self) -> None:
         """Takes out what is to last, and removes the rest. None of that is done by what ran in it."""
         if self.sandbox is None:
+            forget_temporary(self.folder, self.temporary)
             return
         try:
             for what, argv, env in self.sandbox.leave():
@@ -159,7 +171,7 @@ class Attempt:
         if not program.reason:
             try:
                 self._make_work_folder()
-                self.enter_sandbox()
+                self.enter()
                 program.sandbox = self.sandbox
                 if self.sandbox is not None and self.spec["sandbox"].get("argv"):
                     program.argv = self.spec["sandbox"]["argv"]

@@ -18,6 +18,7 @@ from .loop import BEAT_S
 from .processes import processes, with_descendants
 from .slot import Slot
 from .spec import checked_spec
+from .temporary import forget_temporary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,10 +80,11 @@ def run(base: str, path: str, order: bytes) -> bytes:
     for _ in ending(left, 0, {}):
         bench.turn(time.monotonic() + BEAT_S / 10)
     shutil.rmtree(folder + "/scratch", ignore_errors=True)  # a sandbox that nobody left
+    forget_temporary(folder)
     attempt = Attempt(bench, folder, spec)
-    attempt.enter_sandbox()  # they run what the agent wrote
+    attempt.enter()  # they run what the agent wrote
     results = attempt.run_checks()
-    attempt.leave_sandbox()
+    attempt.leave()
     attempt.output.log.close()
     return FOUND_NOTHING if bench.stopping_all else dumps(results)
 

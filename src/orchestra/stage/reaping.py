@@ -13,6 +13,7 @@ from .folder import Folder, Refused, asked, attempt_parts
 from .journal import Journal, framed, now_ms
 from .live_workers import Workers
 from .processes import identity_of
+from .temporary import forget_temporary
 from .wire import Wire
 
 
@@ -60,6 +61,7 @@ class Reaping:
             except StopIteration:
                 killed = sorted(one.killed)
                 forget_groups(one.child)
+                forget_temporary("%s/%s" % (self.base, place))
                 if self._write_lost(place, lost_reason(one.child), killed):
                     del self.in_hand[place]
                     for number in one.askers:

@@ -10,6 +10,7 @@ from .codec import dumps, read_json
 from .current import read_current
 from .ending import ENDING_POLL_S, ending_lost, forget_groups, lost_reason
 from .journal import agent_value
+from .temporary import forget_temporary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def _end_unfinished(slot: Slot, folder: str, current: dict[str, Any]) -> None:
     for _ in ending_lost(folder, child, killed):
         slot.turn(time.monotonic() + 2 * ENDING_POLL_S)
     forget_groups(child)
+    forget_temporary(folder)
     fields = {"reason": lost_reason(child), "killed": sorted(killed)}
     slot.keep(folder + "/lost.json", dumps(dict(names, **fields)))
     slot.record("lost", **names, **fields)

@@ -17,6 +17,7 @@ import os
 
 from .sandbox_probe import SANDBOX_OPTIONS, problem_with
 from .spawning import found_program
+from .temporary import ENTRIES_AT_ONCE, REMOVE, removed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ LINKS_MAX = 40  # as in the kernel
 INTERPRETERS = ("node", "python3", "python", "git")
 WRITTEN = ("return", "reports")
 """Folders of the attempt that are written from inside: what the agent returns, and what checks report."""
-OWN_FILES = ("spec", "claim", "exit", "lost", "output", "scratch", "work", *WRITTEN)
+OWN_FILES = ("spec", "claim", "exit", "lost", "output", "scratch", "tmp", "work", *WRITTEN)
 """What the worker keeps in the attempt's folder, up to the first dot. Whoever could write there could say how the attempt ended."""
 
 READABLE, EMPTY = ("ro", "show", "link"), ("hide", "private")
@@ -342,30 +343,8 @@ class Sandbox:
             argv = self.git.taking_over()
             if argv:
                 yield "take over its commits", argv, dict(path, GIT_CONFIG_GLOBAL="/dev/null", GIT_CONFIG_SYSTEM="/dev/null", LC_ALL="C")
-        if not _removed(self.scratch, [ENTRIES_AT_ONCE]):
+        if not removed(self.scratch, [ENTRIES_AT_ONCE]):
             yield "remove its temporary files", ["/bin/sh", "-c", REMOVE, "sh", self.scratch], path
-
-
-ENTRIES_AT_ONCE = 200  # are removed by the worker itself in less time than a program takes to start
-REMOVE = 'rm -rf -- "$1" 2>/dev/null || { chmod -R u+rwx -- "$1"; rm -rf -- "$1"; }'
-
-
-def _removed(folder: str, left: list[int]) -> bool:
-    """Removes a folder in which nobody works any more, as far as it is small; whether it is gone. Links are removed, not followed."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                left[0] -= 1
-                if left[0] < 0:
-                    return False
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
-                elif not _removed(entry.path, left):
-                    return False
-        os.rmdir(folder)
-    except OSError:
-        return False
-    return True
 
 
 def _of_the_kind(name: str) -> bool:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import stat
 import time
+from contextlib import contextmanager
 from typing import Any, Iterator
 
-from orchestra.workspaces.onsite.ground import Problem
+from orchestra.workspaces.onsite.ground import Problem, private_folder
 from orchestra.workspaces.onsite.records import Place
 
 FICLONE = 0x40049409
@@ -59,8 +62,8 @@ def walk(top: str) -> Iterator[tuple[str, os.stat_result]]:
         pending.extend(reversed(below))
 
 
-def prepare(place: Place, source: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Copies a folder. What a killed request left is made anew."""
+def prepare(place: Place, source: str, request: dict[str, Any], repairs: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Copies a folder. What a killed request left is made anew. `repairs`: the earlier attempt whose changes are to be in it too."""
     record = place.read()
     if record is not None and record["state"] == "ready":
         place.check_there()
@@ -88,8 +91,70 @@ def prepare(place: Place, source: str, request: dict[str, Any]) -> dict[str, Any
     with open(place.manifest, "w", encoding="ascii") as file:
         json.dump(entries, file)
     record = dict(record, state="ready", base="", branch="", space="", prefix="")
+    try:
+        record["repairs"] = repairs is not None and _take_over(place, Place(place.folder, place.plan, repairs["task"]), repairs["kept"])
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return prepare(place, source, request)  # the folder has changed so much that the two do not go together
     place.write(record)
     return dict(record, fresh=True)
+
+
+@contextmanager
+def settled(folder: str) -> Iterator[None]:
+    """Holds off whoever lets copies go, or takes their changes over: one of them at a time."""
+    handle = os.open(os.path.join(private_folder(folder), "copies.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take_over(place: Place, earlier: Place, kept: str | None) -> bool:
+    """Brings what an earlier attempt changed into the copy, out of its own copy or of what was kept of that; whether it is to be had."""
+    with settled(place.folder):
+        record = earlier.read()
+        if record is not None and record["kind"] == "copy" and record["state"] == "ready":
+            try:
+                earlier.check_there()
+            except Problem:
+                return False
+            changes, files = compare(earlier)[0], earlier.work
+        elif kept == "":
+            return True
+        else:
+            top = _last_salvaged(earlier)
+            if not top:
+                return False
+            with open(os.path.join(top, "changes.json"), encoding="ascii") as file:
+                changes, files = json.load(file), os.path.join(top, "files")
+        for path in sorted(changes, key=lambda path: changes[path] != "deleted"):  # a file may have become a folder
+            target = os.path.join(place.work, path)
+            if os.path.lexists(target):
+                os.unlink(target)
+            if changes[path] != "deleted":
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                shutil.copy2(os.path.join(files, path), target, follow_symlinks=False)
+    return True
+
+
+def salvage_folders(place: Place) -> Iterator[str]:
+    """Yields where the changed files of a copy are kept, of which the first are used first."""
+    name = os.path.join(place.folder, "salvage", place.plan, place.task)
+    yield name
+    for count in itertools.count(2):
+        yield "%s-%d" % (name, count)
+
+
+def _last_salvaged(place: Place) -> str:
+    last = ""
+    for folder in salvage_folders(place):
+        if not os.path.isdir(folder):
+            break
+        last = folder
+    return last
 
 
 def _measure(source: str, files_max: int, bytes_max: int) -> list[tuple[str, os.stat_result]]:

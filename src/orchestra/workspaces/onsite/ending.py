@@ -125,23 +125,23 @@ def _check_nothing_skipped(place: Place, state: State) -> None:
 
 def _let_copy_go(place: Place, record: dict[str, Any], *, discard: bool) -> dict[str, Any]:
     kept = ""
-    if record["state"] == "ready" and os.path.isdir(place.work) and not os.path.islink(place.work):
-        changes, skipped, _ = copies.compare(place)
-        if (changes or skipped) and not discard:
-            raise Problem("refused", "%s has changes" % place.work, "collect them, then discard it: changed files are kept")
-        if changes:
-            kept = _keep_files(place, changes)
-    place.throw_away()
-    place.forget()
+    with copies.settled(place.folder):
+        if record["state"] == "ready" and os.path.isdir(place.work) and not os.path.islink(place.work):
+            changes, skipped, _ = copies.compare(place)
+            if (changes or skipped) and not discard:
+                raise Problem("refused", "%s has changes" % place.work, "collect them, then discard it: changed files are kept")
+            if changes:
+                kept = _keep_files(place, changes)
+        away = place.set_aside()
+        place.forget()
+    if away:
+        remove_tree(away)
     return {"kept": kept, "removed": True}
 
 
 def _keep_files(place: Place, changes: dict[str, str]) -> str:
     """Moves the changed files of a copy to the salvage folder, with the list of all changes."""
-    top, count = os.path.join(private_folder(place.folder, "salvage", place.plan), place.task), 1
-    while os.path.lexists(top if count == 1 else "%s-%d" % (top, count)):
-        count += 1
-    top = private_folder(top if count == 1 else "%s-%d" % (top, count))
+    top = private_folder(next(folder for folder in copies.salvage_folders(place) if not os.path.lexists(folder)))
     for path in sorted(changes):
         if changes[path] != "deleted":
             target = os.path.join(top, "files", path)

@@ -54,7 +54,7 @@ def prepare(git: Git, request: dict[str, Any]) -> dict[str, Any]:
     if repo is None:
         for number, attempt in enumerate(request["attempts"]):
             results[number] = _outcome(
-                lambda attempt=attempt: copies.prepare(Place(folder, attempt["plan"], attempt["task"]), source, request)
+                lambda attempt=attempt: copies.prepare(Place(folder, attempt["plan"], attempt["task"]), source, request, attempt["repairs"])
             )
         return {"results": results}
     jobs = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from typing import Any
 
 import pytest
@@ -165,19 +166,38 @@ def test_four_fifths_of_a_budget_are_told_once() -> None:
     assert not list(books.warnings(WHO, 0))
 
 
-def test_orphans_are_settled_as_they_had_grown() -> None:
+def test_orphans_are_settled_by_what_they_had_used() -> None:
+    """Not by the larger sum that was reserved so that they could go on; tokens and cost belong together."""
     books = Books()
     books.apply(opened(1, 10))
-    books.apply(Grown(1, 50, 77))
-    (orphan,) = books.orphans(9)
-    assert (orphan.cost_usd_micros, orphan.usage.output_tokens, orphan.assumed) == (50, 77, True)
+    books.apply(opened(2, 20))
+    books.apply(Grown(1, 50, 77, Usage(3, 4, output_tokens=77), 33))
+    orphan, other = books.orphans(9)
+    assert (orphan.cost_usd_micros, orphan.usage, orphan.assumed) == (33, Usage(3, 4, output_tokens=77), True)
+    assert (other.cost_usd_micros, other.usage) == (20, Usage(input_tokens=10)), "of which nothing was known yet"
     books.apply(orphan)
-    assert (books.settled("task", "task-1"), books.reserved("task", "task-1")) == (50, 0)
+    assert (books.settled("task", "task-1"), books.reserved("task", "task-1")) == (33, 20)
+
+
+def test_books_of_earlier_versions_are_read() -> None:
+    """They know of a request that went on only how much was reserved and how many tokens came."""
+    begun = b'{"k":"opened","id":1,"ms":0,"who":{"attempt":"a","task":"task-1"},"upstream":"api","account":"main","model":"m",'
+    books = Books()
+    for line in (
+        begun + b'"reserved_usd_micros":10,"usage":{"input_tokens":5}}',
+        b'{"k":"grown","id":1,"reserved_usd_micros":50,"output_tokens":77}',
+    ):
+        (record,) = decode_lines(b"%08x %b\n" % (zlib.crc32(line), line))
+        assert record is not None
+        books.apply(record)
+    (orphan,) = books.orphans(9)
+    assert (orphan.cost_usd_micros, orphan.usage) == (50, Usage(5, output_tokens=77))
 
 
 RECORDS = st.one_of(
     st.builds(opened, st.integers(1, 6), st.integers(0, 1000)),
     st.builds(Grown, st.integers(1, 6), st.integers(0, 2000), st.integers(0, 99)),
+    st.builds(Grown, st.integers(1, 6), st.integers(0, 2000), st.just(9), st.builds(Usage, st.integers(0, 9)), st.integers(-1, 2000)),
     st.builds(closed, st.integers(1, 6), st.integers(0, 1000)),
     st.builds(BudgetSet, st.sampled_from(["task", "day"]), st.just("x"), st.integers(-1, 5)),
     st.builds(Revoked, st.just("d")),

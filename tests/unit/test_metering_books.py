@@ -123,6 +123,8 @@ def test_the_shipped_table_knows_modes_and_searches() -> None:
         ({"tier": "auto", "place": "not_available"}, ""),
         ({"tier": "standard", "speed": "fast", "place": "us"}, "fast+us"),
         ({"tier": "PRIORITY"}, "priority"),
+        ({"tier": "SERVICE_TIER_FLEX"}, "flex"),
+        ({"tier": "SERVICE_TIER_UNSPECIFIED"}, ""),
         ({"tier": "a+b"}, "other"),
         ({"tier": "x" * 100}, "other"),
         ({"tier": 7}, ""),

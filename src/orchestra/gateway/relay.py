@@ -97,6 +97,8 @@ class Relay:
         form = exchange.order.route.form
         costs = exchange.order.route.costs and response.status < 400
         self._scan = Scan(form, streamed=streamed, encoding=encoding, modes=exchange.order.asked.modes) if costs else None
+        if self._scan is not None and exchange.order.kind == "gemini":
+            self._scan.counts.tell_modes(tier=response.headers.get("x-gemini-service-tier"))
         self._look_at = 0
         self._note_at = NOTE_BYTES
         self._noted = False

@@ -17,20 +17,20 @@ OUTPUT_FIRST: Final = 256
 SHARE_PERCENT: Final = 90
 """Nine of ten answers are not longer than the guess."""
 
-
 IMAGE_TOKENS_MAX: Final = {"anthropic": 4_784, "openai": 14_400, "gemini": 2_240}
 """Of one picture, however many bytes it has: providers make larger ones smaller first. Anthropic's guide on vision (4,784 at the high resolution, 1,568 at the standard
 one), Google's on media resolution (2,240 at the highest); of OpenAI's models what the one that takes most was measured to take of a photo of 12 megapixels (14,364,
 with `detail` left to it). Read in November 2026."""
 DOCUMENT_TOKENS_MAX: Final = {"anthropic": 460_000, "openai": 460_000, "gemini": 560_000}
-"""Of one PDF: a hundred pages with 3,000 tokens of text and a picture of 1,568 each (Anthropic's guide on PDFs), a thousand pages of 560 (Google's)."""
+"""Of one PDF of a hundred pages with 3,000 tokens of text and a picture of 1,568 each, by Anthropic's guide on PDFs (up to 3,000 tokens a page and the picture; measured are 2,350), or of
+a thousand pages of 560 by Google's. More pages than that are estimated too low, and settled at what they were."""
 _MEDIA: Final = re.compile(
     rb"(?:data:[a-z]{1,20}\\?/[a-z0-9.+-]{1,60};base64,)?(?:(?P<image>iVBORw0KGg|\\?/9j\\?/|R0lGOD|UklGR)|(?P<document>JVBERi0))"
 )
 """What PNG, JPEG, GIF, WebP and PDF begin with in base64."""
 _KEY: Final = re.compile(rb'"(?:data|url|image_url|file_data)"\s*:\s*$')
 _KEY_BYTES: Final = 64
-_SAMPLE: Final = re.compile(rb"[A-Za-z0-9+/=\\]{48}")
+_SAMPLE: Final = re.compile(rb"[A-Za-z0-9+/=_\\-]{48}")
 
 
 def prompt_bytes(text: bytes, kind: str) -> int:

@@ -284,7 +284,12 @@ MEDIA = [
     pytest.param("openai", {"type": "input_image", "image_url": f"data:image/png;base64,{PNG}"}, 14_400, id="responses"),
     pytest.param("openai", {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}, 14_400, id="chat"),
     pytest.param("gemini", {"inlineData": {"mimeType": "image/png", "data": PNG}}, 2_240, id="gemini"),
-    pytest.param("anthropic", {"type": "document", "source": {"data": PDF, "type": "base64"}}, 460_000, id="PDF, anthropic"),
+    pytest.param(
+        "anthropic",
+        {"type": "document", "source": {"data": PDF, "type": "base64", "media_type": "application/pdf"}},
+        460_000,
+        id="PDF, anthropic",
+    ),
     pytest.param("openai", {"type": "input_file", "file_data": f"data:application/pdf;base64,{PDF}"}, 460_000, id="PDF, openai"),
     pytest.param("gemini", {"inline_data": {"mime_type": "application/pdf", "data": PDF}}, 560_000, id="PDF, gemini"),
 ]
@@ -305,8 +310,9 @@ def test_pictures_and_documents_are_not_estimated_as_text(kind: str, part: dict[
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param({"type": "text", "text": PNG}, id="text that looks like one"),
-        pytest.param({"data": "iVBORw0KGgo" + "word " * 20_000}, id="only begins like one"),
+        pytest.param({"type": "text", "text": f"data:image/png;base64,{PNG}"}, id="text that looks like one"),
+        pytest.param({"media_type": "image/png", "data": "word " * 20_000}, id="only called one"),
+        pytest.param({"media_type": "audio/wav", "data": PNG}, id="something else"),
         pytest.param({"data": "A" * 300_000}, id="something else in base64"),
         pytest.param({"data": PNG[:8_000]}, id="a small one"),
         pytest.param({"text": "word " * 20_000}, id="text"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from orchestra.metering.usage import Usage
 from orchestra.testing.upstream import JSON_TYPE, SSE_TYPE, Answer, Seen, anthropic_chunks, anthropic_json, anthropic_stream, event
 from tests.gateway.support import CANARY, asking, staged
 from tests.gateway.virtual import VirtualClock, in_virtual_time
@@ -70,8 +71,10 @@ async def test_a_stream_is_cut_where_it_would_pass_the_budget(tmp_path: Path) ->
 async def test_a_stream_that_may_have_to_be_cut_is_not_asked_for_compressed(tmp_path: Path) -> None:
     async with staged(tmp_path, lambda seen, n: anthropic_stream(1, 1) if n == 0 else anthropic_json(1, 1)) as stage:
         await stage.post(asking(stream=True), accept_encoding="gzip, deflate, br")
-        await stage.post(asking(), accept_encoding="gzip, deflate, br")
-        assert [seen.header("accept-encoding") for seen in stage.upstream.seen] == ["identity", "gzip, deflate"]
+        await stage.post(asking(), accept_encoding="br, gzip;q=0.9, zstd, deflate")
+        assert [seen.header("accept-encoding") for seen in stage.upstream.seen] == ["identity", "gzip;q=0.9, deflate"], (
+            "what can be counted"
+        )
 
 
 async def test_a_compressed_stream_is_cut_without_words_in_it(tmp_path: Path) -> None:
@@ -377,6 +380,24 @@ async def test_searches_and_fast_answers_are_settled_at_their_price(tmp_path: Pa
         assert flagged == [0, 0, 1]
         (told,) = [each["fields"] for each in (await stage.admin("events"))["events"] if each["kind"] == "price_unknown"]
         assert (told["model"], told["mode"]) == ("claude-opus-4-8", "express")
+
+
+@pytest.mark.parametrize("worked_at,tenths", [("standard", (10, 10)), ("priority", (18, 18)), ("", (10, 18))])
+async def test_gemini_says_in_a_header_how_it_worked(tmp_path: Path, worked_at: str, tenths: tuple[int, int]) -> None:
+    """A request for the priority tier may be worked on as a plain one; where nothing is said, it was what was asked for."""
+    usage = {"promptTokenCount": 1_000, "candidatesTokenCount": 100}
+    headers = (JSON_TYPE, *([("x-gemini-service-tier", worked_at)] if worked_at else []))
+    answer = Answer(headers=headers, body=json.dumps({"usageMetadata": usage}).encode())
+    async with staged(tmp_path, lambda seen, n: answer, upstream={"kind": "gemini"}) as stage:
+        costs = []
+        for tier in (None, "priority"):
+            before = (await stage.totals())["cost_usd_micros"]
+            path = "/v1beta/models/gemini-3.8-flash-tts:generateContent"
+            assert (await stage.post({"contents": [], "service_tier": tier}, path=path))[0] == 200
+            costs.append((await stage.totals())["cost_usd_micros"] - before)
+        assert (await stage.totals())["unpriced_requests"] == 0
+        plain = stage.gateway.desk.quote("gemini", "gemini-3.8-flash-tts", Usage(1_000)).price
+        assert costs == [(1_000 * plain.input + 100 * plain.output) * each // 10_000_000 for each in tenths]
 
 
 async def test_a_dearer_mode_is_reserved_at_its_price(tmp_path: Path) -> None:

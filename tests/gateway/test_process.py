@@ -40,20 +40,23 @@ def processes_that_hold(text: str) -> set[int]:
 
 
 async def test_kill_9_with_two_hundred_streams(tmp_path: Path) -> None:
-    """What was reserved is settled as assumed, what was settled stays, tokens go on, and the budget still holds."""
-    answer = Answer(headers=(SSE_TYPE,), chunks=(*anthropic_chunks(100, 20, ["x" * 400])[:2], b": wait\n\n"), pause_ms=60_000)
+    """Each is settled by the prompt the provider told and what was streamed, and not by the larger sum that was reserved; what was settled stays, tokens go
+    on, and the budget still holds."""
+    begun_with = b"".join(anthropic_chunks(100, 20, ["x" * 2_000])[:2])
+    answer = Answer(headers=(SSE_TYPE,), chunks=(begun_with, b": wait\n\n"), pause_ms=60_000)
     upstream = Upstream(lambda seen, n: anthropic_json(10, 10) if n == 0 else answer, CLOCK)
     async with (
         running(tmp_path, upstream, bounds={"agent_in_flight": 300}) as process,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
     ):
-        issued = await process.admin("issue_token", attempt="try-1", task="task-1", budgets={"task": 1_000_000})
+        issued = await process.admin("issue_token", attempt="try-1", task="task-1", budgets={"task": 10_000_000})
         headers = {"x-api-key": issued["token"]}
         async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(), headers=headers) as response:
             assert response.status == 200
 
         async def stream() -> None:
             async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(stream=True), headers=headers) as response:
+                await response.content.readexactly(len(begun_with))
                 begun.release()
                 await response.read()
 
@@ -69,7 +72,9 @@ async def test_kill_9_with_two_hundred_streams(tmp_path: Path) -> None:
         await process.start()
         totals = (await process.admin("usage", by="task", name="task-1"))["usage"]["task-1"]
         assert (totals["requests"], totals["assumed_requests"], totals["reserved_usd_micros"]) == (201, 200, 0)
-        assert totals["cost_usd_micros"] == held["cost_usd_micros"] + held["reserved_usd_micros"]
+        assert (totals["input_tokens"], totals["output_tokens"]) == (10 + 200 * 100, 10 + 200 * 500)
+        assert totals["cost_usd_micros"] == totals["input_tokens"] * 5 + totals["output_tokens"] * 25
+        assert totals["cost_usd_micros"] < held["cost_usd_micros"] + held["reserved_usd_micros"]
         assert "recovered" in [each["kind"] for each in (await process.admin("events"))["events"]]
         await process.admin("set_budget", scope="task", name="task-1", usd_micros=totals["cost_usd_micros"])
         async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(), headers=headers) as response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from typing import Any
 
 import pytest
@@ -122,6 +123,8 @@ def test_the_shipped_table_knows_modes_and_searches() -> None:
         ({"tier": "auto", "place": "not_available"}, ""),
         ({"tier": "standard", "speed": "fast", "place": "us"}, "fast+us"),
         ({"tier": "PRIORITY"}, "priority"),
+        ({"tier": "SERVICE_TIER_FLEX"}, "flex"),
+        ({"tier": "SERVICE_TIER_UNSPECIFIED"}, ""),
         ({"tier": "a+b"}, "other"),
         ({"tier": "x" * 100}, "other"),
         ({"tier": 7}, ""),
@@ -172,19 +175,38 @@ def test_four_fifths_and_all_of_a_budget_are_told_once() -> None:
     assert not books.warnings(WHO, 0)
 
 
-def test_orphans_are_settled_as_they_had_grown() -> None:
+def test_orphans_are_settled_by_what_they_had_used() -> None:
+    """Not by the larger sum that was reserved so that they could go on; tokens and cost belong together."""
     books = Books()
     books.apply(opened(1, 10))
-    books.apply(Grown(1, 50, 77))
-    (orphan,) = books.orphans(9)
-    assert (orphan.cost_usd_micros, orphan.usage.output_tokens, orphan.assumed) == (50, 77, True)
+    books.apply(opened(2, 20))
+    books.apply(Grown(1, 50, 77, Usage(3, 4, output_tokens=77), 33))
+    orphan, other = books.orphans(9)
+    assert (orphan.cost_usd_micros, orphan.usage, orphan.assumed) == (33, Usage(3, 4, output_tokens=77), True)
+    assert (other.cost_usd_micros, other.usage) == (20, Usage(input_tokens=10)), "of which nothing was known yet"
     books.apply(orphan)
-    assert (books.settled("task", "task-1"), books.reserved("task", "task-1")) == (50, 0)
+    assert (books.settled("task", "task-1"), books.reserved("task", "task-1")) == (33, 20)
+
+
+def test_books_of_earlier_versions_are_read() -> None:
+    """They know of a request that went on only how much was reserved and how many tokens came."""
+    begun = b'{"k":"opened","id":1,"ms":0,"who":{"attempt":"a","task":"task-1"},"upstream":"api","account":"main","model":"m",'
+    books = Books()
+    for line in (
+        begun + b'"reserved_usd_micros":10,"usage":{"input_tokens":5}}',
+        b'{"k":"grown","id":1,"reserved_usd_micros":50,"output_tokens":77}',
+    ):
+        (record,) = decode_lines(b"%08x %b\n" % (zlib.crc32(line), line))
+        assert record is not None
+        books.apply(record)
+    (orphan,) = books.orphans(9)
+    assert (orphan.cost_usd_micros, orphan.usage) == (50, Usage(5, output_tokens=77))
 
 
 RECORDS = st.one_of(
     st.builds(opened, st.integers(1, 6), st.integers(0, 1000)),
     st.builds(Grown, st.integers(1, 6), st.integers(0, 2000), st.integers(0, 99)),
+    st.builds(Grown, st.integers(1, 6), st.integers(0, 2000), st.just(9), st.builds(Usage, st.integers(0, 9)), st.integers(-1, 2000)),
     st.builds(closed, st.integers(1, 6), st.integers(0, 1000)),
     st.builds(BudgetSet, st.sampled_from(["task", "day"]), st.just("x"), st.integers(-1, 5)),
     st.builds(BudgetsForgotten, st.sampled_from(["task", "plan"]), st.just(("x", "y"))),
@@ -270,7 +292,12 @@ MEDIA = [
     pytest.param("openai", {"type": "input_image", "image_url": f"data:image/png;base64,{PNG}"}, 14_400, id="responses"),
     pytest.param("openai", {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}, 14_400, id="chat"),
     pytest.param("gemini", {"inlineData": {"mimeType": "image/png", "data": PNG}}, 2_240, id="gemini"),
-    pytest.param("anthropic", {"type": "document", "source": {"data": PDF, "type": "base64"}}, 460_000, id="PDF, anthropic"),
+    pytest.param(
+        "anthropic",
+        {"type": "document", "source": {"data": PDF, "type": "base64", "media_type": "application/pdf"}},
+        460_000,
+        id="PDF, anthropic",
+    ),
     pytest.param("openai", {"type": "input_file", "file_data": f"data:application/pdf;base64,{PDF}"}, 460_000, id="PDF, openai"),
     pytest.param("gemini", {"inline_data": {"mime_type": "application/pdf", "data": PDF}}, 560_000, id="PDF, gemini"),
 ]
@@ -291,8 +318,9 @@ def test_pictures_and_documents_are_not_estimated_as_text(kind: str, part: dict[
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param({"type": "text", "text": PNG}, id="text that looks like one"),
-        pytest.param({"data": "iVBORw0KGgo" + "word " * 20_000}, id="only begins like one"),
+        pytest.param({"type": "text", "text": f"data:image/png;base64,{PNG}"}, id="text that looks like one"),
+        pytest.param({"media_type": "image/png", "data": "word " * 20_000}, id="only called one"),
+        pytest.param({"media_type": "audio/wav", "data": PNG}, id="something else"),
         pytest.param({"data": "A" * 300_000}, id="something else in base64"),
         pytest.param({"data": PNG[:8_000]}, id="a small one"),
         pytest.param({"text": "word " * 20_000}, id="text"),

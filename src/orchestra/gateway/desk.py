@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -201,16 +202,24 @@ class Desk:
         self.purse.drop(claim)
         return opened
 
-    def grow(self, opened: Opened, cost_now: int, output_tokens: int) -> Overspent | None:
+    def held(self, opened: Opened) -> int:
+        """Returns what is reserved for a request."""
+        return self.journal.books.state.open.get(opened.id, opened).reserved_usd_micros
+
+    def note(self, opened: Opened, cost_now: int, usage: Usage) -> None:
+        """Writes down how far a request has come, for whoever settles it if this gateway dies. If that cannot be written, what stood there before holds."""
+        with contextlib.suppress(PortFailed):
+            self.journal.write(Grown(opened.id, self.held(opened), usage.output_tokens, usage, cost_now))
+
+    def grow(self, opened: Opened, cost_now: int, usage: Usage) -> Overspent | None:
         """Reserves more for a request that turns out dearer, with room to go on; or returns the budget that does not bear even what it costs now."""
-        books = self.journal.books
-        held = books.state.open.get(opened.id, opened).reserved_usd_micros
+        books, held = self.journal.books, self.held(opened)
         wanted = cost_now + cost_now // 2
         if books.overspent(opened.who, max(0, wanted - held), opened.ms) is not None:
             wanted = cost_now
         overspent = books.overspent(opened.who, max(0, wanted - held), opened.ms)
         if overspent is None:
-            self.journal.write(Grown(opened.id, wanted, output_tokens))
+            self.journal.write(Grown(opened.id, wanted, usage.output_tokens, usage, cost_now))
             return None
         return msgspec.structs.replace(overspent, needed_usd_micros=0)  # what it used is settled now, and nobody asks for more
 

@@ -25,6 +25,8 @@ ERROR_BYTES_MAX: Final = 256 << 10
 """Of an error that is looked into before it is given back. Providers' errors have a few hundred bytes."""
 LOOK_BYTES: Final = 256
 """Of text between two looks at the budget."""
+NOTE_BYTES: Final = 1_024
+"""Of text between two notes of how far it has come: what a crash may leave uncounted of a stream is at most 256 tokens."""
 
 
 class Broken(Exception):
@@ -95,7 +97,11 @@ class Relay:
         form = exchange.order.route.form
         costs = exchange.order.route.costs and response.status < 400
         self._scan = Scan(form, streamed=streamed, encoding=encoding, modes=exchange.order.asked.modes) if costs else None
+        if self._scan is not None and exchange.order.kind == "gemini":
+            self._scan.counts.tell_modes(tier=response.headers.get("x-gemini-service-tier"))
         self._look_at = 0
+        self._note_at = NOTE_BYTES
+        self._noted = False
         self._done = False
 
     async def first(self) -> bytes:
@@ -165,11 +171,16 @@ class Relay:
         self._look_at = scan.seen_bytes + LOOK_BYTES
         usage, _ = scan.usage(self._exchange.expected)
         cost = cost_usd_micros(self._desk.quote(self._order.kind, opened.model, usage).price, usage)
-        held = self._desk.journal.books.state.open.get(opened.id, opened).reserved_usd_micros
-        if cost <= held:
+        grows = cost > self._desk.held(opened)
+        due = scan.seen_bytes >= self._note_at or (not self._noted and scan.counts.input_tokens is not None)
+        if grows or due:
+            self._noted, self._note_at = True, scan.seen_bytes + NOTE_BYTES
+        if not grows:
+            if due:
+                self._desk.note(opened, cost, usage)
             return None
         try:
-            overspent = self._desk.grow(opened, cost, usage.output_tokens)
+            overspent = self._desk.grow(opened, cost, usage)
         except PortFailed as error:
             return f"orchestra: {error.message}"
         return None if overspent is None else self._desk.tell_overspent(self._order.who, overspent)

@@ -74,14 +74,20 @@ class Opened(msgspec.Struct, frozen=True, tag="opened", tag_field="k"):
     reserved_usd_micros: int
     usage: Usage
     """What it is thought to use."""
+    cost_usd_micros: int = -1
+    """Of what it has used so far, as soon as anything is known of that; -1 before."""
 
 
 class Grown(msgspec.Struct, frozen=True, tag="grown", tag_field="k"):
-    """It uses more than was thought."""
+    """It went on: what it has used so far, and what is reserved for it now."""
 
     id: int
     reserved_usd_micros: int
     output_tokens: int
+    usage: Usage | None = None
+    """Books of earlier versions have the output only."""
+    cost_usd_micros: int = -1
+    """Of `usage`."""
 
 
 class Closed(msgspec.Struct, frozen=True, omit_defaults=True, tag="closed", tag_field="k"):
@@ -247,8 +253,12 @@ class Books:
         if opened is None:
             return
         self._reserve(opened, record.reserved_usd_micros - opened.reserved_usd_micros)
-        usage = msgspec.structs.replace(opened.usage, output_tokens=record.output_tokens)
-        self.state.open[record.id] = msgspec.structs.replace(opened, reserved_usd_micros=record.reserved_usd_micros, usage=usage)
+        self.state.open[record.id] = msgspec.structs.replace(
+            opened,
+            reserved_usd_micros=record.reserved_usd_micros,
+            usage=record.usage or msgspec.structs.replace(opened.usage, output_tokens=record.output_tokens),
+            cost_usd_micros=record.cost_usd_micros,
+        )
 
     def _close(self, record: Closed) -> None:
         opened = self.state.open.pop(record.id, None)
@@ -338,7 +348,10 @@ class Books:
         return True
 
     def orphans(self, wall_ms: int) -> list[Closed]:
-        """Returns how the requests that a dead gateway left open are settled: as reserved, since nobody knows better."""
-        return [
-            Closed(opened.id, wall_ms, 0, opened.usage, opened.reserved_usd_micros, assumed=True) for opened in self.state.open.values()
-        ]
+        """Returns how the requests that a dead gateway left open are settled: by what was noted of their prompt and answer, and otherwise as reserved."""
+        return [_orphaned(opened, wall_ms) for opened in self.state.open.values()]
+
+
+def _orphaned(opened: Opened, wall_ms: int) -> Closed:
+    cost = opened.cost_usd_micros if opened.cost_usd_micros >= 0 else opened.reserved_usd_micros
+    return Closed(opened.id, wall_ms, 0, opened.usage, cost, assumed=True)

@@ -16,9 +16,7 @@ BYTES_PER_TOKEN: Final = 4
 ANSWERS_ENOUGH: Final = 8
 """Answers of a model after which what they used is a fair guess of the next."""
 
-_STANDARD: Final = frozenset(
-    {"", "auto", "default", "standard", "standard_only", "service_tier_unspecified", "unspecified", "global", "not_available"}
-)
+_STANDARD: Final = frozenset({"", "auto", "default", "standard", "standard_only", "unspecified", "global", "not_available"})
 """What providers call the mode that is charged as the table says, and requests the leave to choose."""
 _MODE: Final = re.compile(r"[a-z0-9_.-]{0,40}")
 
@@ -70,7 +68,7 @@ class Estimate(msgspec.Struct, frozen=True):
 
 def mode_of(said: Mapping[str, object]) -> str:
     """Returns the mode of a request from what was said of its service tier, speed and the like."""
-    words = (value.lower() for value in said.values() if isinstance(value, str))
+    words = (value.lower().removeprefix("service_tier_") for value in said.values() if isinstance(value, str))
     return "+".join(sorted({word if _MODE.fullmatch(word) else "other" for word in words} - _STANDARD))
 
 

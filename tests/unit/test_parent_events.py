@@ -202,3 +202,18 @@ def test_a_kind_that_goes_and_comes_back_and_what_moved() -> None:
     assert back == Told("agent_kind_recovered", "medium", {"kind": "codex", "reason": "it is there again"})
     assert told(e.KindMissed("codex", "out of sight")) is None
     assert told(e.KindRecovered("codex", "it is there again")) is None
+
+
+@pytest.mark.parametrize("percent,scope,name,remedy", [(80, "day", "2026-01-31", "day"), (100, "task", "p/a", "task p/a")])
+def test_a_budget_of_which_much_is_gone_is_a_cost_threshold(percent: int, scope: str, name: str, remedy: str) -> None:
+    facts: dict[str, str | int] = {
+        "percent": percent,
+        "scope": scope,
+        "name": name,
+        "budget_usd_micros": 100,
+        "settled_usd_micros": percent,
+    }
+    (told,) = Teller(1).do(c.NoteApi(5, "budget_warning", facts))
+    assert (told.event, told.severity) == ("cost_threshold_exceeded", "high")
+    figures = {"scope": scope, "name": name, "budget_usd_micros": 100, "settled_usd_micros": percent}
+    assert told.values == {**figures, "threshold_percent": percent, "remedy": f"orchestra cost budget {remedy} --usd AMOUNT"}

@@ -196,3 +196,19 @@ def test_answers_longer_than_anybody_thought(tmp_path: Path, kind: str, path: st
         assert kind == "anthropic" or sum(at_ms - MINUTE_MS < each <= at_ms for each in times) * cost <= limit + cost
     assert len(times) * cost >= 0.95 * (limit * minutes) - cost
     assert len(times) * cost <= burst + limit * minutes + cost
+
+
+@pytest.mark.parametrize("told", ["20", ""])
+def test_a_refusal_that_outlasts_the_queue_is_the_providers_own_and_may_be_repeated(tmp_path: Path, told: str) -> None:
+    answer = refusal(429, "rate_limit_error", ("request-id", "r1"), *([("retry-after", told)] if told else []))
+
+    async def scene() -> None:
+        async with staged(tmp_path, lambda seen, n: answer, clock=CLOCK) as stage:
+            status, body, headers = await stage.post()
+            assert (status, body, headers["request-id"], "x-should-retry" in headers) == (429, answer.body, "r1", False)
+            assert 90_000 < CLOCK.steady_ms() <= 120_500
+            assert headers["retry-after"] == told if told else 1 <= int(headers["retry-after"]) <= 60, (
+                "without one Codex does not ask again"
+            )
+
+    in_virtual_time(scene())

@@ -124,6 +124,14 @@ def test_the_settings_for_a_kind_and_the_gateways_file_say_which_class_a_task_is
     assert refusal(made, SPEC) != ""
 
 
+@pytest.mark.parametrize("model,held", [("opus", True), ("haiku", False), ("anthropic/claude-haiku-4-5", False), ("opusplan", True)])
+def test_models_by_the_names_that_programs_have_for_them(model: str, held: bool) -> None:
+    made = outlook()
+    look(made, lanes=(lane(99, 3), lane(0, 0, model_class="haiku-4")))
+    look(made, lanes=(lane(99, 3), lane(0, 0, model_class="haiku-4")))
+    assert bool(refusal(made, msgspec.structs.replace(SPEC, requirements=f'{{"model":"{model}"}}'))) is held
+
+
 def test_a_class_is_closed_only_where_every_account_is() -> None:
     made = outlook()
     look(made, second=0, lanes=(lane(99, 3),))
@@ -212,6 +220,13 @@ def test_so_many_are_started_as_the_limit_bears_by_what_one_takes() -> None:
     assert room(made, OPUS, 400_002) == 9
     look(made, 400_003, lanes=(lane(40, 0),), second=0, running=(OPUS,) * 9)
     assert refusal(made, OPUS, 400_003) == "", "another account is there for it"
+
+
+def test_what_was_used_long_ago_holds_nobody() -> None:
+    made = outlook()
+    for minute in range(3_000):
+        look(made, minute * 15_000, lanes=(lane(90 if minute < 100 else 0, 0),), running=(OPUS,))
+    assert (refusal(made, OPUS, 10**9), room(made, OPUS, 10**9)) == ("", None)
 
 
 def test_one_is_started_however_much_it_takes() -> None:

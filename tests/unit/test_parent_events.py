@@ -215,3 +215,18 @@ def test_work_that_conflicts_again_after_it_was_sent_back_is_for_a_person() -> N
     assert [(each.event, each.severity) for each in told] == [("work_conflicted", "medium")] * 2 + [("task_failed", "critical")]
     assert told[0].values == {"task_id": "p/a", "attempt": 1, "files": ("x.py",), "failed_checks": ()}
     assert "orchestra task diff p/a --attempt 2" in told[-1].values["remedy"]
+
+
+@pytest.mark.parametrize("percent,scope,name,remedy", [(80, "day", "2026-01-31", "day"), (100, "task", "p/a", "task p/a")])
+def test_a_budget_of_which_much_is_gone_is_a_cost_threshold(percent: int, scope: str, name: str, remedy: str) -> None:
+    facts: dict[str, str | int] = {
+        "percent": percent,
+        "scope": scope,
+        "name": name,
+        "budget_usd_micros": 100,
+        "settled_usd_micros": percent,
+    }
+    (told,) = Teller(1).do(c.NoteApi(5, "budget_warning", facts))
+    assert (told.event, told.severity) == ("cost_threshold_exceeded", "high")
+    figures = {"scope": scope, "name": name, "budget_usd_micros": 100, "settled_usd_micros": percent}
+    assert told.values == {**figures, "threshold_percent": percent, "remedy": f"orchestra cost budget {remedy} --usd AMOUNT"}

@@ -250,12 +250,16 @@ class Outlook:
     def _class_of(self, api: str, spec: TaskSpec) -> str:
         """Returns the class of the model that the task, or the settings for its kind, name; nothing if its program chooses."""
         model = model_of(spec) or self._models.get(spec.kind, "")
+        model = model.rpartition("/")[2]  # some programs want the provider before it
         if not model:
             return ""
         for pattern, name in self._classes.get(api, {}).items():
             if re.fullmatch(pattern, model):
                 return name
-        return model_class(api, model)
+        if api != "anthropic" or "claude-" in model:
+            return model_class(api, model)
+        meant = [name for name in self._standings[api].classes if name.startswith(f"{model}-")]  # `opus`, as Claude Code calls the newest
+        return meant[0] if len(meant) == 1 else ""
 
     def _keys_of(self, spec: TaskSpec) -> tuple[str, ...]:
         apis = self._kinds.get(spec.kind, ())

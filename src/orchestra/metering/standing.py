@@ -55,7 +55,7 @@ class _Pace:
         self._at_ms = now_ms
 
     def known(self, now_ms: int) -> bool:
-        return now_ms - self.since_ms >= MINUTE_MS and self.running >= 0.5 and self.used > 0
+        return now_ms - self.since_ms >= MINUTE_MS and self.running >= 0.5 and self.used >= 1
 
 
 class Standings:

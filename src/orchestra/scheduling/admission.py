@@ -122,6 +122,7 @@ class Gate:
         self._state = state
         self._api = api
         self._begun = {} if begun is None else begun  # by kind and key, the attempts that were started in this round of the APIs
+        self._keys: dict[TaskId, tuple[str, ...]] = {}
         self._options = options
         self._loads = loads
         self._now_ms = now_ms
@@ -202,13 +203,20 @@ class Gate:
             return ""
         if api.day and not self._passes(spec):
             return api.day
-        keys = (kind, *api.keys_of(spec))
+        keys = self._keys_of(spec)
         for key in keys:
             if key in api.closed:
                 return api.closed[key]
         if any(self._begun.get(key, 0) >= api.room[key] for key in keys if key in api.room):
             return "the model API serves again after a pause or is near its limit, and attempts are started a few at a time"
-        return self._plan_refusal(spec) or self._own_refusal(spec) or api.agents.get(str(agent.id), "")
+        held = api.agents.get(str(agent.id), "") if api.agents else ""
+        return self._plan_refusal(spec) or self._own_refusal(spec) or held
+
+    def _keys_of(self, spec: TaskSpec) -> tuple[str, ...]:
+        """Returns what is said of the task's kind by; asked for each agent, and looked up for the first."""
+        if (keys := self._keys.get(spec.id)) is None:
+            keys = self._keys[spec.id] = (spec.kind, *self._api.keys_of(spec))
+        return keys
 
     def _node_refusal(self, node: NodeId, kind: str) -> str:
         room = self._rooms.get(node)
@@ -227,7 +235,7 @@ class Gate:
     def took(self, node: NodeId, spec: TaskSpec) -> None:
         """An attempt of the task was started on the node."""
         kind = spec.kind
-        for key in (kind, *self._api.keys_of(spec)) if kind in self._api.kinds else ():
+        for key in self._keys_of(spec) if kind in self._api.kinds else ():
             self._begun[key] = self._begun.get(key, 0) + 1
         room = self._rooms.get(node)
         if room is not None:

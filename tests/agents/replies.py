@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from tests.scenes import CLASH, FAULTS, MODES, Fault, own_word
+
 USAGE: Final = {"input_tokens": 1000, "output_tokens": 500, "prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500}
 TELL_KEYS: Final = "env | grep -c dummy-key > count.txt"
 COLOUR: Final = [
@@ -27,6 +29,7 @@ echo mine > mine.txt; git add mine.txt; git -c user.name=a -c user.email=a@x com
 """
 """Looks for what is not its own, commits one file, and leaves another."""
 WAIT_LOOP: Final = "echo $$ > pid; while :; do sleep 0.2; done"
+WAIT_GO: Final = "test -e who.txt || { touch begun; until test -e go; do sleep 0.05; done; rm begun go; }"
 PLANNED: Final = {"tasks": [{"id": "greet", "run": "echo hello > planned.txt", "success_criteria": ["File exists: planned.txt"]}]}
 RETURN_PLAN: Final = f"cat > $ORCHESTRA_RETURN <<'END'\n{json.dumps(PLANNED)}\nEND"
 CONFINED: Final = f"""{RETURN_PLAN}
@@ -59,17 +62,31 @@ def fails(word: str, status: int, kind: str, message: str, *, retry_after: int |
     return {"match": {"userMessage": word, **match}, "response": {"error": error, "status": status, **wait}}
 
 
+def faults(word: str, fault: Fault) -> list[dict[str, Any]]:
+    """A scene in which the API fails; one that passes does so once for each mode, as the server counts what it served."""
+    words = [own_word(word, mode) for mode in MODES] if fault.times else [word]
+    found = []
+    for each in words:
+        match = {"sequenceIndex": 0} if fault.times else {}
+        if fault.cut:
+            found.append({**says(each, LONG, **match), "truncateAfterChunks": 2})
+        else:
+            found.append(fails(each, fault.status, fault.kind, fault.message, retry_after=fault.retry_after, **match))
+        if fault.times:
+            found.append(says(each, "Done after all."))
+    return found
+
+
 def tool_scene(word: str, tool: str, arguments: dict[str, Any], end: str) -> list[dict[str, Any]]:
     """One tool call, then a last word."""
     return [calls(word, tool, arguments, hasToolResult=False), says(word, end, hasToolResult=True)]
 
 
+LONG: Final = "This is a long text that is cut somewhere in the midst of it, and never comes to its end."
 PATCH = "apply_patch <<'EOF'\n*** Begin Patch\n*** Add File: hello.txt\n+hello\n*** End Patch\nEOF\n"
 
 FIXTURES: Final[list[dict[str, Any]]] = [
     # Whatever the CLI
-    fails("SCENE-BAD-REQUEST", 400, "invalid_request_error", "messages: made up to be malformed"),
-    fails("SCENE-BAD-KEY", 401, "authentication_error", "invalid x-api-key"),
     fails("SCENE-LIMITED-ONCE", 429, "rate_limit_error", "slow down", retry_after=1, sequenceIndex=0),
     says("SCENE-LIMITED-ONCE", "Done after the wait."),
     *(
@@ -80,18 +97,9 @@ FIXTURES: Final[list[dict[str, Any]]] = [
             says(word, "Done after the wait."),
         )
     ),
-    fails("SCENE-LIMITED-LONG", 429, "rate_limit_error", "too many for a while", retry_after=300),
-    fails("SCENE-LIMITED", 429, "rate_limit_error", "This request would exceed your account's rate limit."),
-    fails("SCENE-NO-CREDIT", 400, "invalid_request_error", "Your credit balance is too low to access the Anthropic API."),
-    fails("SCENE-NO-QUOTA", 429, "insufficient_quota", "You exceeded your current quota, please check your plan and billing details."),
-    fails("SCENE-TOO-LONG", 400, "invalid_request_error", "prompt is too long: 1208310 tokens > 1000000 maximum"),
-    fails("SCENE-TOO-LARGE", 413, "request_too_large", "Request exceeds the maximum size"),
-    fails("SCENE-OVERLOADED", 529, "overloaded_error", "Overloaded"),
-    fails("SCENE-UNAVAILABLE", 503, "server_error", "unavailable"),
-    {
-        **says("SCENE-CUT", "This is a long text that is cut somewhere in the midst of it, and never comes to its end."),
-        "truncateAfterChunks": 2,
-    },
+    fails("SCENE-CODEX-LIMITED-ONCE", 429, "rate_limit_error", "slow down", retry_after=1, sequenceIndex=0),
+    says("SCENE-CODEX-LIMITED-ONCE", "Done after the wait."),
+    *(fixture for word, fault in FAULTS.items() for fixture in faults(word, fault)),
     {"match": {"userMessage": "SCENE-REFUSAL"}, "response": {"content": "", "finishReason": "refusal"}},
     says("SCENE-SAY", "Said."),
     {**says("SCENE-SLOW", "word " * 30), "latency": 100, "chunkSize": 5},
@@ -112,6 +120,8 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     calls("SCENE-CLAUDE-WAIT", "Bash", {"command": WAIT_LOOP, "description": "Wait"}),
     *tool_scene("SCENE-CLAUDE-SHARED", "Bash", {"command": OUTSIDE, "description": "Write"}, "I tried."),
     *tool_scene("SCENE-CLAUDE-RETURN", "Write", {"file_path": HANDED_IN, "content": json.dumps(PLANNED)}, "Planned."),
+    *tool_scene("SCENE-CLAUDE-MISSPELL", "Write", {"file_path": "hello.txt", "content": "helo\n"}, "I wrote hello.txt."),
+    *tool_scene("SCENE-CLAUDE-CLASH", "Bash", {"command": f"{WAIT_GO}; {CLASH}", "description": "Say who it was"}, "I said so."),
     # Codex
     *tool_scene("SCENE-CODEX-SHARED", "exec_command", {"cmd": f"echo hello > hello.txt; {OUTSIDE}"}, "I wrote hello.txt."),
     *tool_scene("SCENE-CODEX-KEYS", "exec_command", {"cmd": TELL_KEYS}, "Counted."),
@@ -125,6 +135,8 @@ FIXTURES: Final[list[dict[str, Any]]] = [
     *tool_scene("SCENE-CODEX-ASK", "request_user_input", {"questions": [{"id": "colour", **COLOUR[0]}]}, "Thank you."),
     calls("SCENE-CODEX-WAIT", "exec_command", {"cmd": WAIT_LOOP}, hasToolResult=False),
     calls("SCENE-CODEX-WAIT", "write_stdin", {"session_id": 1, "chars": ""}, hasToolResult=True),
+    *tool_scene("SCENE-CODEX-MISSPELL", "exec_command", {"cmd": "echo helo > hello.txt"}, "I wrote hello.txt."),
+    *tool_scene("SCENE-CODEX-CLASH", "exec_command", {"cmd": f"{WAIT_GO}; {CLASH}"}, "I said so."),
     # The others
     *tool_scene("SCENE-OPENCODE-WRITE", "write", {"filePath": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),
     *tool_scene("SCENE-GEMINI-WRITE", "write_file", {"file_path": "hello.txt", "content": "hello\n"}, "I wrote hello.txt."),

@@ -82,8 +82,9 @@ def test_what_the_api_says_becomes_a_cause(stage: Desk, word: str, name: str, ca
 
 
 def test_a_limit_that_passes_is_waited_for(stage: Desk) -> None:
-    run = play(stage, "SCENE-LIMITED-ONCE", "limited-once")
+    run = play(stage, "SCENE-CODEX-LIMITED-ONCE", "limited-once")
     assert (run.verdict.kind, run.verdict.summary) == (OutcomeKind.DONE, "Done after the wait.")
+    assert len(stage.net.requests("SCENE-CODEX-LIMITED-ONCE")) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestra.testing.hosted import end_processes, processes_left
 from tests.agents.support import KEYS, PROGRAMS, URL, Net, installed, program
 from tests.integration.stage_support import wait_until
 
@@ -49,8 +53,12 @@ tasks:
 """
 
 
+Desk = tuple[Path, dict[str, str], list[str]]
+"""A repository with a plan to be, the environment, and what goes before a command that is to run in the network with no way out."""
+
+
 @pytest.fixture
-def desk(tmp_path: Path, net: Net) -> tuple[Path, dict[str, str], list[str]]:
+def desk(tmp_path: Path, net: Net) -> Iterator[Desk]:
     installed("claude")
     installed("codex")
     repo, home = tmp_path / "repo", tmp_path / "home"
@@ -63,7 +71,10 @@ def desk(tmp_path: Path, net: Net) -> tuple[Path, dict[str, str], list[str]]:
     identity = ["-c", "user.name=u", "-c", "user.email=u@x"]
     for arguments in (["init", "-q", "-b", "main"], [*identity, "commit", "-q", "--allow-empty", "-m", "base"]):
         subprocess.run(["git", *arguments], cwd=repo, env=env, check=True)
-    return repo, env, net.enter
+    yield repo, env, net.enter
+    leftovers = processes_left(repo.parent)
+    end_processes(leftovers)
+    assert not leftovers
 
 
 def result(repo: Path, task: str) -> dict[str, Any]:
@@ -71,7 +82,7 @@ def result(repo: Path, task: str) -> dict[str, Any]:
     return found
 
 
-def test_claude_and_codex_work_on_one_repository(desk: tuple[Path, dict[str, str], list[str]], net: Net) -> None:
+def test_claude_and_codex_work_on_one_repository(desk: Desk, net: Net) -> None:
     repo, env, enter = desk
     done = subprocess.run(
         [*enter, str(ORCHESTRA), "run", "plan.yaml"], cwd=repo, env=env, text=True, timeout=110, check=False,
@@ -112,7 +123,7 @@ tasks:
 
 
 @pytest.mark.parametrize("mode", ["auto", "off"])
-def test_their_tools_see_no_key_and_no_ledger_and_can_commit(desk: tuple[Path, dict[str, str], list[str]], mode: str) -> None:
+def test_their_tools_see_no_key_and_no_ledger_and_can_commit(desk: Desk, mode: str) -> None:
     repo, env, enter = desk
     key = Path(env["HOME"]) / ".ssh" / "id_ed25519"
     key.parent.mkdir()
@@ -135,6 +146,51 @@ def test_their_tools_see_no_key_and_no_ledger_and_can_commit(desk: tuple[Path, d
             assert log.stdout.decode().splitlines().count("by the agent") >= 1
 
 
+def there(env: dict[str, str], path: str) -> list[Path]:
+    """Returns the files that running isolated attempts have made, by a pattern of `plan/task.attempt/file`."""
+    return sorted(Path(env["HOME"], ".local", "state", "orchestra").glob(f"*/local/work/worktrees/{path}"))
+
+
+def has_begun(run: subprocess.Popen[bytes], env: dict[str, str], path: str, count: int = 1) -> bool:
+    """Tells whether so many of these files are there; also once the run is over, as nobody is to wait for them then."""
+    return run.poll() is not None or len(there(env, path)) >= count
+
+
+def test_a_mistake_and_a_conflict_go_back_to_those_who_made_them(desk: Desk) -> None:
+    """Two of each kind: one writes what the check does not take, and one the same line as the other kind, which has begun at the same time."""
+    repo, env, enter = desk
+    tasks = []
+    for kind in ("claude", "codex"):
+        word = f"SCENE-{kind.upper()}-"
+        check = f"""grep -qx hello hello.txt || {{ echo {word}"WRITE"; exit 1; }}"""  # only in what it prints this is the word of a scene
+        tasks.append({"id": f"{kind}-mends", "agent": kind, "prompt": f"{word}MISSPELL", "success_criteria": [{"run": check}]})
+        tasks.append({"id": f"{kind}-clashes", "agent": kind, "prompt": f"{word}CLASH"})
+    defaults = {"isolation": "worktree", "retries": 1, "retry_backoff_seconds": 0.01}
+    (repo / "plan.yaml").write_text(json.dumps({"name": "poem", "agents": {"count": 4}, "defaults": defaults, "tasks": tasks}))
+    with started(repo, env, enter, "--json") as run:
+        wait_until(partial(has_begun, run, env, "poem/*-clashes.1/begun", 2), "both at work")
+        for begun in there(env, "poem/*-clashes.1/begun"):
+            begun.with_name("go").touch()
+    assert run.returncode == 0
+
+    for kind in ("claude", "codex"):
+        attempts = shown(repo, env, f"poem/{kind}-mends")["attempts"]
+        assert [each["outcome"] for each in attempts] == ["unverified", "done"]
+    lines = [json.loads(line) for line in (repo.parent / "run.log").read_text().splitlines()]
+    (conflict,) = [line["event"] for line in lines if line["type"] == "event" and line["event"]["type"] == "WorkConflicted"]
+    again, other = (
+        f"poem/{kind}-clashes" for kind in (("claude", "codex") if "claude" in json.dumps(conflict["task"]) else ("codex", "claude"))
+    )
+    assert [len(shown(repo, env, task)["attempts"]) for task in (again, other)] == [2, 1]
+
+    def merged(file: str) -> str:
+        argv = ["git", "show", f"orchestra/poem/merged:{file}"]
+        return subprocess.run(argv, cwd=repo, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    assert merged("hello.txt") == "hello\n"
+    assert merged("who.txt") == f"{other}, then {again}\n"
+
+
 PLANNING = """\
 name: plans
 agents: [{count: 1, kind: claude}, {count: 1, kind: shell}]
@@ -146,9 +202,7 @@ tasks:
 """
 
 
-def test_claude_returns_a_plan_that_is_carried_out_and_reviews_what_came_of_it(
-    desk: tuple[Path, dict[str, str], list[str]], net: Net
-) -> None:
+def test_claude_returns_a_plan_that_is_carried_out_and_reviews_what_came_of_it(desk: Desk, net: Net) -> None:
     repo, env, enter = desk
     (repo / "plan.yaml").write_text(PLANNING)
     done = subprocess.run(
@@ -215,7 +269,7 @@ tasks:
 """
 
 
-def test_what_a_tasks_budget_does_not_bear_is_not_asked_for_and_not_tried_again(desk: tuple[Path, dict[str, str], list[str]]) -> None:
+def test_what_a_tasks_budget_does_not_bear_is_not_asked_for_and_not_tried_again(desk: Desk) -> None:
     repo, env, enter = desk
     (repo / "plan.yaml").write_text(POOR)
     done = subprocess.run(
@@ -245,13 +299,34 @@ def ran(repo: Path, env: dict[str, str], enter: list[str], *options: str) -> sub
     return done
 
 
+@contextmanager
+def started(repo: Path, env: dict[str, str], enter: list[str], *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Begins to run the plan; at the end it is over, and what it printed is in `run.log`."""
+    argv = [*enter, str(ORCHESTRA), "run", "plan.yaml", *options]
+    with (repo.parent / "run.log").open("wb") as log:
+        process = subprocess.Popen(argv, cwd=repo, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield process
+        process.wait(110)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        sys.stdout.write((repo.parent / "run.log").read_text())  # shown where something fails
+
+
+def called(repo: Path, env: dict[str, str], *arguments: str) -> str:
+    """Returns what a command of the running or ended orchestra prints."""
+    return subprocess.run([str(ORCHESTRA), *arguments], cwd=repo, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def shown(repo: Path, env: dict[str, str], task: str) -> dict[str, Any]:
     argv = [str(ORCHESTRA), "task", "show", task, "--json"]
     found: dict[str, Any] = json.loads(subprocess.run(argv, cwd=repo, env=env, check=True, stdout=subprocess.PIPE).stdout)
     return found
 
 
-def test_eight_at_once_each_on_an_agent_of_its_own(desk: tuple[Path, dict[str, str], list[str]]) -> None:
+def test_eight_at_once_each_on_an_agent_of_its_own(desk: Desk) -> None:
     repo, env, enter = desk
     tasks = [{"id": f"t{number}", "agent": "claude" if number % 2 else "codex", "prompt": "SCENE-SLOW"} for number in range(8)]
     (repo / "plan.yaml").write_text(json.dumps({"name": "eight", "agents": {"count": 8}, "tasks": tasks}))
@@ -260,7 +335,7 @@ def test_eight_at_once_each_on_an_agent_of_its_own(desk: tuple[Path, dict[str, s
     assert sorted(used) == [[number] for number in range(1, 9)]
 
 
-def test_agents_go_on_while_the_coordinator_is_killed_and_started_again(desk: tuple[Path, dict[str, str], list[str]], net: Net) -> None:
+def test_agents_go_on_while_the_coordinator_is_killed_and_started_again(desk: Desk, net: Net) -> None:
     repo, env, enter = desk
     tasks = [{"id": kind, "agent": kind, "prompt": "SCENE-SLOW and it stays"} for kind in ("claude", "codex")]
     (repo / "plan.yaml").write_text(json.dumps({"name": "killed", "agents": {"count": 2}, "tasks": tasks}))
@@ -272,7 +347,7 @@ def test_agents_go_on_while_the_coordinator_is_killed_and_started_again(desk: tu
     assert [len(shown(repo, env, f"killed/{kind}")["attempts"]) for kind in ("claude", "codex")] == [1, 1]
 
 
-def test_what_codex_was_to_do_claude_does_where_there_is_no_codex(desk: tuple[Path, dict[str, str], list[str]], tmp_path: Path) -> None:
+def test_what_codex_was_to_do_claude_does_where_there_is_no_codex(desk: Desk, tmp_path: Path) -> None:
     repo, env, enter = desk
     programs = tmp_path / "programs"
     programs.mkdir()

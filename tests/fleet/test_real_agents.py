@@ -3,27 +3,35 @@ model is scripted; whoever asks it comes by the gateway of the control machine."
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from orchestra.core.model import NodeStatus, OutcomeKind, TaskStatus
+from orchestra.core.model import TASK_TERMINAL, NodeStatus, OutcomeKind, TaskStatus
+from orchestra.core.state import State
 from orchestra.gateway.admin import ask_admin
-from orchestra.ids import NodeId, TaskId
+from orchestra.ids import NodeId, PlanId, TaskId
 from orchestra.intake.request import AnswerParams, CancelParams
-from orchestra.testing.hosted import wait_until
+from orchestra.testing.hosted import check_books, end_processes, processes_left, wait_until
 from orchestra.testing.lab import Lab, LabFailed, LabNode
-from tests.fleet.support import Fleet, fleet
+from tests.agents.replies import RETURN_PLAN
+from tests.e2e.command import COMMAND
+from tests.fleet.support import QUICK, Fleet, fleet
 from tests.fleet.test_isolation import HOME_BYTES
-from tests.gateway.model import TOKENS, Model
+from tests.gateway.model import TOKENS, Model, Tool
 from tests.gateway.namespace import PROGRAMS
 from tests.gateway.support import CANARY
 from tests.gateway.test_agents import MODELS, PRICE
 from tests.gateway.test_in_orchestra import fake_api
 from tests.integration.test_isolation import HEAD, file_at, git, repo
+from tests.scenes import BEHIND, CLASH, otherwise, tasks_of
 
 __all__ = ["repo"]
 
@@ -51,22 +59,24 @@ def lab(lab_folder: Path) -> Iterator[Lab]:
     assert machines.leftovers() == []
 
 
-@asynccontextmanager
-async def agents(lab: Lab, folder: Path, model: Model, **flags: str) -> AsyncIterator[Fleet]:
-    """An orchestra with a gateway before the model; its key is in a file on the control machine."""
+def gate(folder: Path, url: str) -> dict[str, str]:
+    """Makes a gateway's file; its key is in another one on the control machine. Returns the settings."""
     key = folder / "key"
     key.write_text(CANARY)
     key.chmod(0o600)
+    account = {"main": {"keys": [{"file": str(key)}]}}
+    upstreams = {api: {"kind": api, "base_url": url, "accounts": account} for api in ("anthropic", "openai")}
+    prices = {"unknown": PRICE, "models": dict.fromkeys(MODELS.values(), PRICE)}
+    (folder / "gateway.json").write_text(json.dumps({"upstreams": upstreams, "prices": prices}))
+    return {"gateway.file": str(folder / "gateway.json"), **{f"kinds.{kind}.model": name for kind, name in MODELS.items()}}
+
+
+@asynccontextmanager
+async def agents(lab: Lab, folder: Path, model: Model, count: int = 4, settings: Mapping[str, str] | None = None) -> AsyncIterator[Fleet]:
+    """An orchestra with a gateway before the model."""
     with lab.inside():
-        async with fake_api(model) as (_, url):
-            account = {"main": {"keys": [{"file": str(key)}]}}
-            upstreams = {api: {"kind": api, "base_url": url, "accounts": account} for api in ("anthropic", "openai")}
-            prices = {"unknown": PRICE, "models": dict.fromkeys(MODELS.values(), PRICE)}
-            (folder / "gateway.json").write_text(json.dumps({"upstreams": upstreams, "prices": prices}))
-            settings = {f"kinds.{kind}.model": name for kind, name in MODELS.items()}
-            settings |= {"gateway.file": str(folder / "gateway.json"), **{name.replace("__", "."): value for name, value in flags.items()}}
-            async with fleet(lab, folder, agents=4, flags=settings) as it:
-                yield it
+        async with fake_api(model) as (_, url), fleet(lab, folder, agents=count, flags=gate(folder, url) | dict(settings or {})) as it:
+            yield it
 
 
 def both(scene: str, *more: str) -> str:
@@ -169,7 +179,6 @@ async def test_a_link_that_is_cut_while_a_tool_works_is_not_noticed_by_the_agent
             worktree(lab.nodes[name], kind, "touch go")
         assert await it.stage.wait_plan(plan) == "completed"
         assert attempts(it) == {"claude": 1, "codex": 1}
-    assert file_at(repo, "went.txt") == "went on"
 
 
 async def test_a_link_that_is_cut_while_the_model_answers_costs_no_task(lab: Lab, repo: Path, tmp_path: Path) -> None:
@@ -192,17 +201,143 @@ async def test_a_link_that_is_cut_while_the_model_answers_costs_no_task(lab: Lab
     assert [file_at(repo, f"by-{node}") for node in lab.nodes] == list(lab.nodes)
 
 
-async def test_claude_code_in_its_window_on_a_machine_asks_and_is_answered_from_here(lab: Lab, repo: Path, tmp_path: Path) -> None:
-    """In this mode the prompt is in a file whose path has the task's name, so that is the scene."""
-    model = Model({"SCENE-ASK": [("Write", {"file_path": "hello.txt", "content": "hello\n"})]})
-    flags = {"kinds__claude__mode": "interactive", "kinds__claude__permission_mode": "default"}
-    async with agents(lab, tmp_path, model, **flags) as it:
-        plan = await it.stage.submit(HEAD + "  - {id: SCENE-ASK, agent: claude, node: majin, prompt: Greet}\n", repo)
-        task = TaskId("p/SCENE-ASK")
-        await it.stage.wait(lambda state: True if (a := state.tasks[task].attempts) and a[-1].question else None)
-        await it.stage.app.answer(AnswerParams(task_id=str(task), text="yes"))
+def asks(task: TaskId, state: State) -> bool | None:
+    """Tells that a task's agent waits for an answer."""
+    found = state.tasks[task].attempts
+    return True if found and found[-1].question else None
+
+
+async def test_both_in_their_windows_on_machines_ask_and_are_answered_from_here(lab: Lab, repo: Path, tmp_path: Path) -> None:
+    """In this mode Claude Code is given its prompt in a file whose path has the task's name, so that is the scene."""
+    model = Model({"SCENE-ASK": [("Write", {"file_path": "hello.txt", "content": "hello\n"})], "SCENE-RUN": ["echo hello > there.txt"]})
+    modes = {f"kinds.{kind}.mode": "interactive" for kind in KINDS}
+    asking = {"kinds.claude.permission_mode": "default", "kinds.codex.approval_policy": "untrusted"}
+    scenes = {"claude": "SCENE-ASK", "codex": "SCENE-RUN"}
+    tasks = "".join(f"  - {{id: {word}, agent: {kind}, node: {WHERE[kind]}, prompt: {word}}}\n" for kind, word in scenes.items())
+    async with agents(lab, tmp_path, model, settings=modes | asking) as it:
+        plan = await it.stage.submit(HEAD + tasks, repo)
+        for word in scenes.values():
+            await it.stage.wait(partial(asks, TaskId(f"p/{word}")))
+            await it.stage.app.answer(AnswerParams(task_id=f"p/{word}", text="yes"))
         assert await it.stage.wait_plan(plan) == "completed"
-        assert len(it.state.tasks[task].attempts) == 1
-        assert (await usage_by(tmp_path, "attempt"))["p/SCENE-ASK#1"]["requests"] == 2
-        await wait_until(lambda: of_agents(lab.nodes["majin"]) == {})
-    assert file_at(repo, "hello.txt") == "hello"
+        assert [len(it.state.tasks[TaskId(f"p/{word}")].attempts) for word in scenes.values()] == [1, 1]
+        used = await usage_by(tmp_path, "attempt")
+        assert [used[f"p/{word}#1"]["requests"] for word in scenes.values()] == [2, 2]
+        await wait_until(lambda: not any(of_agents(node) for node in lab.nodes.values()))
+    assert [file_at(repo, name) for name in ("hello.txt", "there.txt")] == ["hello", "hello"]
+
+
+SCENES: dict[str, list[str | Tool]] = {
+    "SCENE-SAY": [],
+    "SCENE-TURNS": ["echo again"] * 9,
+    "SCENE-LOOP": [LOOP],
+    "SCENE-CLASH": [CLASH],
+    "SCENE-PLAN": [RETURN_PLAN],
+}
+
+
+def plan_of_scenes() -> str:
+    """Returns a plan with what becomes of an attempt, a conflict between two machines, a plan that is returned, and a task for a program that is not there."""
+    claude, codex = WHERE["claude"], WHERE["codex"]
+    tasks: list[dict[str, object]] = [
+        {"id": f"{kind}-clash", "agent": kind, "node": WHERE[kind], "prompt": "SCENE-CLASH"} for kind in KINDS
+    ]
+    tasks += [
+        {"id": "plan", "agent": "claude", "node": claude, "returns": "plan", "prompt": "SCENE-PLAN"},
+        {"id": "read", "needs": ["plan"], "node": codex, "run": "grep -qx hello planned.txt"},
+        {"id": "moved", "agent": "codex", "node": claude, "prompt": "SCENE-SAY"},
+    ]
+    tasks += [task for kind in KINDS for task in tasks_of(BEHIND[kind], kind, node=WHERE[kind], isolation="shared")]
+    return json.dumps({"name": "p", "defaults": {"isolation": "worktree", "retry_backoff_seconds": 0.01}, "tasks": tasks})
+
+
+def program_of(node: LabNode, kind: str, task: str) -> int:
+    """Returns the pid of the program itself that does a task, as seen from outside."""
+    own = f"ORCHESTRA_TASK={task}".encode()
+    running = [pid for pid, line in of_agents(node).items() if line.startswith(f"{kind} ")]
+    (pid,) = [pid for pid in running if own in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    return pid
+
+
+async def test_each_end_there_has_its_word_too(lab: Lab, repo: Path, tmp_path: Path) -> None:
+    """Many scenes in one plan: a machine for each kind, and no Codex on that of Claude Code."""
+    lab.nodes[WHERE["claude"]].run(["rm", ".local/bin/codex"])
+    model = Model(SCENES)
+    model.hold("SCENE-LOOP", 1)  # Codex asks again while its command goes on
+    both_begun = model.hold("SCENE-CLASH")
+    async with agents(lab, tmp_path, model, 8, {"kinds.claude.max_turns": "3"}) as it:
+        plan = await it.stage.submit(plan_of_scenes(), repo)
+        await wait_until(lambda: model.asked("SCENE-CLASH") == 2)
+        both_begun.set()
+        for kind, name in WHERE.items():
+            node, task = lab.nodes[name], f"{kind}-SCENE-LOOP"
+            await wait_until(lambda node=node, task=task: worktree(node, task, "cat pid", check=False) != "")
+            assert any(IN_LOOP in line for line in of_agents(node).values()), "the tool is at work"
+            os.kill(program_of(node, kind, f"p/{task}"), signal.SIGKILL)
+            await it.stage.wait_status(f"p/{task}", TaskStatus.FAILED.value)
+            assert not any(IN_LOOP in line for line in of_agents(node).values()), "it has a session of its own, and is gone too"
+        for each in list(it.state.plans[PlanId(plan)].tasks):
+            await it.stage.wait_status(each, *(status.value for status in TASK_TERMINAL))
+        assert await it.stage.wait_plan(plan) == "failed"
+        await wait_until(lambda: not any(of_agents(node) for node in lab.nodes.values()))
+
+        results = it.stage.root.results_of(TaskId("p/plan")).parent
+        assert {kind: otherwise(BEHIND[kind], kind, results) for kind in KINDS} == {kind: {} for kind in KINDS}
+        for kind in KINDS:
+            assert {len(it.state.tasks[TaskId(f"p/{kind}-{word}")].attempts) for word in BEHIND[kind]} == {1}
+        clashed = {kind: it.state.tasks[TaskId(f"p/{kind}-clash")] for kind in KINDS}
+        assert sorted((len(task.attempts), task.conflicts) for task in clashed.values()) == [(1, 0), (2, 1)]
+        moved = json.loads((results / "moved" / "result.json").read_text())
+        assert moved["status"] == "completed"
+        assert any("codex" in warning and "claude" in warning for warning in moved["warnings"]), moved["warnings"]
+        assert it.state.tasks[TaskId("p/read")].status is TaskStatus.COMPLETED, "what was planned came to the other machine"
+        assert json.loads((results / "plan.greet" / "result.json").read_text())["planned_by"] == "p/plan"
+    first, second = sorted(clashed, key=lambda kind: clashed[kind].conflicts)
+    assert file_at(repo, "who.txt") == f"p/{first}-clash, then p/{second}-clash"
+
+
+def begun(node: LabNode) -> list[str]:
+    """Returns the files by which tools say that they have begun."""
+    return node.run(["find", ".local/state/orchestra", "-name", "*.begun"], check=False).stdout.split()
+
+
+async def test_eight_at_once_go_on_while_the_coordinator_is_killed_and_started_again(lab: Lab, repo: Path, tmp_path: Path) -> None:
+    """In one folder a machine, which has a file for each of them while they wait."""
+    model = Model({"SCENE-LONG": ["touch ${ORCHESTRA_TASK#*/}.begun; until test -e go; do sleep 0.05; done"]})
+    tasks = [{"id": f"t{number}", "agent": KINDS[number % 2], "prompt": "SCENE-LONG", "isolation": "shared"} for number in range(8)]
+    (repo / "plan.yaml").write_text(json.dumps({"name": "p", "agents": {"count": 8}, "tasks": tasks}))
+    root = tmp_path / "root"
+    (root / "config").mkdir(parents=True)
+    (root / "config" / "orchestra.yaml").write_text(lab.settings_yaml())
+    with lab.inside():
+        async with fake_api(model) as (_, url):
+            settings = {**QUICK, "ssh.config_file": str(lab.ssh_config), **gate(tmp_path, url)}
+            sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+
+            async def start(*arguments: str) -> asyncio.subprocess.Process:
+                argv = [str(COMMAND), "--root", str(root), *arguments]
+                return await asyncio.create_subprocess_exec(
+                    *argv, cwd=repo, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+                )
+
+            async def connected() -> bool:
+                out, _ = await (await start("--json", "node", "list")).communicate()
+                return [node["connected"] for node in json.loads(out or b'{"nodes": []}')["nodes"]] == [True, True]
+
+            first = await start("run", "plan.yaml", *sets)
+            await wait_until(lambda: sum(len(begun(node)) for node in lab.nodes.values()) == 8)
+            first.kill()
+            await first.communicate()
+            second = await start("run", "plan.yaml", "--resume", *sets)
+            await wait_until(connected)
+            for node in lab.nodes.values():
+                node.run(["touch", str(Path(begun(node)[0]).with_name("go"))])
+            await second.communicate()
+            assert second.returncode == 0
+    leftovers = processes_left(root)
+    end_processes(leftovers)
+    assert not leftovers
+    assert not any(of_agents(node) for node in lab.nodes.values())
+    state = check_books(root)
+    assert [len(task.attempts) for task in state.tasks.values()] == [1] * 8
+    assert {attempt.agent for task in state.tasks.values() for attempt in task.attempts} == set(range(1, 9))

@@ -11,12 +11,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orchestra.testing.upstream import JSON_TYPE, Answer, Seen
+from orchestra.testing.upstream import JSON_TYPE, Answer, Seen, refusal
 from tests.gateway.test_agents import claude_says, codex_says, is_turn, text
+from tests.scenes import FAULTS, Fault
 
 WORD = re.compile(r"SCENE-[A-Z]+(?:-[A-Z]+)*")
 TOKENS = (1_000, 50, 0, 0)
 """What every turn costs: input, output, read from the cache, written to it."""
+PATIENCE_MS = 30_000
+"""Codex's most for a command, before it asks what to do while that goes on."""
 AGAIN = "did not succeed"
 """Words of a prompt that tells what was wrong with an earlier attempt."""
 
@@ -38,7 +41,8 @@ class Model:
     """The script of an `Upstream`.
 
     Args:
-        scenes: Word -> what is to be done: shell commands, or tools by name. The word with `-AGAIN` is for a task that is tried again.
+        scenes: Word -> what is to be done: shell commands, or tools by name. The word with `-AGAIN` is for a task that is tried again. In those of
+            `tests.scenes.FAULTS` the API fails.
     """
 
     def __init__(self, scenes: Mapping[str, Sequence[str | Tool]]) -> None:
@@ -61,8 +65,11 @@ class Model:
         self.turns.append(turn)
         if (event := self._held.get(turn[1:3])) is not None:
             await event.wait()
+        fault = FAULTS.get(turn.scene)
+        if fault is not None and (not fault.times or sum(each[:2] == turn[:2] for each in self.turns) <= fault.times):
+            return failing(turn.kind, fault)
         steps = self._scenes.get(f"{turn.scene}-AGAIN", ()) if AGAIN in body else ()
-        steps = steps or self._scenes[turn.scene]
+        steps = steps or (() if fault is not None else self._scenes[turn.scene])
         if turn.step >= len(steps):
             return text(turn.kind, TOKENS)
         return _calls(turn, steps[turn.step])
@@ -78,12 +85,24 @@ class Model:
         return Turn(kind, found[0], words.count(result), seen.header("x-api-key") or seen.header("authorization")), words
 
 
+def failing(kind: str, fault: Fault) -> Answer:
+    """What the API of a kind of CLI says in the model's place."""
+    if fault.cut:
+        whole = text(kind, TOKENS)
+        return Answer(headers=whole.headers, chunks=(whole.chunks or ())[:2], reset_after=2)
+    wait = () if fault.retry_after is None else (("retry-after", str(fault.retry_after)),)
+    if kind == "claude":
+        return refusal(fault.status, fault.kind, *wait, message=fault.message)
+    error = {"message": fault.message, "type": fault.kind, "code": fault.kind}
+    return Answer(status=fault.status, headers=(JSON_TYPE, *wait), body=json.dumps({"error": error}).encode())
+
+
 def _calls(turn: Turn, step: str | Tool) -> Answer:
     """A tool call."""
     if turn.kind == "claude":
         name, arguments = ("Bash", {"command": step, "description": "Do it"}) if isinstance(step, str) else step
         block = {"type": "tool_use", "id": f"toolu_{turn.step}", "name": name, "input": {}}
         return claude_says(TOKENS, block, {"type": "input_json_delta", "partial_json": json.dumps(arguments)}, "tool_use")
-    name, arguments = ("exec_command", {"cmd": step}) if isinstance(step, str) else step
+    name, arguments = ("exec_command", {"cmd": step, "yield_time_ms": PATIENCE_MS}) if isinstance(step, str) else step
     call = {"type": "function_call", "name": name, "call_id": f"call_{turn.step}", "arguments": json.dumps(arguments)}
     return codex_says(TOKENS, call)

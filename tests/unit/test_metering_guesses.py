@@ -140,6 +140,14 @@ def test_until_answers_were_seen_more_is_reserved() -> None:
     assert Group(FORMULAS["anthropic"], {}, 100, 0).charge_of(estimator.estimate("a", "other", 400, 500))[OUTPUT] == 256
 
 
+def test_a_refusal_charges_no_caution() -> None:
+    group = Group(FORMULAS["openai"], {TOKENS: 10_000}, 100, 0)
+    held = group.take(group.charge_of(Estimate(100, 0, 50, 0, answers=0)), 0)
+    assert group.view(0)[0].left == 0
+    group.settle_refused(held, 0)
+    assert group.view(0)[0].left == 850, "of the thousand that may be used at once"
+
+
 def test_answers_of_which_only_a_part_is_known_make_no_guess_smaller() -> None:
     estimator = Estimator()
     for tokens in (10, 900, 20):

@@ -75,8 +75,10 @@ def settle(formula: Formula, reserved: Charge, usage: Usage) -> Charge:
 
 
 def refused(formula: Formula, reserved: Charge) -> Charge:
-    """Returns what a request took that the provider refused."""
-    return reserved if formula.failures_count else {name: amount for name, amount in reserved.items() if name in {REQUESTS, DAILY}}
+    """Returns what a request took that the provider refused: what it was thought to take, where that counts."""
+    if not formula.failures_count:
+        return {name: amount for name, amount in reserved.items() if name in {REQUESTS, DAILY}}
+    return reserved | {name: reserved.get(name, 0) - reserved.get(extra, 0) for name, extra in EXTRA.items()}
 
 
 _ANTHROPIC_NEW: Final = re.compile(r"claude-(opus|sonnet|haiku)-(\d{1,2})(?!\d)")

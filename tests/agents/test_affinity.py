@@ -135,7 +135,7 @@ def test_a_repair_goes_on_with_the_session_and_the_work_that_failed_its_checks(p
         assert attempts[0]["base"] == attempts[1]["base"]
         told = place.prompt(task, 2)
         assert "The check 'greeting' ended with:\n    not yet" in told
-        assert "as that attempt left it" in told
+        assert "failed its checks left it" in told
         assert f"{task}.2." in told, "it is told where it is now"
         asked = "and do what it says" if (kind, place.mode) == ("CLAUDE", "interactive") else f"SCENE-{kind}-WRITE for repair"
         bodies = place.asked(net, task, 2)

@@ -65,7 +65,7 @@ def test_what_a_check_said_outlives_a_killed_worker_and_the_work_is_gone_on_with
     assert "42" not in prompts[0]
     for prompt in prompts[1:]:
         assert "The check 'is it whole' ended with:\n    the answer is 42" in prompt
-        assert "as that attempt left it" in prompt
+        assert "failed its checks left it" in prompt
     repo = sh.folder / "repo"
     assert git(repo, "ls-tree", "--name-only", "orchestra/fix/merged").splitlines() == ["half.txt", "whole.txt"]
     patch = (sh.root / "results" / "fix" / "it" / "diff.patch").read_text()
@@ -88,7 +88,7 @@ def test_in_a_folder_that_is_no_repository_too(sh: Shell) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     last = (sh.folder / "seen" / "2").read_text()
     assert "the answer is 42" in last
-    assert "as that attempt left it" in last
+    assert "failed its checks left it" in last
     patch = (sh.root / "results" / "fix" / "it" / "diff.patch").read_text()
     assert "+first half" in patch
     assert "+second half" in patch

@@ -102,11 +102,11 @@ def test_an_isolated_repair_goes_on_where_the_work_and_the_session_are() -> None
     task = task_after((7, UNVERIFIED), isolated=True)
     argv, prompt = order(task, 7, place_of(repairs=True))
     assert "s-1" in argv
-    assert "as that attempt left it" in prompt
+    assert "failed its checks left it" in prompt
     assert "/w/t.2" in prompt, "it remembers another folder"
     argv, prompt = order(task, 8, place_of(repairs=True))
     assert "s-1" not in argv
-    assert "as that attempt left it" in prompt
+    assert "failed its checks left it" in prompt
     assert "/w/t.2" not in prompt
     argv, prompt = order(task, 7, place_of(repairs=False))
     assert "s-1" not in argv, "what it remembers of its files is not true any more"
@@ -117,7 +117,7 @@ def test_a_kind_whose_sessions_are_bound_to_their_folder_begins_anew_in_another(
     monkeypatch.setattr(type(adapters()["codex"]), "sessions_move", False)
     argv, prompt = order(task_after((7, UNVERIFIED), isolated=True), 7, place_of(repairs=True))
     assert "s-1" not in argv
-    assert "as that attempt left it" in prompt
+    assert "failed its checks left it" in prompt
     assert "/w/t.2" not in prompt
     assert "s-1" in order(task_after((7, UNVERIFIED)), 7)[0]
 

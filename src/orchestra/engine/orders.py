@@ -24,8 +24,11 @@ from orchestra.workspace import Workspace
 
 SPEC_VERSION: Final = 1
 TITLE_CHARACTERS_MAX: Final = 100
-REPAIRED: Final = "Your folder is as that attempt left it; what it did is there as changes that are not committed. Go on from there."
-GONE: Final = "What that attempt did is not in your folder: begin anew."
+REPAIRED: Final = (
+    "Your folder is now as the attempt that failed its checks left it, also where something else is said above. What it did is there as changes that are "
+    "not committed. Go on from there."
+)
+GONE: Final = "What the attempt that failed its checks did is not in your folder: begin anew."
 MOVED: Final = (
     "You go on with an earlier session, in another folder: {}. What you did before, for other tasks, is in it as far as it has been merged. "
     "Use no path to the folder that you had then; it is gone."

@@ -214,15 +214,9 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, dir
         raise BadInput(
             "a prompt needs an agent that understands it", field="agent", hint="name an agent kind, or set agents.kind in the settings"
         )
-    backoff, seen_from = params.retry_backoff_seconds, params.directory or directory
-    if params.workspace is not None and not seen_from and not params.workspace.startswith("/"):
-        raise BadInput(
-            f"it is not said where {params.workspace!r} is seen from",
-            field="workspace",
-            hint="name an absolute folder, or give `directory`",
-        )
+    backoff = params.retry_backoff_seconds
     instead = otherwise(msgspec.structs.replace(defaults, strict=defaults.strict or params.strict), plan=False)
-    place = place_of(params.workspace, params.isolation, kind=kind, directory=seen_from)
+    place = place_of(params.workspace, params.isolation, kind=kind, directory=_seen_from(params, directory))
     return TaskSpec(
         id=task_id,
         description=params.description,
@@ -254,6 +248,17 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, dir
         agent_fixed=params.agent_fixed,
         speciality=params.speciality or "",
     )
+
+
+def _seen_from(params: SubmitTaskParams, directory: str) -> str:
+    found = params.directory or directory
+    if params.workspace is not None and not found and not params.workspace.startswith("/"):
+        raise BadInput(
+            f"it is not said where {params.workspace!r} is seen from",
+            field="workspace",
+            hint="name an absolute folder, or give `directory`",
+        )
+    return found
 
 
 def check_clear(description: str) -> None:

@@ -25,7 +25,7 @@ from orchestra.ids import NodeId, TaskId, parse_task_id
 from orchestra.intake import fields as f
 from orchestra.intake.criteria import Criterion, checks_for, for_judgement, written
 from orchestra.intake.document import Path, check_plain, parse, show_path
-from orchestra.intake.folders import SHELL_KIND, place_of
+from orchestra.intake.folders import SHELL_KIND, Place, place_of
 from orchestra.intake.judging import otherwise
 from orchestra.intake.planfile import AgentGroup
 from orchestra.intake.shape import Problem, convert
@@ -216,7 +216,7 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, dir
         )
     backoff = params.retry_backoff_seconds
     instead = otherwise(msgspec.structs.replace(defaults, strict=defaults.strict or params.strict), plan=False)
-    place = place_of(params.workspace, params.isolation, kind=kind, directory=_seen_from(params, directory))
+    place = _place(params, kind, params.directory or directory)
     return TaskSpec(
         id=task_id,
         description=params.description,
@@ -250,15 +250,14 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, dir
     )
 
 
-def _seen_from(params: SubmitTaskParams, directory: str) -> str:
-    found = params.directory or directory
-    if params.workspace is not None and not found and not params.workspace.startswith("/"):
+def _place(params: SubmitTaskParams, kind: str, directory: str) -> Place:
+    if params.workspace is not None and not directory and not params.workspace.startswith("/"):
         raise BadInput(
             f"it is not said where {params.workspace!r} is seen from",
             field="workspace",
             hint="name an absolute folder, or give `directory`",
         )
-    return found
+    return place_of(params.workspace, params.isolation, kind=kind, directory=directory)
 
 
 def check_clear(description: str) -> None:

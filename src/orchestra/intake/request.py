@@ -25,7 +25,7 @@ from orchestra.ids import NodeId, TaskId, parse_task_id
 from orchestra.intake import fields as f
 from orchestra.intake.criteria import Criterion, checks_for, for_judgement, written
 from orchestra.intake.document import Path, check_plain, parse, show_path
-from orchestra.intake.folders import SHELL_KIND, place_of
+from orchestra.intake.folders import SHELL_KIND, Place, place_of
 from orchestra.intake.judging import otherwise
 from orchestra.intake.planfile import AgentGroup
 from orchestra.intake.shape import Problem, convert
@@ -214,15 +214,9 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, dir
         raise BadInput(
             "a prompt needs an agent that understands it", field="agent", hint="name an agent kind, or set agents.kind in the settings"
         )
-    backoff, seen_from = params.retry_backoff_seconds, params.directory or directory
-    if params.workspace is not None and not seen_from and not params.workspace.startswith("/"):
-        raise BadInput(
-            f"it is not said where {params.workspace!r} is seen from",
-            field="workspace",
-            hint="name an absolute folder, or give `directory`",
-        )
+    backoff = params.retry_backoff_seconds
     instead = otherwise(msgspec.structs.replace(defaults, strict=defaults.strict or params.strict), plan=False)
-    place = place_of(params.workspace, params.isolation, kind=kind, directory=seen_from)
+    place = _place(params, kind, params.directory or directory)
     return TaskSpec(
         id=task_id,
         description=params.description,
@@ -254,6 +248,16 @@ def to_spec(params: SubmitTaskParams, *, task_id: TaskId, default_kind: str, dir
         agent_fixed=params.agent_fixed,
         speciality=params.speciality or "",
     )
+
+
+def _place(params: SubmitTaskParams, kind: str, directory: str) -> Place:
+    if params.workspace is not None and not directory and not params.workspace.startswith("/"):
+        raise BadInput(
+            f"it is not said where {params.workspace!r} is seen from",
+            field="workspace",
+            hint="name an absolute folder, or give `directory`",
+        )
+    return place_of(params.workspace, params.isolation, kind=kind, directory=directory)
 
 
 def check_clear(description: str) -> None:

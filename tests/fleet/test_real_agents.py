@@ -41,6 +41,8 @@ WHERE = {"claude": "mugen", "codex": "majin"}
 """Kind -> the machine it works on."""
 LOOP = "echo $$ > pid; while :; do sleep 0.2; done"
 IN_LOOP = "while :; do"
+ALLOWED = {"kinds.claude.permission_mode": "bypassPermissions"}
+"""Also in a folder that tasks share."""
 UNTIL_GO = "touch begun; until test -e go; do sleep 0.05; done; echo went on > went.txt"
 
 
@@ -265,7 +267,7 @@ async def test_each_end_there_has_its_word_too(lab: Lab, repo: Path, tmp_path: P
     model = Model(SCENES)
     model.hold("SCENE-LOOP", 1)  # Codex asks again while its command goes on
     both_begun = model.hold("SCENE-CLASH")
-    async with agents(lab, tmp_path, model, 8, {"kinds.claude.max_turns": "3"}) as it:
+    async with agents(lab, tmp_path, model, 8, {"kinds.claude.max_turns": "3", **ALLOWED}) as it:
         plan = await it.stage.submit(plan_of_scenes(), repo)
         await wait_until(lambda: model.asked("SCENE-CLASH") == 2)
         both_begun.set()
@@ -311,7 +313,7 @@ async def test_eight_at_once_go_on_while_the_coordinator_is_killed_and_started_a
     (root / "config" / "orchestra.yaml").write_text(lab.settings_yaml())
     with lab.inside():
         async with fake_api(model) as (_, url):
-            settings = {**QUICK, "ssh.config_file": str(lab.ssh_config), **gate(tmp_path, url)}
+            settings = {**QUICK, "ssh.config_file": str(lab.ssh_config), **gate(tmp_path, url), **ALLOWED}
             sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
 
             async def start(*arguments: str) -> asyncio.subprocess.Process:

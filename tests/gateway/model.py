@@ -71,8 +71,8 @@ class Model:
         steps = self._scenes.get(f"{turn.scene}-AGAIN", ()) if AGAIN in body else ()
         steps = steps or (() if fault is not None else self._scenes[turn.scene])
         if turn.step >= len(steps):
-            return text(turn.kind, TOKENS)
-        return _calls(turn, steps[turn.step])
+            return text(turn.kind, TOKENS, len(self.turns))
+        return _calls(turn, steps[turn.step], len(self.turns))
 
     def _turn(self, seen: Seen) -> tuple[Turn, str]:
         kind = "claude" if "/messages" in seen.target else "codex"
@@ -82,7 +82,8 @@ class Model:
         found = WORD.search(words)
         assert found is not None, words[-2_000:]
         result = '"type": "tool_result"' if kind == "claude" else '"type": "function_call_output"'
-        return Turn(kind, found[0], words.count(result), seen.header("x-api-key") or seen.header("authorization")), words
+        since = words.rpartition(AGAIN)[2]  # a session that is gone on with holds what was done in earlier attempts
+        return Turn(kind, found[0], since.count(result), seen.header("x-api-key") or seen.header("authorization")), words
 
 
 def failing(kind: str, fault: Fault) -> Answer:
@@ -97,12 +98,12 @@ def failing(kind: str, fault: Fault) -> Answer:
     return Answer(status=fault.status, headers=(JSON_TYPE, *wait), body=json.dumps({"error": error}).encode())
 
 
-def _calls(turn: Turn, step: str | Tool) -> Answer:
-    """A tool call."""
+def _calls(turn: Turn, step: str | Tool, number: int) -> Answer:
+    """A tool call. Its id is one that no other has: a session that is gone on with holds the earlier ones too."""
     if turn.kind == "claude":
         name, arguments = ("Bash", {"command": step, "description": "Do it"}) if isinstance(step, str) else step
-        block = {"type": "tool_use", "id": f"toolu_{turn.step}", "name": name, "input": {}}
-        return claude_says(TOKENS, block, {"type": "input_json_delta", "partial_json": json.dumps(arguments)}, "tool_use")
+        block = {"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": {}}
+        return claude_says(TOKENS, block, {"type": "input_json_delta", "partial_json": json.dumps(arguments)}, "tool_use", number)
     name, arguments = ("exec_command", {"cmd": step, "yield_time_ms": PATIENCE_MS}) if isinstance(step, str) else step
-    call = {"type": "function_call", "name": name, "call_id": f"call_{turn.step}", "arguments": json.dumps(arguments)}
+    call = {"type": "function_call", "name": name, "call_id": f"call_{number}", "arguments": json.dumps(arguments)}
     return codex_says(TOKENS, call)

@@ -135,10 +135,10 @@ def subscription() -> dict[str, Any]:
 # ---- what the model says ------------------------------------------------------------------------------------------------------
 
 
-def claude_says(tokens: tuple[int, int, int, int], block: dict[str, Any], delta: dict[str, Any], stop: str) -> Answer:
+def claude_says(tokens: tuple[int, int, int, int], block: dict[str, Any], delta: dict[str, Any], stop: str, number: int = 1) -> Answer:
     usage = dict(zip(("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"), tokens, strict=True))
     message: dict[str, Any] = {
-        "id": "msg_1",
+        "id": f"msg_{number}",
         "type": "message",
         "role": "assistant",
         "model": MODELS["claude"],
@@ -168,10 +168,10 @@ def codex_says(tokens: tuple[int, int, int, int], item: dict[str, Any]) -> Answe
     return Answer(headers=(SSE_TYPE,), chunks=tuple(event(name, {"type": name, **data}) for name, data in events))
 
 
-def text(kind: str, tokens: tuple[int, int, int, int] = (1_000, 50, 0, 0)) -> Answer:
+def text(kind: str, tokens: tuple[int, int, int, int] = (1_000, 50, 0, 0), number: int = 1) -> Answer:
     """The last word of a turn."""
     if kind == "claude":
-        return claude_says(tokens, {"type": "text", "text": ""}, {"type": "text_delta", "text": "Said."}, "end_turn")
+        return claude_says(tokens, {"type": "text", "text": ""}, {"type": "text_delta", "text": "Said."}, "end_turn", number)
     content = [{"type": "output_text", "text": "Said."}]
     return codex_says(tokens, {"type": "message", "role": "assistant", "id": "msg_1", "content": content})
 

@@ -349,7 +349,7 @@ def _errors(task: TaskState) -> list[str]:
     if task.status is TaskStatus.COMPLETED:
         return []
     outcome = task.result()
-    failed = [] if outcome is None else [f"check {check.name}: {check.reason or 'failed'}" for check in outcome.checks if not check.passed]
+    failed = [] if outcome is None else [f"check {check.name}: {check.how}" for check in outcome.checks if not check.passed]
     reasons = [task.reason, "" if outcome is None else outcome.reason, task.cancel_reason, *failed]
     return list(dict.fromkeys(reason for reason in reasons if reason))[:ERRORS_MAX]
 

@@ -157,3 +157,13 @@ def test_the_commit_that_each_began_from_is_known_when_its_place_is_gone(sh: She
     assert sh.result("steps/b")["base_commit"] == after_a
     assert "base_commit" not in sh.result("steps/c")
     assert after_a in sh.run("ledger", "show", "--limit", "1000").stdout
+
+
+def test_a_branch_that_nothing_could_come_into_is_refused_before_anything_runs(sh: Shell, repo: Path) -> None:
+    for text, branch, words in (
+        (ADDS, "nosuch", f"{repo} has no branch 'nosuch'"),
+        (ADDS.replace("isolation: worktree, ", ""), "main", "no task of this plan works in a worktree"),
+    ):
+        done = sh.run("run", sh.plan(text), "--merge-into", branch)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    assert git(repo, "for-each-ref", "refs/heads/orchestra") == ""

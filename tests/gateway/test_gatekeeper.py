@@ -186,7 +186,7 @@ def test_a_storm_of_refusals_pauses_the_work_and_costs_no_task_a_retry(tmp_path:
             assert coordinator.kinds().count("limit_calm") == alarms
             if alarms:
                 (at_ms,) = [at_ms for at_ms, each in coordinator.told if each.kind == "limit_alarm"]
-                assert at_ms - begin_ms == pytest.approx(5 * MINUTE_MS, abs=10_000)
+                assert 5 * MINUTE_MS <= at_ms - begin_ms < 5.5 * MINUTE_MS, "counted from when the pace was refused, not one request"
             stormy = [seen for seen in stage.upstream.seen if begin_ms <= seen.at_ms < end_ms]
             assert 0 < len(stormy) < 80, "hardly anybody asks meanwhile"
             totals = await stage.totals()
@@ -231,7 +231,7 @@ def test_an_upstream_that_is_down_for_long_is_told_and_one_that_comes_back_is_no
             assert "upstream_down" in await stage.kinds()
             assert [each.kind for _, each in coordinator.told if each.kind.startswith("upstream")] == ["upstream_down", "upstream_back"]
             (at_ms,) = [at_ms for at_ms, each in coordinator.told if each.kind == "upstream_down"]
-            assert 5 * MINUTE_MS < at_ms - down[0] < 6 * MINUTE_MS
+            assert 5 * MINUTE_MS < at_ms - down[0] < 7 * MINUTE_MS, "counted from the eighth failure, and tries are paused by chance"
 
     in_virtual_time(scene())
 

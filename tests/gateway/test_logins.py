@@ -151,6 +151,10 @@ async def test_nothing_is_started_for_a_login_whose_window_is_used_up(tmp_path: 
             accounts = (await ask(root, "health"))["accounts"]
             assert [name.partition("-")[0] for name in accounts] == ["api.login"]
             assert all(each["parked_ms"] > 3_500_000 for each in accounts.values())
-            assert "is used up" in (await stage.app.explain(TaskParams("p/a"))).explanation
+
+            async def explained() -> bool:  # once its pause is over
+                return "is used up" in (await stage.app.explain(TaskParams("p/a"))).explanation
+
+            await wait_until(explained)
             assert {seen.header("authorization") for seen in api.seen} == {f"Bearer {LOGIN}"}
             assert len(api.seen) == 1, "it was asked once, and is not asked again"

@@ -22,6 +22,7 @@ from orchestra.workspace import (
     MergeResult,
     PruneRequest,
     TidyRequest,
+    Touched,
     WorkFailure,
     WorkRequest,
     Workspace,
@@ -571,3 +572,15 @@ async def test_who_holds_the_lock_is_told(tmp_path: Path) -> None:
             await merged(work, space, space.base)
         holder.communicate(b"\n")
     assert (await merged(work, space, space.base)).result == "merged"
+
+
+async def test_what_pythons_tools_leave_behind_is_nobodys_work_unless_the_repository_has_it(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "repo", {"kept/__pycache__/old.pyc": "old"})
+    work = spaces(tmp_path)
+    space = await made(work, repo)
+    left = {"a.py": "x = 1\n", "__pycache__/a.pyc": "a", "sub/.pytest_cache/v": "v", "kept/__pycache__/old.pyc": "new"}
+    found = await change(work, space, left)
+    assert (found.created, found.changed) == (("a.py",), ("kept/__pycache__/old.pyc",))
+    (seen,) = await work.touched([WorkRequest(repo=str(repo), attempt=space.attempt)])
+    assert isinstance(seen, Touched)
+    assert "__pycache__/a.pyc" not in seen.paths

@@ -117,3 +117,16 @@ async def test_what_an_orchestra_keeps_in_the_folder_is_no_part_of_the_copy(tmp_
     space = await made(spaces(tmp_path), folder)
     assert sorted(os.listdir(at(space))) == [".codex", "a.txt", "in", "out", "run.sh", "sub"]
     assert os.listdir(at(space) / ".codex") == ["config"]
+
+
+async def test_the_patch_of_a_copy_can_be_applied_whatever_was_left_there(tmp_path: Path) -> None:
+    folder = plain(tmp_path)
+    work = spaces(tmp_path)
+    space = await made(work, folder)
+    (at(space) / "sub" / "b.bin").write_bytes(b"\0\2")
+    found = await change(work, space, {"a.txt": "one\n2\n", "__pycache__/a.pyc": "a", "sub/.mypy_cache/c": "c"})
+    assert (found.created, found.changed) == ((), ("a.txt", "sub/b.bin"))
+    assert b"# sub/b.bin changed: not text, and not in this patch\n" in found.patch
+    again = make_repo(tmp_path / "check", {"a.txt": "one\ntwo\n"})
+    git(again, "apply", "-", data=found.patch)
+    assert (again / "a.txt").read_text() == "one\n2\n"

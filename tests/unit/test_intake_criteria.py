@@ -152,7 +152,11 @@ def test_pytest_is_missing(bench: Path) -> None:
     (bench / "project/tests").mkdir()
     (bench / "project/tests/test_a.py").touch()
     stand_in(bench, "python3", "exit 1")
-    assert run(bench, "All tests pass") == (scripts.NO_RUNNER, "pytest is needed here and not installed\n")
+    python = bench / "bin" / "python3"
+    why = f"pytest (neither as a module of {python} nor as a program) is needed here and not installed\n"
+    assert run(bench, "All tests pass") == (scripts.NO_RUNNER, why)
+    stand_in(bench, "pytest", "echo 3 passed")
+    assert run(bench, "All tests pass")[0] == 0, "there may be one of another Python"
 
 
 @pytest.mark.parametrize(

@@ -382,6 +382,11 @@ class CheckResult(msgspec.Struct, frozen=True, omit_defaults=True):
     duration_ms: int = 0
     tail: tuple[str, ...] = ()
 
+    @property
+    def how(self) -> str:
+        """How it failed, in words."""
+        return f"exit code {self.code}" if self.reason in ("", "exit") else self.reason
+
 
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing a review found."""

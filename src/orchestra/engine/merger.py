@@ -315,5 +315,7 @@ def _left_over(state: State) -> list[tuple[TaskId, int]]:
 
 def message_of(spec: TaskSpec, number: int) -> str:
     """Returns the commit message: what the task is, and which attempt did it."""
-    subject = " ".join(spec.description.split())[:SUBJECT_CHARACTERS] or str(spec.id)
+    described = not spec.payload.content.startswith(spec.description)  # else it is the first line of what was run or asked
+    subject = " ".join(spec.description.split())[:SUBJECT_CHARACTERS] if described or spec.payload.type == "analysis" else ""
+    subject = subject or str(spec.id)
     return f"{subject}\n\nTask: {spec.id}\nAttempt: {number}\n"

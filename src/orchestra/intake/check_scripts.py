@@ -73,7 +73,8 @@ TESTS: Final = (
 if [ -n "${1:-}" ]; then counted any /bin/sh -c "$1"; tell_tests; exit "$failed"; fi
 if is_python; then
   if module pytest; then counted pytest "$py" -m pytest -q
-  elif python_tests; then missing pytest; fi
+  elif have pytest; then counted pytest pytest -q
+  elif python_tests; then missing "pytest (neither as a module of $(command -v "$py") nor as a program)"; fi
 fi
 if npm_script test; then have npm || missing npm; counted node env CI=1 npm test --silent; fi
 if [ -f Cargo.toml ]; then have cargo || missing cargo; counted cargo cargo test; fi

@@ -282,5 +282,5 @@ def commands(data: ReportData) -> list[dict[str, str]]:
         why = "Run again what is not completed; what is completed stays as it is"
         lines.append({"why": why, "line": f"orchestra run {source} --resume"})
     else:
-        lines.append({"why": "All is done. After a change to the plan, run what is new", "line": f"orchestra run {source} --resume"})
+        lines.append({"why": "All is done. Do it anew, also after a change to the plan", "line": f"orchestra run {source}"})
     return lines

@@ -73,14 +73,10 @@ def _check(check: CheckResult) -> Values:
         "name": plain(check.name, NAME_CHARACTERS_MAX),
         "tone": "good" if check.passed else "bad",
         "word": "passed" if check.passed else "failed",
-        "reason": "" if check.passed else plain(_why(check)),
+        "reason": "" if check.passed else plain(check.how),
         "time": show_ms(check.duration_ms),
         "tail": plain("\n".join(check.tail)),
     }
-
-
-def _why(check: CheckResult) -> str:
-    return f"exit code {check.code}" if check.reason in ("", "exit") else check.reason
 
 
 def _case(case: TestCase) -> Values:

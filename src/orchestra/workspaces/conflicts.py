@@ -32,8 +32,7 @@ def together_prompt(failed: Sequence[CheckResult], collected: Collected, bytes_m
         "Your folder has the other work and not yours. Do yours again so that it goes with the other.",
     ]
     for check in failed:
-        how = check.reason if check.reason not in ("", "exit") else f"exit code {check.code}"
-        lines += ["", f"The check {check.name!r} ended on both together with {how}:", *(f"    | {line}" for line in check.tail)]
+        lines += ["", f"The check {check.name!r} ended on both together with {check.how}:", *(f"    | {line}" for line in check.tail)]
     lines += ["", f"What you had done is commit {collected.head}. It changed:"]
     lines += [f"    | {line}" for line in collected.patch.decode("utf-8", "backslashreplace").splitlines()]
     text = "\n".join(lines) + "\n"

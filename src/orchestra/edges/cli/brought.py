@@ -29,7 +29,7 @@ def show_brought(render: Renderer, told: MergePlanReply | OrchestraError, *, as_
     def human() -> None:
         for each in told.repos:
             if each.result != "conflict":
-                render.line(*_line(each))
+                render.line(*_line(each, told.plan))
 
     if as_result:
         render.show(told, human)
@@ -41,12 +41,12 @@ def show_brought(render: Renderer, told: MergePlanReply | OrchestraError, *, as_
     return not against
 
 
-def _line(each: Brought) -> tuple[str | Styled, ...]:
+def _line(each: Brought, plan: str) -> tuple[str | Styled, ...]:
     branch = each.branch.removeprefix("refs/heads/")
     if each.result == "nothing":
-        return (f"{branch} in {each.repo} has all of it already",)
+        return (f"{branch} in {each.repo} has all the work of {plan} already",)
     how = "went forward to" if each.forward else "was merged with"
-    return (Styled("merged", "green"), f": {branch} in {each.repo} {how} the plan's work, and is at {each.head[:12]}")
+    return (Styled("merged", "green"), f": {branch} in {each.repo} {how} the work of {plan}, and is at {each.head[:12]}")
 
 
 def _conflict(each: Brought, plan: str) -> Refused:

@@ -91,7 +91,12 @@ def test(
         for result in results:
             rows = [("met" if each.met else "NOT MET", each.criterion, each.measured) for each in result["verdicts"]]
             session.render.table(("", str(result["scenario"]), "measured"), rows)
-            session.render.fields([(name.replace("_", " "), str(value)) for name, value in msgspec.to_builtins(result["figures"]).items()])
+            session.render.fields(
+                [
+                    (name.replace("_", " "), "-" if value is None else str(value))
+                    for name, value in msgspec.to_builtins(result["figures"]).items()
+                ]
+            )
 
     session.render.show({"drills": results}, human)
     return EXIT_UNMET if unmet else 0

@@ -46,6 +46,8 @@ def run(
         raise BadInput("--attach needs a terminal", field="attach", hint="leave it out, and use `orchestra agent attach` from one")
     settings = session.wiring.load_settings(session.root, session.flags)  # they may define agent kinds that the plan names
     text, document = read_plan(plan, msgspec.structs.replace(session.wiring.task_defaults(settings), strict=strict))
+    if merge_into:
+        check_branch(document, merge_into)
     running = session.wiring.coordinator_running(session.root)
     request = Request(str(plan), text, document, str(plan.parent.absolute()), agents, keep, attach, resume, running, merge_into, strict)
     try:
@@ -53,6 +55,32 @@ def run(
     except KeyboardInterrupt:
         say_unfinished(session, request, "it was interrupted")
         return EXIT_UNFINISHED
+
+
+def check_branch(document: PlanDocument, branch: str) -> None:
+    """Checks before anything runs that the plan's work can come into this branch.
+
+    Raises:
+        BadInput: It has no work of its own, or there is no such branch.
+    """
+    import subprocess
+
+    folders = {draft.workspace for draft in document.drafts if draft.isolated}
+    if not folders:
+        raise BadInput(
+            "no task of this plan works in a worktree, so there is nothing to merge",
+            field="merge-into",
+            hint="give tasks `isolation: worktree`, or leave it out",
+        )
+    for folder in sorted(folders):
+        if Path(folder).is_dir():
+            words = ["git", "-C", folder, "rev-parse", "--quiet", "--verify", f"refs/heads/{branch}^{{commit}}"]
+            if subprocess.run(words, capture_output=True, check=False).returncode:
+                raise BadInput(
+                    f"{folder} has no branch {branch!r}",
+                    field="merge-into",
+                    hint="name a branch that is there; a folder without git has none",
+                )
 
 
 def read_plan(path: Path, defaults: TaskDefaults) -> tuple[str, PlanDocument]:

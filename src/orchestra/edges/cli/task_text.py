@@ -7,7 +7,7 @@ from typing import Final
 from orchestra.edges.cli.render import Part, Renderer, Styled, mark, one_line, status_word
 from orchestra.quantity import show_ms, show_usd
 from orchestra.usecases import TasksReply
-from orchestra.views import AttemptView, TaskDetail, TaskView
+from orchestra.views import AttemptView, CheckView, TaskDetail, TaskView
 
 PATHS_SHOWN_MAX: Final = 10
 SHA_SHOWN: Final = 12
@@ -123,10 +123,15 @@ def show_attempt(render: Renderer, attempt: AttemptView) -> None:
     show_evidence(render, attempt)
 
 
+def failure_of(check: CheckView) -> str:
+    """Returns how a check failed, in words."""
+    return f"exit code {check.code}" if check.reason in ("", "exit") else check.reason
+
+
 def show_evidence(render: Renderer, attempt: AttemptView) -> None:
     """Writes what an attempt left: checks, cost, last lines."""
     for check in attempt.checks:
-        render.line("  ", mark(check.passed), f" {check.name}", f": {check.reason}" if check.reason and not check.passed else "")
+        render.line("  ", mark(check.passed), f" {check.name}", "" if check.passed else f": {failure_of(check)}")
     if attempt.review is not None:
         render.line(f"  review: {attempt.review.verdict}: {attempt.review.summary}")
         for finding in attempt.review.findings:

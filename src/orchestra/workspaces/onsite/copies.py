@@ -15,9 +15,10 @@ import time
 from contextlib import contextmanager
 from typing import Any, Iterator
 
-from orchestra.workspaces.onsite.ground import Problem, private_folder
+from orchestra.workspaces.onsite.ground import CACHES, Problem, private_folder
 from orchestra.workspaces.onsite.records import Place
 
+CACHES_SET = frozenset(CACHES)
 FICLONE = 0x40049409
 """Linux: share the blocks until one of the two is written."""
 DIFF_BYTES_MAX = 256 << 10
@@ -222,6 +223,8 @@ def compare(place: Place, most: int = 0) -> tuple[dict[str, str], list[str], dic
             if before.get(path, ["dir"])[0] == "dir":
                 there.add(path)
             continue
+        if path not in before and not CACHES_SET.isdisjoint(path.split("/")[:-1]):
+            continue
         if not (stat.S_ISREG(seen.st_mode) or stat.S_ISLNK(seen.st_mode)):
             skipped.append(path)
             continue
@@ -292,7 +295,7 @@ def _file_patch(place: Place, source: str, path: str, kind: str, old: Entry | No
     if before is None:
         notes.append("%s changed in the folder that was copied: its old lines are not in the patch" % _shown(path))
     if before is None or after is None or b"\0" in before or b"\0" in after:
-        return head + [b"Binary files a/%s and b/%s differ\n" % (name, name)]
+        return [b"# %s %s: not text, and not in this patch\n" % (name, kind.encode())]  # git takes such a line for a comment
     names = (b"/dev/null" if kind == "created" else b"a/" + name, b"/dev/null" if kind == "deleted" else b"b/" + name)
     text = difflib.diff_bytes(difflib.unified_diff, before.splitlines(True), after.splitlines(True), *names)
     return head + [line if line.endswith(b"\n") else line + b"\n\\ No newline at end of file\n" for line in text]

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
-from typing import Any, Iterator, Sequence
+from typing import IO, Any, Iterator, Sequence
 
 KEPT = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_CONFIG_HOME", "TZ")
 """Variables that git sees. Every `GIT_*` of the caller is dropped."""
@@ -53,6 +53,8 @@ TAKEN_OVER = frozenset(
 )
 """Settings that say how content lies in files; none names a program."""
 LOCK_HELD = re.compile(r"Unable to create '([^'\n]+\.lock)': File exists")
+CACHES = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")
+"""Folders that Python's tools leave behind wherever they run; what is in them is nobody's work. Files of them that the repository has already count."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.%-]{0,199}")
 SHA = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 WHO = ("orchestra", "orchestra@localhost")
@@ -308,6 +310,11 @@ class Repository:
         return Private(self, folder, work_tree, index, attributes)
 
 
+def _read_back(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
 class Private:
     """A short-lived git directory with nothing in it that can run."""
 
@@ -338,13 +345,16 @@ class Private:
             source = os.path.join(self.repo.common, "info", name)
             if os.path.isfile(source):
                 shutil.copyfile(source, os.path.join(self.path, "info", name))
+        with open(os.path.join(self.path, "info", "exclude"), "ab+") as file:
+            own = _read_back(file)
+            file.truncate(0)
+            file.write("".join("%s/\n" % name for name in CACHES).encode() + own)  # first, so that the repository's own words go before
         if self.attributes:
             code, out, _ = self.ask("cat-file", "blob", self.attributes + ":.gitattributes")
             if code == 0:
                 # A bare git directory reads none from trees; those of the top folder are enough for `merge=union` and `-text`.
                 with open(os.path.join(self.path, "info", "attributes"), "ab+") as file:
-                    file.seek(0)
-                    own = file.read()
+                    own = _read_back(file)
                     file.truncate(0)
                     file.write(out + b"\n" + own)
         return self

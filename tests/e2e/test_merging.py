@@ -45,12 +45,12 @@ tasks:
   - id: rename
     description: call it gross, wherever it is used
     run: |
-      until [ -e "$MET/cart" ]; do touch "$MET/rename"; sleep 0.02; done
+      touch "$MET/rename"; until [ -e "$MET/cart" ]; do sleep 0.02; done
       sed -i 's/price(/gross(/; s/import price/import gross/' *.py
   - id: cart
     description: a cart beside the shop, with the price of all that is in it
     run: |
-      until [ -e "$MET/rename" ]; do touch "$MET/cart"; sleep 0.02; done; touch "$MET/cart"
+      touch "$MET/cart"; until [ -e "$MET/rename" ]; do sleep 0.02; done
       name=$(sed -n 's/^def \\([a-z]*\\).*/\\1/p' prices.py)
       printf 'from prices import %s\\n\\nassert sum(%s(net) for net in (100, 200)) == 330\\n' $name $name > cart.py
       printf 'import cart\\n' >> shop.py

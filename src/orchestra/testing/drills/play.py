@@ -29,6 +29,7 @@ from orchestra.testing.upstream import Answer, Seen, Upstream, anthropic_json, r
 
 KIND: Final = "asker"
 KEY: Final = "drill-key"
+WORK: Final = "work"
 PROMPT: Final = "Ask the model a few times and say how many answers came."
 LOOK_S: Final = 1.0
 READY_S: Final = 120.0
@@ -138,6 +139,7 @@ def _prepare(scenario: Scenario, folder: Path, url: str) -> Path:
     """Writes the settings, the gateway's file and the agent's program; returns the root."""
     root = folder / "root"
     (root / "config").mkdir(parents=True)
+    (folder / WORK).mkdir()
     asker, key = folder / "asker.py", folder / "key"
     asker.write_text(resources.files("orchestra").joinpath("testing", "drills", "asker.py").read_text("utf-8"))
     key.touch(0o600)
@@ -207,7 +209,11 @@ class _Drill:
         wanted = round(self._scenario.agents * (1 + WAITING_EACH)) - self._open()
         if wanted > 0:
             first = self._submitted + 1
-            tasks = [SubmitTaskParams(description=PROMPT, task_id=f"drill-{n}", agent=KIND) for n in range(first, first + wanted)]
+            place = str(self._root.parent / WORK)  # shared: not a copy each of the folder one happens to stand in
+            tasks = [
+                SubmitTaskParams(description=PROMPT, task_id=f"drill-{n}", agent=KIND, workspace=place, isolation="shared")
+                for n in range(first, first + wanted)
+            ]
             await self._app.submit_batch(SubmitBatchParams(tasks=tuple(tasks)))
             self._submitted += wanted
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from orchestra.edges.cli.grammar import Command, session_of
+from orchestra.edges.cli.sim import testing
 from orchestra.errors import BadInput
 
+if TYPE_CHECKING:
+    from orchestra.edges.cli.render import Renderer
+
 EXAMPLE = "orchestra test --list\norchestra test api-rate-limit-stress --duration 600\norchestra test my-scenarios.yaml --json"
-EXIT_UNMET = 1
-
-
-def drills(module: str) -> Any:
-    """Returns a module of the drills; loaded by name, because nothing but this command of the shipped program needs it."""
-    import importlib
-
-    return importlib.import_module(f"orchestra.testing.drills.{module}")
+EXIT_UNMET: Final = 1
 
 
 @click.command("test", cls=Command, example=EXAMPLE)
@@ -46,57 +43,57 @@ def test(
     import asyncio
     import tempfile
 
-    import msgspec
-
     session = session_of(context)
-    known = drills("scenario")
+    known = testing("drills.scenario")
     if listed or scenario is None:
-        found = known.shipped()
-
-        def table() -> None:
-            rows = [
-                (known.plain(each.name), str(each.agents), f"{each.duration_seconds:g} s", "; ".join(each.success_criteria))
-                for each in found
-            ]
-            session.render.table(("scenario", "agents", "duration", "criteria"), rows)
-
-        session.render.show({"scenarios": [msgspec.to_builtins(each) for each in found]}, table)
+        show_shipped(session.render, known)
         return 0
-    path = Path(scenario)
-    if path.suffix in (".yaml", ".yml", ".json"):
-        try:
-            chosen = known.read_scenarios(path.read_text("utf-8"), str(path))
-        except OSError as exc:
-            raise BadInput(
-                f"{path} cannot be read: {exc.strerror}", field="scenario", hint="check its name; `--list` shows those that are shipped"
-            ) from exc
-    else:
-        chosen = (known.choose(known.shipped(), scenario),)
-    sized = [known.resized(each, agents, duration) for each in chosen]
+    sized = [known.resized(each, agents, duration) for each in chosen(known, scenario)]
     place = folder.absolute() if folder else Path(tempfile.mkdtemp(prefix="drill-", dir="/tmp"))
     if place.is_dir() and any(place.iterdir()):
         raise BadInput(f"{place} is not empty", field="folder", hint="name a new folder")
-    unmet = 0
+
+    def tell(text: str) -> None:
+        session.render.progress(text, coarse=text)
+
     results = []
     for each in sized:
         session.render.note(f"{each.name}: {each.agents} agents, {each.duration_seconds:g} s, a scripted API; all of it is in {place}")
-        figures = asyncio.run(
-            drills("play").play(each, place / known.plain(each.name), seed, lambda text: session.render.progress(text, coarse=text))
+        figures = asyncio.run(testing("drills.play").play(each, place / known.plain(each.name), seed, tell))
+        results.append(
+            {"scenario": each.name, "seed": seed, "folder": str(place), "verdicts": known.judge(each, figures), "figures": figures}
         )
-        verdicts = known.judge(each, figures)
-        unmet += sum(not verdict.met for verdict in verdicts)
-        results.append({"scenario": each.name, "seed": seed, "folder": str(place), "verdicts": verdicts, "figures": figures})
+    session.render.show({"drills": results}, lambda: show_results(session.render, results))
+    return EXIT_UNMET if any(not verdict.met for result in results for verdict in result["verdicts"]) else 0
 
-    def human() -> None:
-        for result in results:
-            rows = [("met" if each.met else "NOT MET", each.criterion, each.measured) for each in result["verdicts"]]
-            session.render.table(("", str(result["scenario"]), "measured"), rows)
-            session.render.fields(
-                [
-                    (name.replace("_", " "), "-" if value is None else str(value))
-                    for name, value in msgspec.to_builtins(result["figures"]).items()
-                ]
-            )
 
-    session.render.show({"drills": results}, human)
-    return EXIT_UNMET if unmet else 0
+def chosen(known: Any, scenario: str) -> Any:
+    """Returns the scenarios of a file, or the shipped one of that name."""
+    path = Path(scenario)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        return (known.choose(known.shipped(), scenario),)
+    try:
+        return known.read_scenarios(path.read_text("utf-8"), str(path))
+    except OSError as exc:
+        raise BadInput(
+            f"{path} cannot be read: {exc.strerror}", field="scenario", hint="check its name; `--list` shows those that are shipped"
+        ) from exc
+
+
+def show_shipped(render: Renderer, known: Any) -> None:
+    import msgspec
+
+    found = known.shipped()
+    rows = [(known.plain(each.name), str(each.agents), f"{each.duration_seconds:g} s", "; ".join(each.success_criteria)) for each in found]
+    header = ("scenario", "agents", "duration", "criteria")
+    render.show({"scenarios": [msgspec.to_builtins(each) for each in found]}, lambda: render.table(header, rows))
+
+
+def show_results(render: Renderer, results: list[dict[str, Any]]) -> None:
+    import msgspec
+
+    for result in results:
+        rows = [("met" if each.met else "NOT MET", each.criterion, each.measured) for each in result["verdicts"]]
+        render.table(("", str(result["scenario"]), "measured"), rows)
+        figures = msgspec.to_builtins(result["figures"])
+        render.fields([(name.replace("_", " "), "-" if value is None else str(value)) for name, value in figures.items()])

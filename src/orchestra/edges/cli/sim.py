@@ -13,11 +13,11 @@ EXIT_BROKEN = 70
 """As for any broken invariant: a bug of ours."""
 
 
-def campaign() -> Any:
-    """Returns the module that plays seeds; loaded by name, because nothing but this command of the shipped program needs it."""
+def testing(module: str) -> Any:
+    """Returns a module of `orchestra.testing`; loaded by name, because only the commands that try the orchestra out need any of it."""
     import importlib
 
-    return importlib.import_module("orchestra.testing.world.campaign")
+    return importlib.import_module(f"orchestra.testing.{module}")
 
 
 @click.command(
@@ -36,7 +36,7 @@ def sim(context: click.Context, seed: int, seeds: int, steps: int, hours: float,
     The real core, scheduler, kernel and reconciliation run among simulated machines that fail. The same seed is the same run, event for event.
     """
     session = session_of(context)
-    module = campaign()
+    module = testing("world.campaign")
     options = module.options_for(hours, agents, steps)
     arguments = (
         (f" --hours {hours:g}" if hours else "") + (f" --agents {agents}" if agents else "") + (f" --steps {steps}" if steps else "")

@@ -12,12 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import pytest
 
 from orchestra.agents.adapter import AGENT_DIR, ATTEMPT_DIR, STAGE_DIR, Adapter, Context, Exit, Launch, Signal, Verdict
 from orchestra.agents.adapter import PYTHON as NODE_PYTHON
@@ -44,6 +46,13 @@ KEYS = {
 RECORDINGS = ROOT / "tests" / "unit" / "recordings"
 RECORD = os.environ.get("ORCHESTRA_RECORD_AGENTS") == "1"
 """Writes what was seen to the recordings that the unit tests judge."""
+
+
+@pytest.fixture(name="tmp_path")
+def outside_tmp() -> Iterator[Path]:
+    """Not below /tmp: there Codex lets its commands write anyway, and its sandbox does not find a helper of its own."""
+    with tempfile.TemporaryDirectory(prefix="agents-", dir="/var/tmp") as folder:
+        yield Path(folder)
 
 
 class Missing(AssertionError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,21 +12,14 @@ from orchestra.agents.adapter import Adapter
 from orchestra.agents.codex import ADAPTER as CODEX
 from orchestra.core.model import OutcomeKind
 from tests.agents.replies import PLANNED
-from tests.agents.support import URL, Desk, Net, desk, installed, make_task
+from tests.agents.support import URL, Desk, Net, desk, installed, make_task, outside_tmp
 from tests.agents.test_orchestra import desk as repository
 from tests.agents.test_orchestra import ran
 
-__all__ = ["repository"]
+__all__ = ["outside_tmp", "repository"]
 
 ADAPTER: Adapter = CODEX
 SETTINGS = {"base_url": f"{URL}/v1", "model": "gpt-5.5", "sandbox": "workspace-write"}
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Not below /tmp: there Codex lets its commands write anyway, and its sandbox does not find a helper of its own."""
-    with tempfile.TemporaryDirectory(prefix="agents-", dir="/var/tmp") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,24 +13,17 @@ from orchestra.agents.causes import Cause
 from orchestra.agents.claude import ADAPTER as CLAUDE_ADAPTER
 from orchestra.core.model import OutcomeKind, TaskSpec
 from tests.agents.replies import PLANNED
-from tests.agents.support import URL, Desk, Net, desk, installed, make_task
+from tests.agents.support import URL, Desk, Net, desk, installed, make_task, outside_tmp
 from tests.agents.test_interactive import wait_asked
 from tests.agents.test_orchestra import desk as repository
 from tests.agents.test_orchestra import ran
 from tests.unit.recorded import cause_in
 
-__all__ = ["repository"]
+__all__ = ["outside_tmp", "repository"]
 
 CLAUDE: Adapter = CLAUDE_ADAPTER
 SETTINGS = {"base_url": URL, "max_retries": "1"}
 """Nothing here needs to be told that root is fine: it may not do everything."""
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Not below /tmp: there Codex lets its commands write anyway, and its sandbox does not find a helper of its own."""
-    with tempfile.TemporaryDirectory(prefix="agents-", dir="/var/tmp") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture

@@ -63,6 +63,12 @@ def always(seen: Seen, number: int) -> Answer:
     return reply()
 
 
+async def first_hangs(seen: Seen, number: int) -> Answer:
+    if number == 0:
+        await asyncio.Event().wait()  # until the connection ends
+    return reply()
+
+
 def prepare(folder: Path, base_url: str, *, cost: dict[str, Any] | None = None, **config: Any) -> Path:
     """Writes what an orchestra with a gateway of its own file needs; the key is in a file that only its owner can read."""
     root = folder / "root"
@@ -174,12 +180,7 @@ async def test_status_shows_the_limits_as_they_stand(tmp_path: Path) -> None:
 
 
 async def test_a_killed_gateway_comes_back_where_its_agents_look_for_it(tmp_path: Path) -> None:
-    async def script(seen: Seen, number: int) -> Answer:
-        if number == 0:
-            await asyncio.Event().wait()  # until the connection ends
-        return reply()
-
-    async with fake_api(script) as (api, url):
+    async with fake_api(first_hangs) as (api, url):
         root = prepare(tmp_path, url)
         async with hosted(root, agents=2) as stage:
             name = await stage.submit(plan("p", "a"), tmp_path / "work")
@@ -196,12 +197,7 @@ async def test_a_killed_gateway_comes_back_where_its_agents_look_for_it(tmp_path
 
 
 async def test_a_token_whose_attempt_ended_while_the_gateway_was_away_is_no_good_when_it_is_back(tmp_path: Path) -> None:
-    async def script(seen: Seen, number: int) -> Answer:
-        if number == 0:
-            await asyncio.Event().wait()  # until the connection ends
-        return reply()
-
-    async with fake_api(script) as (api, url):
+    async with fake_api(first_hangs) as (api, url):
         root = prepare(tmp_path, url)
         async with hosted(root, agents=1) as stage:
             name = await stage.submit(plan("p", "a"), tmp_path / "work")

@@ -213,11 +213,13 @@ def test_what_the_order_adds_is_hidden_shown_or_writable(desk: Desk) -> None:
 
 def test_a_shared_folder_is_written_and_what_the_users_git_would_run_is_not(desk: Desk) -> None:
     shared = desk.ground / "shared"
-    desk.put(shared / "root/ledger/ledger.db")
+    desk.put(shared / "orchestra/ledger/ledger.db")
     subprocess.run(["git", "init", "-q", str(shared)], check=True)
     desk.start()
-    script = "echo new > file; echo evil > .git/hooks/pre-commit; git config alias.x '!evil'; git add file; cat root/ledger/ledger.db; true"
-    spec = desk.order(["/bin/sh", "-c", script], cwd=str(shared), sandbox={"mode": "on", "hide": [f"{shared}/root/ledger"]})
+    script = (
+        "echo new > file; echo evil > .git/hooks/pre-commit; git config alias.x '!evil'; git add file; cat orchestra/ledger/ledger.db; true"
+    )
+    spec = desk.order(["/bin/sh", "-c", script], cwd=str(shared), sandbox={"mode": "on", "hide": [f"{shared}/orchestra/ledger"]})
     assert desk.wait_record("done", spec)["exit"]["code"] == 0
     assert (shared / "file").read_text() == "new\n"
     assert not (shared / ".git/hooks/pre-commit").exists()

@@ -130,7 +130,7 @@ def test_where_nothing_is_to_be_repaired_the_folder_is_not_spoken_of() -> None:
 
 
 def sandbox_in(mode: str, kind: str, *, wish: str = "", remote: bool = False, place: Workspace | None = None) -> dict[str, Any]:
-    options = SandboxOptions(mode, hide=("~/private",), hide_here=("/root/ledger",), writable=("/cache",))
+    options = SandboxOptions(mode, hide=("~/private",), hide_here=("/srv/ledger",), writable=("/cache",))
     payload = Payload("command", "true") if kind == "shell" else Payload("analysis", "Write a poem.")
     spec = TaskSpec(id=TaskId("t"), description="", payload=payload, kind=kind, sandbox=wish)
     made = OrderMaker(lambda kind: adapters()[kind], OrderOptions(sandbox=options)).make(
@@ -145,7 +145,7 @@ def test_what_a_model_says_is_done_in_a_sandbox_and_what_the_user_wrote_only_if_
         assert sandbox_in("auto", kind)["mode"] == "auto", kind
         assert sandbox_in("off", kind) == {}
     assert sandbox_in("auto", "shell") == {}
-    assert sandbox_in("on", "shell") == {"mode": "on", "hide": ["~/private", "/root/ledger"], "readable": [], "writable": ["/cache"]}
+    assert sandbox_in("on", "shell") == {"mode": "on", "hide": ["~/private", "/srv/ledger"], "readable": [], "writable": ["/cache"]}
 
 
 def test_a_task_may_have_a_sandbox_of_its_own_and_may_not_do_without_where_all_have_one() -> None:

@@ -118,7 +118,9 @@ def make_workspace(workspace: str, directory: str, *, field: str = "workspace") 
     if path.is_dir():
         return
     if not Path(directory).is_dir() or not path.resolve().is_relative_to(Path(directory).resolve()):
-        raise PlanInvalid(f"the workspace {workspace} does not exist", field=field, hint=f"make it, or name a folder below {directory}")
+        raise PlanInvalid(
+            f"the workspace {workspace} does not exist", field=field, hint=f"make it; only a folder below {directory} is made for you"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:

@@ -364,7 +364,8 @@ def test_a_stopped_heart_is_noticed_and_so_is_its_return(stage: Stage) -> None:
 
 
 def test_inventory_tells_workers_and_attempts(stage: Stage) -> None:
-    courier = stage.courier()
+    courier = stage.courier("--beat-check-ms", "600000")  # it looks for hearts now, and not again in this test
+    assert courier.ask("inventory", dirs=[])["workers"] == []
     pane = stage.worker()
     done = stage.order(["/bin/true"])
     stage.wait_record("done", done)

@@ -110,7 +110,8 @@ class Workers:
         return moment - one.beat_seen
 
     def told(self) -> list[dict[str, Any]]:
-        """As in `inventory`."""
+        """As in `inventory`. Who is named as alive is watched from here on: nobody's end can fall between this and the next look."""
+        self.refresh()
         found = []
         for agent in self.agents():
             holder = self.holder(agent)

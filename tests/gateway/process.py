@@ -58,6 +58,11 @@ class Process:
             self._process.send_signal(number)
         return await self._process.wait()
 
+    async def exit_code(self) -> int:
+        """Waits for its end."""
+        assert self._process is not None
+        return await self._process.wait()
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)

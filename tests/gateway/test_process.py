@@ -194,6 +194,37 @@ async def test_signals_reload_and_drain(tmp_path: Path) -> None:
         assert await asked == 200
 
 
+async def test_budgets_reload_and_the_end_by_commands(tmp_path: Path) -> None:
+    """What an administrator of a gateway alone does, without its socket."""
+    upstream = Upstream(lambda seen, n: anthropic_json(1, 1), CLOCK)
+    async with running(tmp_path, upstream) as process, aiohttp.ClientSession() as http:
+        token = (await process.admin("issue_token", attempt="try-1", task="docs"))["token"]
+
+        async def ask() -> int:
+            async with http.post(f"http://127.0.0.1:{process.port}/v1/messages", json=asking(), headers={"x-api-key": token}) as response:
+                return response.status
+
+        assert await ask() == 200
+        (held,) = (await process.command("budget", "task", "docs", "--usd", "0"))["budgets"]
+        assert (held["scope"], held["name"], held["budget_usd_micros"]) == ("task", "docs", 0)
+        assert held["settled_usd_micros"] > 0
+        assert await ask() == 402
+        assert (await process.command("budget", "task", "docs", "--none"))["budgets"] == []
+        assert await ask() == 200
+
+        await process.command("budget", "day", "--usd", "0")
+        assert await ask() == 402
+        assert (await process.command("budget", "plan"))["budgets"] == []
+        (today,) = (await process.command("budget", "day"))["budgets"]
+        await process.command("budget", "day", today["name"], "--usd", "1.5")
+        assert await ask() == 200
+
+        assert await process.command("reload") == {}
+        assert (await process.admin("events"))["events"][-1]["kind"] == "reloaded"
+        assert await process.command("stop") == {}
+        assert await process.exit_code() == 0
+
+
 async def test_two_gateways_do_not_share_a_folder(tmp_path: Path) -> None:
     upstream = Upstream(lambda seen, n: anthropic_json(1, 1), CLOCK)
     async with running(tmp_path, upstream) as process:

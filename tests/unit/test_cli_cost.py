@@ -22,7 +22,8 @@ from orchestra.costviews import (
     Range,
     TaskEstimate,
 )
-from orchestra.edges.cli.cost import BY, SCOPES
+from orchestra.edges.cli.budget_asked import SCOPES
+from orchestra.edges.cli.cost import BY
 from orchestra.edges.cli.cost_live import HOUR_MS, PACE_MS, LiveScreen, Look, Pace, bar, lines_of
 from orchestra.edges.cli.cost_text import csv_of
 from orchestra.edges.cli.main import cli

@@ -21,7 +21,7 @@ from orchestra.files import private_server, socket_address
 from orchestra.gateway.reading import budget_rows, day_number, usage_rows
 from orchestra.intake.document import show_path
 from orchestra.intake.shape import convert
-from orchestra.metering.books import BUDGETED, Who
+from orchestra.metering.books import BUDGETED, Who, day_of
 
 if TYPE_CHECKING:
     from orchestra.gateway.service import Gateway
@@ -76,10 +76,10 @@ class UsageOf(Params, frozen=True, kw_only=True):
 
 
 class SetBudget(Params, frozen=True, kw_only=True):
-    """A budget of a scope; a day is named `2026-01-31`."""
+    """A budget of a scope; a day is named `2026-01-31`, and is today without a name."""
 
     scope: str
-    name: Text
+    name: Text = ""
     usd_micros: Micros
 
 
@@ -253,10 +253,16 @@ class AdminServer:
         return {"forgotten": self._gateway.desk.forget_budgets(params.scope, params.names)}
 
     def _set_budget(self, params: SetBudget) -> Any:
-        if params.scope not in BUDGETED or not params.name:
-            raise BadInput(f"{params.scope[:40]!r} has no budget", field="scope", hint="use day, plan, task or agent, and a name")
-        name = day_number(params.name, "name") if params.scope == "day" else params.name
-        self._gateway.desk.set_budget(params.scope, name, params.usd_micros)
+        desk = self._gateway.desk
+        if params.scope not in BUDGETED:
+            raise BadInput(f"{params.scope[:40]!r} has no budget", field="scope", hint="use " + ", ".join(BUDGETED))
+        if params.scope == "day":
+            name = day_number(params.name, "name") if params.name else str(day_of(desk.clock.wall_ms()))
+        elif params.name:
+            name = params.name
+        else:
+            raise BadInput("nothing says whose budget", field="name", hint=f"name the {params.scope}")
+        desk.set_budget(params.scope, name, params.usd_micros)
         return {}
 
     async def _events(self, params: EventsAfter) -> Any:

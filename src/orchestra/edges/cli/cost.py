@@ -7,11 +7,11 @@ from typing import Final
 
 import click
 
+from orchestra.edges.cli.budget_asked import amount_asked, budget_arguments
 from orchestra.edges.cli.cost_text import csv_of, show_budgets, show_costs, show_estimate, show_limits
 from orchestra.edges.cli.grammar import Command, Group, session_of
 
 BY: Final = ("task", "agent", "model", "day", "plan", "attempt")
-SCOPES: Final = ("day", "plan", "task", "agent")
 WATCH_SECONDS: Final = 2.0
 
 
@@ -71,10 +71,7 @@ def watch(context: click.Context, interval: float, top: int) -> None:
     cls=Command,
     example="orchestra cost budget\norchestra cost budget task level6/docs --usd 2.50\norchestra cost budget day --none",
 )
-@click.argument("scope", type=click.Choice(SCOPES), required=False)
-@click.argument("name", required=False, default="")
-@click.option("--usd", type=click.FloatRange(0), metavar="DOLLARS", help="What it may cost.")
-@click.option("--none", "lift", is_flag=True, help="Lift the budget.")
+@budget_arguments
 @click.pass_context
 def budget(context: click.Context, scope: str | None, name: str, usd: float | None, lift: bool) -> None:
     """Show budgets, or set or lift one.
@@ -83,22 +80,17 @@ def budget(context: click.Context, scope: str | None, name: str, usd: float | No
     """
     import msgspec
 
-    from orchestra.errors import BadInput
-    from orchestra.quantity import usd_micros
     from orchestra.usecases import Empty, SetBudgetParams
 
-    if usd is not None and lift:
-        raise BadInput("--usd and --none contradict each other", hint="give one of them")
-    if scope is None and (usd is not None or lift):
-        raise BadInput("nothing says whose budget", field="scope", hint="for example: orchestra cost budget day --usd 20")
+    amount = amount_asked(context, scope, usd, lift)
     session = session_of(context)
-    if usd is None and not lift:
+    if amount is None:
         reply = session.ask(lambda use_cases: use_cases.budgets(Empty()))
         chosen = [each for each in reply.budgets if scope in (None, each.scope) and name in ("", each.name)]
         reply = msgspec.structs.replace(reply, budgets=tuple(chosen))
     else:
         assert scope is not None
-        params = SetBudgetParams(scope, name, -1 if usd is None else usd_micros(usd, field="usd"))
+        params = SetBudgetParams(scope, name, amount)
         reply = session.ask(lambda use_cases: use_cases.set_budget(params))
     session.render.show(reply, lambda: show_budgets(session.render, reply))
 

@@ -114,7 +114,8 @@ def show_budgets(render: Renderer, reply: BudgetsReply) -> None:
         render.table(("scope", "name", "budget", "settled", "reserved", "used"), rows, right=("budget", "settled", "reserved", "used"))
     else:
         render.line("there are no budgets")
-    render.note(reply.note)
+    if reply.note:
+        render.note(reply.note)
 
 
 def used_percent(used: int, whole: int) -> Styled:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from orchestra.edges.cli.budget_asked import amount_asked, budget_arguments
 from orchestra.edges.cli.grammar import EXIT_UNHEALTHY, Command, Group, session_of
 from orchestra.edges.cli.session import Session
 from orchestra.quantity import ms_from_seconds, show_ms, show_usd, usd_micros
@@ -182,6 +183,57 @@ def usage(context: click.Context, config_path: Path, by: str, name: str) -> None
         session.render.table((by, "requests", "input", "cache write", "cache read", "output", "cost", "uncertain"), rows)
 
     session.render.show(found, human)
+
+
+@gateway.command(
+    "budget",
+    cls=Command,
+    example="orchestra gateway budget\norchestra gateway budget task docs --usd 2.50\norchestra gateway budget day --none",
+)
+@config_option
+@budget_arguments
+@click.pass_context
+def budget(context: click.Context, config_path: Path, scope: str | None, name: str, usd: float | None, lift: bool) -> None:
+    """Show budgets, or set or lift one.
+
+    NAME of a day is 2026-01-31; without one it is today (in UTC). What passes a budget is refused or cut off, from the next request on.
+    """
+    import msgspec
+
+    from orchestra.costviews import BudgetsReply, BudgetView
+    from orchestra.edges.cli.cost_text import show_budgets
+
+    session = session_of(context)
+    amount = amount_asked(context, scope, usd, lift)
+    if amount is not None:
+        ask(config_path, "set_budget", scope=scope, name=name, usd_micros=amount)
+    rows = msgspec.convert(ask(config_path, "budgets")["budgets"], tuple[BudgetView, ...])
+    chosen = tuple(each for each in rows if amount is not None or (scope in (None, each.scope) and name in ("", each.name)))
+    reply = BudgetsReply("gateway", "", chosen)
+    session.render.show(reply, lambda: show_budgets(session.render, reply))
+
+
+@gateway.command("reload", cls=Command, example="orchestra gateway reload")
+@config_option
+@click.pass_context
+def reload(context: click.Context, config_path: Path) -> None:
+    """Read the file and all keys again, as SIGHUP does.
+
+    Requests on their way go on as they began. Where the file cannot hold, nothing is changed.
+    """
+    session = session_of(context)
+    session.render.show(ask(config_path, "reload"), lambda: session.render.note("configuration and keys were read again"))
+
+
+@gateway.command("stop", cls=Command, example="orchestra gateway stop")
+@config_option
+@click.pass_context
+def stop(context: click.Context, config_path: Path) -> None:
+    """End the gateway, as SIGTERM does: it takes no new requests and waits for those on their way."""
+    session = session_of(context)
+    session.render.show(
+        ask(config_path, "stop"), lambda: session.render.note("the gateway ends when the requests on their way are answered")
+    )
 
 
 @gateway.command("limits", cls=Command, example="orchestra gateway limits --json")

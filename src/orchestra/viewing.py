@@ -73,12 +73,14 @@ class Lens(msgspec.Struct, frozen=True):
     """Tasks that say they change the same files wait for each other."""
     absent: str = ""
     """Said first if nobody is at work and what is seen is only the ledger."""
+    notice: str = ""
+    """Said beside the warnings: to be known, yet nothing that is wrong."""
 
 
 def status_view(state: State, lens: Lens, agents: list[AgentState] | None = None, tasks: list[TaskState] | None = None) -> StatusView:
     """Returns the figures of the whole, or of some agents and tasks."""
     chosen = list(state.agents.values()) if agents is None else agents
-    warnings = _warnings(state, lens)
+    said = (REHEARSAL_NOTICE if lens.rehearsal else "", lens.absent, lens.notice)
     return StatusView(
         status=state.lifecycle.value,
         health=health_word(state, lens),
@@ -92,7 +94,7 @@ def status_view(state: State, lens: Lens, agents: list[AgentState] | None = None
         api_limits=ApiLimits(_used(lens.rpm_used, lens.rpm_limit), _used(lens.tpm_used, lens.tpm_limit)),
         tasks=task_counts(state) if tasks is None else count_tasks(tasks),
         uptime_seconds=uptime_ms(state, lens.now_ms) // 1000,
-        warnings=(REHEARSAL_NOTICE, *warnings) if lens.rehearsal else warnings,
+        warnings=(*filter(None, said), *_troubles(state, lens)),
     )
 
 
@@ -112,11 +114,11 @@ def health_word(state: State, lens: Lens) -> str:
     up = sum(agent.status in RUNNING for agent in agents)
     if state.lifecycle is Lifecycle.FAILED or lens.ledger_trouble or (agents and not up and state.lifecycle is not Lifecycle.INITIALIZING):
         return "critical"
-    return "degraded" if _warnings(state, lens) else "healthy"
+    left_alone = lens.absent and state.lifecycle not in (Lifecycle.UNINITIALIZED, Lifecycle.TERMINATED)
+    return "degraded" if left_alone or _troubles(state, lens) else "healthy"
 
 
-def _warnings(state: State, lens: Lens) -> tuple[str, ...]:
-    absent = [lens.absent] if lens.absent else []
+def _troubles(state: State, lens: Lens) -> list[str]:
     found = [f"nothing can be made durable: {lens.ledger_trouble}"] if lens.ledger_trouble else []
     if state.lifecycle is Lifecycle.FAILED:
         found.append(f"the orchestra failed to start: {state.reason}")
@@ -138,7 +140,7 @@ def _warnings(state: State, lens: Lens) -> tuple[str, ...]:
     found += [f"{name.task} waits for an answer: {attempt.question[:QUESTION_CHARACTERS]}" for name, attempt in asking[:10]]
     unknown = [task for task in state.live if state.tasks[task].status is TaskStatus.UNKNOWN]
     found += [f"lost sight of {task}: {state.tasks[task].reason}" for task in unknown[:10]]
-    return (*absent, *found)
+    return found
 
 
 def task_counts(state: State) -> TaskCounts:

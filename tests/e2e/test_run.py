@@ -244,6 +244,7 @@ def test_after_the_run_everything_can_still_be_read(sh: Shell) -> None:
     assert sh.json("task", "logs", "quiet/q")["lines"] == []
     assert sh.json("task", "show", "hello/b")["task"]["status"] == "completed"
     assert "no coordinator is running" in sh.run("status").stdout
+    assert sh.json("status")["health"] == "healthy", "it ended as it was to"
     assert sh.run("report").returncode == 0
     refused = sh.run("scale", "3")
     assert refused.returncode == 69
@@ -271,6 +272,20 @@ def test_a_setting_on_the_command_line_is_obeyed(sh: Shell) -> None:
     wrong = sh.run("run", path, "--set", "tasks.retires=0")
     assert wrong.returncode == 2
     assert "tasks.retries" in wrong.stderr
+
+
+def test_settings_that_change_while_it_runs_are_told_and_hold_from_the_next_start(sh: Shell) -> None:
+    assert sh.run("up", "--agents", "1").returncode == 0
+    assert sh.json("status")["warnings"] == []
+    file = sh.root / "config" / "orchestra.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("orchestra: {tasks: {retries: 7}}\n")
+    status = sh.json("status")
+    assert status["warnings"] == ["orchestra.yaml was changed after the start, and holds from the next one: tasks.retries"]
+    assert status["health"] == "healthy"
+    assert sh.run("down").returncode == 0
+    assert sh.run("up", "--agents", "1").returncode == 0
+    assert sh.json("status")["warnings"] == []
 
 
 def test_down_ends_what_a_kept_run_has_left(sh: Shell) -> None:

@@ -22,6 +22,7 @@ from orchestra.bootstrap.gateways import Plan as GatewayPlan
 from orchestra.bootstrap.gateways import make_gatekeeper, plan_gateway
 from orchestra.bootstrap.logs import start_logging, stop_logging
 from orchestra.bootstrap.provisioning import provisioner
+from orchestra.bootstrap.settings_file import SettingsFile
 from orchestra.bootstrap.wiring import (
     admission_options,
     app_options,
@@ -101,6 +102,7 @@ class Coordinator:
     def __init__(self, root: Root, settings: Settings, clock: Clock, keys: Mapping[str, str] | None = None) -> None:
         self.root = root
         self._settings = settings
+        self._settings_file = SettingsFile(root.config, settings)
         self._clock = clock
         self._keys = keys or {}
         self._drivers: dict[NodeId, NodeDriver] = {}
@@ -231,6 +233,7 @@ class Coordinator:
             loads=self.app.costs.loads,
             settled=self.app.costs.whole,
             serialised=self._settings.workspaces.serialise_overlaps,
+            notice=self._settings_file.notice(),
         )
 
     def _attempt_place(self, node: NodeId, attempt: AttemptId) -> str:

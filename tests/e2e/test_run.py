@@ -274,6 +274,15 @@ def test_a_setting_on_the_command_line_is_obeyed(sh: Shell) -> None:
     assert "tasks.retries" in wrong.stderr
 
 
+def test_a_setting_that_a_call_cannot_use_is_told(sh: Shell) -> None:
+    assert sh.run("run", sh.plan(HELLO)).returncode == 0
+    looked = sh.run("status", "--set", "tasks.retries=0")
+    assert (looked.returncode, "keeps the settings it has" in looked.stderr) == (0, True)
+    wrong = sh.run("status", "--set", "tasks.retires=0")
+    assert wrong.returncode == 2
+    assert "tasks.retries" in wrong.stderr
+
+
 def test_settings_that_change_while_it_runs_are_told_and_hold_from_the_next_start(sh: Shell) -> None:
     assert sh.run("up", "--agents", "1").returncode == 0
     assert sh.json("status")["warnings"] == []

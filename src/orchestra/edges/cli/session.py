@@ -62,14 +62,19 @@ class Session:
             self._wiring = real_wiring()
         return self._wiring
 
-    def ask(self, question: Callable[[UseCases], Coroutine[Any, Any, T]]) -> T:
-        """Returns what the running orchestra answers.
+    def ask(self, question: Callable[[UseCases], Coroutine[Any, Any, T]], *, ours: bool = False) -> T:
+        """Returns what the running orchestra answers; `ours` was started by this call, and has its settings.
 
         Raises:
             CoordinatorUnreachable: None is running for the root.
+            SettingsInvalid: A setting of this call is none.
         """
 
         import asyncio
+
+        if self.flags and not ours:
+            self.wiring.load_settings(self.root, self.flags)
+            self.render.note("--set is for what a command starts; the orchestra that answers keeps the settings it has")
 
         async def put() -> T:
             async with self.wiring.connect(self.root) as use_cases:

@@ -218,7 +218,7 @@ def show_bare(session: Session) -> int:
     """Writes how an orchestra without agents is doing."""
     from orchestra.intake.request import StatusParams
 
-    status = session.ask(lambda use_cases: use_cases.status(StatusParams()))
+    status = session.ask(lambda use_cases: use_cases.status(StatusParams()), ours=True)
     agents = status.agents
     session.render.show(status, lambda: session.render.line(f"up: {agents.running} of {agents.total} agents ready, {status.health}"))
     return 0

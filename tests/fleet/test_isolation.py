@@ -13,7 +13,7 @@ from orchestra.ids import TaskId
 from orchestra.testing.hosted import wait_until
 from orchestra.testing.lab import Lab, LabFailed
 from orchestra.usecases import TaskParams
-from tests.fleet.support import Fleet, fleet
+from tests.fleet.support import WAIT, Fleet, fleet
 from tests.integration.test_isolation import HEAD, both, file_at, git, repo, told
 
 __all__ = ["repo"]
@@ -98,7 +98,7 @@ async def test_what_tasks_left_on_their_machines_comes_home(lab: Lab, repo: Path
 
 
 async def test_work_of_two_machines_that_conflicts_is_done_again_on_top_of_the_other(lab: Lab, repo: Path, tmp_path: Path) -> None:
-    change = 'until [ -e ~/gate ]; do sleep 0.05; done; sed -i "1s|.*|from $ORCHESTRA_TASK after $(head -1 f.txt)|" f.txt'
+    change = WAIT + '; sed -i "1s|.*|from $ORCHESTRA_TASK after $(head -1 f.txt)|" f.txt'
     async with fleet(lab, tmp_path, agents=2) as it:
         plan = await it.stage.submit(HEAD + both(change), repo)
         await it.wait_running(2)
@@ -117,8 +117,7 @@ async def test_work_of_two_machines_that_conflicts_is_done_again_on_top_of_the_o
 
 async def test_a_merge_of_work_of_two_machines_is_checked_on_the_machine_of_the_second(lab: Lab, repo: Path, tmp_path: Path) -> None:
     change = (
-        "until [ -e ~/gate ]; do sleep 0.05; done; mkdir -p below; cd below; "
-        "if test -e p.a -o -e p.b; then hostname > both; else touch $(echo $ORCHESTRA_TASK | tr / .); fi"
+        f"{WAIT}; mkdir -p below; cd below; if test -e p.a -o -e p.b; then hostname > both; else touch $(echo $ORCHESTRA_TASK | tr / .); fi"
     )
     check = 'if test -e below/p.a && test -e below/p.b; then echo "they quarrel on $(hostname)"; exit 1; fi'
     async with fleet(lab, tmp_path, agents=2) as it:
@@ -146,7 +145,7 @@ async def test_a_task_below_the_top_works_there_on_another_machine_too(lab: Lab,
 
 
 async def test_a_coordinator_that_ends_while_a_machine_works_merges_it_when_it_is_back(lab: Lab, repo: Path, tmp_path: Path) -> None:
-    tasks = '  - {id: a, node: mugen, run: "echo a > a"}\n  - {id: b, node: majin, run: "until [ -e ~/gate ]; do sleep 0.05; done; echo b > b"}\n'
+    tasks = f'  - {{id: a, node: mugen, run: "echo a > a"}}\n  - {{id: b, node: majin, run: "{WAIT}; echo b > b"}}\n'
     async with fleet(lab, tmp_path, agents=2, end=False) as it:
         plan = await it.stage.submit(HEAD + tasks, repo)
         await it.stage.wait_status("p/a", "completed")
@@ -183,10 +182,9 @@ async def test_a_repository_that_lies_on_the_machine_is_worked_on_there(lab: Lab
 
 
 async def test_what_runs_on_machines_is_looked_at_there_and_holds_up_who_declares_it(lab: Lab, repo: Path, tmp_path: Path) -> None:
-    wait = "until [ -e ~/gate ]; do sleep 0.05; done"
     tasks = f"""\
-  - {{id: a, node: mugen, run: "echo a >> f.txt; {wait}"}}
-  - {{id: c, node: majin, run: "echo c > c.txt; sed -i 1d f.txt; {wait}"}}
+  - {{id: a, node: mugen, run: "echo a >> f.txt; {WAIT}"}}
+  - {{id: c, node: majin, run: "echo c > c.txt; sed -i 1d f.txt; {WAIT}"}}
   - {{id: first, node: majin, run: "until [ -e ~/first ]; do sleep 0.05; done"}}
   - {{id: b, node: majin, needs: [first], files: [f.txt], run: "tail -1 f.txt > b.txt"}}
 """

@@ -26,3 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(TESTS).parts[0]
         if folder in MARKED:
             item.add_marker(folder)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuses to run if groups have no effect: a version of pytest that pytest-xdist does not know yet makes it ignore them without a word."""
+    if getattr(session.config.option, "loadgroup", False):
+        for item in session.items:
+            if item.get_closest_marker("xdist_group") is not None and "@" not in item.nodeid:
+                raise pytest.UsageError(
+                    f"{item.nodeid} is in a group, and this pytest-xdist does not see it with pytest {pytest.__version__}"
+                )

@@ -11,6 +11,7 @@ import pytest
 from tests.agents.support import Desk, Missing, Net, desk
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps them on one worker, where they share a server."""
     for item in items:

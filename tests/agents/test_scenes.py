@@ -63,22 +63,23 @@ def processes_of(task: str) -> dict[int, str]:
 def test_a_program_that_is_killed_in_its_window_leaves_nothing(desk: Desk, how: str) -> None:
     """Its tool, which has a session of its own, is gone as soon as the task has failed: the windows and agents are still there."""
     repo, env, enter = desk
+    plan = f"killed-{how}"  # of its own, as what runs is found by the task's name in all of the machine
     signals = {f"SCENE-{kind.upper()}-WAIT-{number.name}": (kind, number) for kind in KINDS for number in (signal.SIGKILL, signal.SIGTERM)}
     tasks = [{"id": name, "agent": kind, "prompt": f"{name}: do as you are told."} for name, (kind, _) in signals.items()]
-    (repo / "plan.yaml").write_text(json.dumps({"name": "killed", "agents": {"count": 4}, "defaults": {"retries": 0}, "tasks": tasks}))
+    (repo / "plan.yaml").write_text(json.dumps({"name": plan, "agents": {"count": 4}, "defaults": {"retries": 0}, "tasks": tasks}))
     modes = {f"kinds.{kind}.mode": how for kind in KINDS}
     with started(repo, env, enter, "--keep", *options({**BOUNDS, **modes})) as run:
         for name, (kind, number) in signals.items():
-            wait_until(partial(has_begun, run, env, f"killed/{name}.1/pid"), f"the tool of {name}")
-            running = processes_of(f"killed/{name}")
+            wait_until(partial(has_begun, run, env, f"{plan}/{name}.1/pid"), f"the tool of {name}")
+            running = processes_of(f"{plan}/{name}")
             assert {kind, "bash"} <= {*running.values()}, "the program and its tool"
             (pid,) = [pid for pid, program in running.items() if program == kind]
             os.kill(pid, number)
     try:
         assert run.returncode == 1
         for name in signals:
-            (reason,) = json.loads((repo / ".codex" / "results" / "killed" / name / "result.json").read_text())["errors"]
+            (reason,) = json.loads((repo / ".codex" / "results" / plan / name / "result.json").read_text())["errors"]
             assert cause_in(reason) is Cause.KILLED, (name, reason)
-            assert processes_of(f"killed/{name}") == {}
+            assert processes_of(f"{plan}/{name}") == {}
     finally:
         called(repo, env, "down", "--now")

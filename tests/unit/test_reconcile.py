@@ -261,6 +261,17 @@ def test_the_end_of_an_attempt_is_told_although_the_breaker_is_tripped() -> None
     assert words(compare(bench, found(worker_facts(), state="done")).commands) == ["WorkerSeen", "AttemptFinished"]
 
 
+@pytest.mark.parametrize("windows", [(2, 3), (1, 2, 3)], ids=["without a window", "without a worker"])
+def test_the_one_on_trial_is_opened_again_if_it_died_before_it_was_ready(windows: tuple[int, ...]) -> None:
+    """Nobody else is, and without this nobody would be until the start of the one on trial has taken too long."""
+    bench = Bench(make_agents(6))
+    bench.fall(*range(1, 7))
+    assert compare(bench, found(windows=windows)).effects == ()
+    bench.pass_time(1_000)
+    difference = compare(bench, found(windows=windows))
+    assert [effect.agents for effect in difference.effects if isinstance(effect, OpenAgents)] == [(1,)]
+
+
 def test_after_the_reset_a_look_opens_all_that_is_missing() -> None:
     bench = Bench(make_agents(6))
     bench.fall(*range(1, 7))

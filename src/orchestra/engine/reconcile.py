@@ -88,10 +88,12 @@ def reconcile(state: State, node: NodeId, found: Inventory, translator: Translat
             if stray.worker is not None and stray.beat_age_ms >= BEAT_MISSED_MS:
                 effects.append(KillWorker(state.seq, node, number, stray.worker))  # it will not hear that
     effects += [RemoveWindow(state.seq, node, number) for number in found.windows if number not in ours]
+    breaker = state.nodes[node].breaker
+    if breaker is not None:
+        effects = [effect for effect in effects if not isinstance(effect, ReapAttempt | StartAttempt)]
+        missing = [agent for agent in missing if breaker.probing and agent == breaker.canary]
     if missing:
         effects.append(OpenAgents(state.seq, node, tuple(missing)))
-    if state.nodes[node].breaker is not None:
-        effects = [effect for effect in effects if not isinstance(effect, OpenAgents | ReapAttempt | StartAttempt)]
     return Difference(tuple(commands), tuple(effects))
 
 

@@ -299,6 +299,7 @@ def test_settings_that_change_while_it_runs_are_told_and_hold_from_the_next_star
 
 def test_down_ends_what_a_kept_run_has_left(sh: Shell) -> None:
     assert sh.run("run", sh.plan(HELLO), "--keep").returncode == 0
+    assert sh.result("hello/b")["status"] == "completed", "results are there before it lets go"
     assert processes_of(sh.root)
     assert sh.run("down").returncode == 0
     assert not processes_left(sh.root)

@@ -220,7 +220,7 @@ async def test_it_survives_the_coordinator_and_ends_with_the_orchestra(tmp_path:
             assert await stage.wait_plan(await stage.submit(plan("q", "b"), tmp_path / "work")) == "completed"
             assert (await ask(root, "health"))["pid"] == before
             assert (await ask(root, "usage", by="plan"))["usage"].keys() == {"p", "q"}
-        assert is_gone(before)
+        await wait_until(lambda: is_gone(before))
 
 
 async def test_a_spent_day_pauses_the_work_and_more_money_lets_it_go_on(tmp_path: Path) -> None:

@@ -393,6 +393,12 @@ class Coordinator:
             failed.cancel()
             await asyncio.gather(ended, failed, return_exceptions=True)
 
+    async def wait_written(self) -> None:
+        """Returns when what is over has its results in its folder. A machine that does not hand them over holds this up for `TIDY_S` seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TIDY_S):
+                await self._keeper.wait_written()
+
     async def stop(self) -> None:
         """Stops serving and lets go of everything; agents go on. Idempotent."""
         if self._stopped:

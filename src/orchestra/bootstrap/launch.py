@@ -127,7 +127,8 @@ class Hosted:
         await self._coordinator.wait_ended()
 
     async def detach(self) -> None:
-        """Lets go of the orchestra: its agents and windows stay."""
+        """Lets go of the orchestra: its agents and windows stay. Results of what is over are written first."""
+        await self._coordinator.wait_written()
         await self._coordinator.stop()
 
 

@@ -68,6 +68,7 @@ class SettingsFile:
 
 
 def _values(settings: Settings) -> dict[str, Any]:
+    """Returns every setting by its path, as it is: what people are shown of a secret is the same for all secrets."""
     found: dict[str, Any] = {}
 
     def walk(tree: dict[str, Any], above: tuple[str, ...]) -> None:
